@@ -1,0 +1,201 @@
+"""The flags that the training scripts share."""
+
+import argparse
+
+
+# What the model draws when the run is validated: a face, a medium, a place and a relation between objects.
+VALIDATION_PROMPTS = [
+    "close-up portrait of an old fisherman laughing, window light, 85mm photograph",
+    "a fox reading a newspaper in a cafe, watercolor on rough paper",
+    "a quiet harbor at dawn, fog over wooden boats, wide angle, highly detailed",
+    "a red teapot left of a stack of three blue books on a marble table",
+]
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, train_batch_size: int) -> None:
+    """Adds the flags of model, images, optimization, validation and output.
+
+    Args:
+        parser: gets the flags; the script adds those of its data source.
+        train_batch_size: the default of `--train_batch_size`, in pairs per device.
+    """
+    _add_model_arguments(parser.add_argument_group("model"))
+    _add_image_arguments(parser.add_argument_group("images and captions"))
+    _add_loss_arguments(parser.add_argument_group("loss"))
+    _add_optimization_arguments(parser.add_argument_group("optimization"), train_batch_size)
+    _add_validation_arguments(parser.add_argument_group("validation"))
+    _add_output_arguments(parser.add_argument_group("output"))
+
+
+def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stops with a message where flags contradict each other or lie out of range, and fills in derived defaults."""
+    if args.report_to == "wandb" and args.hub_token is not None:
+        parser.error(
+            "--report_to=wandb and --hub_token together could expose your token in the logged configuration:"
+            " leave --hub_token out and run `hf auth login`."
+        )
+    at_least_one = "resolution rank train_batch_size gradient_accumulation_steps checkpointing_steps validation_steps"
+    for name in at_least_one.split() + ["max_train_steps", "num_train_epochs", "checkpoints_total_limit"]:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}.")
+    if args.resolution % 8 != 0:
+        parser.error(f"--resolution must be a multiple of 8, got {args.resolution}.")
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed must be at least 0, got {args.seed}.")
+    if not 0 <= args.beta_orpo < float("inf"):
+        parser.error(f"--beta_orpo must be finite and at least 0, got {args.beta_orpo}.")
+    if not 0 <= args.proportion_empty_prompts <= 1:
+        parser.error(f"--proportion_empty_prompts must lie between 0 and 1, got {args.proportion_empty_prompts}.")
+    if args.lora_alpha is None:
+        args.lora_alpha = args.rank
+
+
+def _add_model_arguments(group) -> None:
+    group.add_argument(
+        "--pretrained_model_name_or_path",
+        required=True,
+        help="Path to pretrained model or model identifier from huggingface.co/models.",
+    )
+    group.add_argument(
+        "--pretrained_vae_model_name_or_path",
+        help="Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix, "
+        "which works in float16. A VAE whose config says `force_upcast` runs in float32.",
+    )
+    group.add_argument("--revision", help="Revision of the pretrained model.")
+    group.add_argument("--variant", help="Variant of the pretrained model's files, e.g. fp16.")
+    group.add_argument("--cache_dir", help="Folder for downloaded models and data sets.")
+    group.add_argument("--rank", type=int, default=4, help="Rank of the LoRA matrices.")
+    group.add_argument("--lora_alpha", type=float, help="The LoRA is scaled by alpha / rank. Default: the rank.")
+    group.add_argument("--lora_dropout", type=float, default=0.0, help="Dropout probability in the LoRA layers.")
+    group.add_argument(
+        "--lora_layers",
+        default="to_k,to_q,to_v,to_out.0",
+        help="Comma-separated names of the U-Net modules that get a LoRA. Default: all attention projections.",
+    )
+
+
+def _add_image_arguments(group) -> None:
+    group.add_argument(
+        "--resolution", type=int, default=1024, help="Images are resized by their shorter side and cropped to this."
+    )
+    group.add_argument(
+        "--random_crop", action="store_true", help="Crop at random, both images of a pair alike. Default: the centre."
+    )
+    group.add_argument("--random_flip", action="store_true", help="Mirror half of the pairs, both images alike.")
+    group.add_argument(
+        "--proportion_empty_prompts",
+        type=float,
+        default=0.0,
+        help="Share of captions replaced by the empty string, from 0 to 1.",
+    )
+    group.add_argument(
+        "--vae_encode_batch_size", type=int, default=8, help="Images that the VAE encodes at once; bounds its memory."
+    )
+    group.add_argument(
+        "--dataloader_num_workers",
+        type=int,
+        default=0,
+        help="Processes that decode images. 0: the main process decodes them.",
+    )
+
+
+def _add_loss_arguments(group) -> None:
+    group.add_argument(
+        "--beta_orpo",
+        type=float,
+        default=0.1,
+        help="Weight of the odds ratio term: 0 is supervised fine-tuning on winners, larger values push harder.",
+    )
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction"],
+        help="What the U-Net predicts. Default: what the model's noise scheduler says.",
+    )
+    group.add_argument(
+        "--snr_gamma",
+        type=float,
+        help="Weighs each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
+    )
+
+
+def _add_optimization_arguments(group, train_batch_size: int) -> None:
+    group.add_argument("--seed", type=int, help="Seed of everything random. Default: drawn, and logged.")
+    group.add_argument(
+        "--train_batch_size", type=int, default=train_batch_size, help="Pairs per device and forward pass."
+    )
+    group.add_argument("--num_train_epochs", type=int, default=1, help="Passes over the pairs.")
+    group.add_argument("--max_train_steps", type=int, help="Optimizer steps; overrides --num_train_epochs.")
+    group.add_argument(
+        "--gradient_accumulation_steps", type=int, default=1, help="Forward passes whose gradients make one step."
+    )
+    group.add_argument(
+        "--gradient_checkpointing", action="store_true", help="Recompute activations backward: less memory, slower."
+    )
+    group.add_argument("--learning_rate", type=float, default=1e-4, help="Learning rate after warm-up.")
+    group.add_argument(
+        "--scale_lr",
+        action="store_true",
+        help="Multiply the learning rate by processes, accumulation steps and batch size.",
+    )
+    group.add_argument(
+        "--lr_scheduler",
+        default="constant",
+        choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+    )
+    group.add_argument(
+        "--lr_warmup_steps", type=int, default=0, help="Optimizer steps of warm-up; `constant` has none."
+    )
+    group.add_argument("--lr_num_cycles", type=int, default=1, help="Restarts of cosine_with_restarts.")
+    group.add_argument("--lr_power", type=float, default=1.0, help="Power of the polynomial scheduler.")
+    group.add_argument("--use_8bit_adam", action="store_true", help="Use 8-bit AdamW from bitsandbytes.")
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradient norm limit; 0 is no limit.")
+    group.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="Precision of the frozen weights and of the forward pass; the LoRA trains in float32 in any case. "
+        "Default: as in the accelerate configuration.",
+    )
+    group.add_argument("--allow_tf32", action="store_true", help="Use TF32 for float32 matrix products on CUDA.")
+
+
+def _add_validation_arguments(group) -> None:
+    group.add_argument(
+        "--run_validation",
+        action="store_true",
+        help="Measure held-out pairs and draw images during training, and both with and without the LoRA after it.",
+    )
+    group.add_argument("--validation_steps", type=int, default=200, help="Optimizer steps between validations.")
+    group.add_argument(
+        "--validation_prompts", nargs="+", default=VALIDATION_PROMPTS, help="Prompts to draw. Default: four built in."
+    )
+    group.add_argument("--num_validation_images", type=int, default=1, help="Images per validation prompt.")
+    group.add_argument("--validation_inference_steps", type=int, default=25, help="Sampling steps per image.")
+    group.add_argument("--validation_guidance_scale", type=float, default=5.0, help="Classifier-free guidance.")
+
+
+def _add_output_arguments(group) -> None:
+    group.add_argument(
+        "--output_dir", default="diffusion-orpo-lora-sdxl", help="Folder of checkpoints, logs and the trained LoRA."
+    )
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="Optimizer steps between checkpoints.")
+    group.add_argument("--checkpoints_total_limit", type=int, help="Keep this many of the newest. Default: all.")
+    group.add_argument(
+        "--resume_from_checkpoint",
+        help='A checkpoint folder (a path, or a name in --output_dir), or "latest": the newest in --output_dir, '
+        "if there is one.",
+    )
+    group.add_argument(
+        "--report_to",
+        default="tensorboard",
+        help='"tensorboard", "wandb", "comet_ml", "all" (those installed) or "none".',
+    )
+    group.add_argument("--tracker_name", default="diffusion-orpo-lora-sdxl", help="Project name in the tracker.")
+    group.add_argument("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir.")
+    group.add_argument("--push_to_hub", action="store_true", help="Upload LoRA, model card and images at the end.")
+    group.add_argument("--hub_token", help="Token for the upload. Default: the one of `hf auth login`.")
+    group.add_argument("--hub_model_id", help="Repository to upload to. Default: the name of --output_dir.")

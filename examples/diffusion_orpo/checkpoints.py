@@ -1,0 +1,136 @@
+"""Checkpoints of a run: save, rotate, find, resume.
+
+`checkpoint-N` holds the LoRA in diffusers format, optimizer, learning-rate scheduler, gradient scaler, the RNG state
+of each process, and `training_state.json`. It is written under another name and renamed, so it is complete or absent.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+
+logger = get_logger(__name__)
+
+STATE_FILE = "training_state.json"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, and what it must agree on with the run that continues it.
+
+    Attributes:
+        global_step: optimizer steps done.
+        pairs_seen: pairs that all processes together have trained on: the data position.
+        seed: of the run.
+        num_pairs: pairs in an epoch.
+        rank, lora_alpha: of the LoRA.
+    """
+
+    global_step: int
+    pairs_seen: int
+    seed: int
+    num_pairs: int
+    rank: int
+    lora_alpha: float
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N` in `output_dir`, by rising N. Other names, such as `checkpoint-old`, are let alone."""
+    if not output_dir.is_dir():
+        return []
+    found = [path for path in output_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Path | None:
+    """The folder to resume from, or None to start anew.
+
+    Args:
+        resume_from_checkpoint: None, "latest", a path, or a folder's name in `output_dir`.
+        output_dir: of the run.
+
+    Raises:
+        ValueError: there is no such checkpoint; or none was asked for and `output_dir` holds some, which a new run
+            would overwrite.
+    """
+    existing = list_checkpoints(output_dir)
+    if resume_from_checkpoint is None:
+        if existing:
+            raise ValueError(
+                f"{output_dir} holds {existing[-1].name} of an earlier run. Continue it with"
+                " --resume_from_checkpoint=latest, or choose another --output_dir."
+            )
+        return None
+    if resume_from_checkpoint == "latest":
+        return existing[-1] if existing else None
+    for path in (Path(resume_from_checkpoint), output_dir / resume_from_checkpoint):
+        if (path / STATE_FILE).is_file():
+            return path
+    raise ValueError(
+        f"--resume_from_checkpoint={resume_from_checkpoint} is not a checkpoint, neither as a path nor in {output_dir}."
+        f" There are: {', '.join(path.name for path in existing) or 'none'}."
+    )
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    return TrainingState(**json.loads((checkpoint / STATE_FILE).read_text()))
+
+
+def check_same_run(saved: TrainingState, current: TrainingState, checkpoint: Path) -> None:
+    """Stops a resumed run that would not continue the saved one.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    flags = {"seed": "--seed", "num_pairs": "number of pairs", "rank": "--rank", "lora_alpha": "--lora_alpha"}
+    differences = [
+        f"{flag} was {getattr(saved, name)} and is now {getattr(current, name)}"
+        for name, flag in flags.items()
+        if getattr(saved, name) != getattr(current, name)
+    ]
+    if differences:
+        raise ValueError(f"Cannot resume from {checkpoint}: {'; '.join(differences)}.")
+
+
+def register_lora_hooks(accelerator: Accelerator, model) -> None:
+    """Makes `accelerator.save_state` and `load_state` handle the LoRA alone, not the whole denoiser."""
+
+    def save(models: list, weights: list, directory: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            model.save_lora(Path(directory))
+
+    def load(models: list, directory: str) -> None:
+        models.clear()
+        model.load_lora(Path(directory))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: TrainingState, total_limit: int | None) -> None:
+    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`. Every process must call it."""
+    checkpoint = output_dir / f"checkpoint-{state.global_step}"
+    partial = output_dir / f".{checkpoint.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+        if checkpoint.exists():  # of a longer run that was resumed from before it
+            shutil.rmtree(checkpoint)
+        os.replace(partial, checkpoint)
+        logger.info(f"Saved {checkpoint}")
+        for outdated in list_checkpoints(output_dir)[:-total_limit] if total_limit else []:
+            logger.info(f"Removing {outdated}: --checkpoints_total_limit={total_limit}")
+            shutil.rmtree(outdated)
+    accelerator.wait_for_everyone()

@@ -1,0 +1,290 @@
+"""Preference pairs from a data set that fits on disk: Hub id, folder of parquet, or imagefolder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import count
+
+import numpy as np
+import torch
+from datasets import Dataset, Image, Value, get_dataset_split_names, load_dataset
+from torch.utils.data import DataLoader
+
+from pairs import PairTransform, PreferencePair, collate_pairs, decode_image, parse_label, sample_seed
+
+
+# Held-out pairs are the same in every run on a data set, whatever its seed, and so is the noise they are judged under.
+HELD_OUT_SEED = 20240311
+
+PICK_A_PIC_COLUMNS = ("jpg_0", "jpg_1", "label_0", "caption")
+TRL_COLUMNS = ("chosen", "rejected", "prompt")
+
+
+def add_dataset_arguments(parser) -> None:
+    """Adds the flags that choose data set, split and rows."""
+    group = parser.add_argument_group("data set")
+    group.add_argument(
+        "--dataset_name",
+        required=True,
+        help="Identifier of a data set on the Hub, a local folder of parquet files, or an imagefolder with metadata. "
+        "Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+    )
+    group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
+    group.add_argument("--dataset_split_name", help="Split to train on. Default: the only one, else train.")
+    group.add_argument("--max_train_samples", type=int, help="Train on the first so many pairs only.")
+    group.add_argument(
+        "--num_validation_pairs",
+        type=int,
+        default=64,
+        help="Pairs kept out of training to measure preference accuracy on, with --run_validation.",
+    )
+
+
+def load_pairs(args) -> "PreferenceData":
+    """Opens the data set of the flags, checks all of it and splits off the held-out pairs.
+
+    The first run on a data set decodes every image once, so that a broken one stops the run now and not days later;
+    datasets' cache remembers the result.
+
+    Raises:
+        ValueError: split or columns are not there, a label, caption or image is bad, or no pairs are left. Names the
+            row where there is one.
+    """
+    split = choose_split(args.dataset_name, args.dataset_config_name, args.dataset_split_name)
+    dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, cache_dir=args.cache_dir)
+    pairs = PreferenceRows.open(dataset, name=f"{args.dataset_name} ({split})")
+    pairs.check(num_proc=args.dataloader_num_workers)
+
+    train, held_out = pairs, None
+    if args.run_validation and args.num_validation_pairs > 0:
+        if args.num_validation_pairs >= len(pairs):
+            raise ValueError(
+                f"--num_validation_pairs={args.num_validation_pairs} leaves none of the {len(pairs)} pairs of"
+                f" {pairs.name} to train on: give a smaller number."
+            )
+        order = np.random.default_rng(HELD_OUT_SEED).permutation(len(pairs))
+        held_out = pairs.select(np.sort(order[: args.num_validation_pairs]))
+        train = pairs.select(np.sort(order[args.num_validation_pairs :]))
+    if args.max_train_samples is not None:
+        train = train.select(np.arange(min(args.max_train_samples, len(train))))
+
+    transform = PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
+    return PreferenceData(train, held_out, transform, args.dataloader_num_workers)
+
+
+def choose_split(name: str, config: str | None, split: str | None) -> str:
+    """The split asked for, else the only one, else "train".
+
+    Raises:
+        ValueError: there is no such split; lists those there are.
+    """
+    names = get_dataset_split_names(name, config)
+    if split is None and len(names) == 1:
+        return names[0]
+    split_or_train = split or "train"
+    if split_or_train not in names:
+        asked = f"no split {split!r}" if split else "several splits and none called train"
+        raise ValueError(f"{name} has {asked}: choose --dataset_split_name among {', '.join(names)}.")
+    return split_or_train
+
+
+@dataclass(frozen=True)
+class PreferenceRows:
+    """The rows of a data set that hold a preference.
+
+    Attributes:
+        dataset: all rows, images undecoded.
+        name: for messages.
+        rows: numbers of the rows that hold a preference.
+        winner_is_0: for each of those, whether the first image is the preferred one.
+        columns: names of first image, second image and caption.
+    """
+
+    dataset: Dataset
+    name: str
+    rows: np.ndarray
+    winner_is_0: np.ndarray
+    columns: tuple[str, str, str]
+    num_ties: int = 0
+
+    @classmethod
+    def open(cls, dataset: Dataset, name: str) -> "PreferenceRows":
+        """Finds the columns, reads the labels and drops ties.
+
+        Raises:
+            ValueError: columns are missing or hold no images, a label is bad, or there are only ties.
+        """
+        found = dataset.column_names
+        if set(PICK_A_PIC_COLUMNS) <= set(found):
+            columns = ("jpg_0", "jpg_1", "caption")
+            labels = [
+                parse_label(v, f"{name}, row {i}") for i, v in enumerate(dataset.data.column("label_0").to_pylist())
+            ]
+        elif set(TRL_COLUMNS) <= set(found):
+            columns = TRL_COLUMNS
+            labels = [1.0] * len(dataset)
+        else:
+            raise ValueError(
+                f"{name} has the columns {', '.join(found)}. Needed are {', '.join(PICK_A_PIC_COLUMNS)}, or"
+                f" {', '.join(TRL_COLUMNS)}."
+            )
+        for column in columns[:2]:
+            if not isinstance(dataset.features[column], Image) and dataset.features[column] != Value("binary"):
+                raise ValueError(
+                    f"{name}: column {column} holds {dataset.features[column]}, not images or their encoded bytes."
+                )
+            if isinstance(dataset.features[column], Image):
+                dataset = dataset.cast_column(column, Image(decode=False))
+        labels = np.array(labels)
+        rows = np.flatnonzero(labels != 0.5)
+        if len(rows) == 0:
+            raise ValueError(f"{name}: no pairs left, all of the {len(labels)} rows are ties (label_0 = 0.5).")
+        return cls(dataset, name, rows, labels[rows] == 1.0, columns, num_ties=len(labels) - len(rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: np.ndarray) -> "PreferenceRows":
+        return replace(self, rows=self.rows[indices], winner_is_0=self.winner_is_0[indices])
+
+    def where(self, index: int) -> str:
+        """Names a pair in messages by the row it comes from."""
+        return f"{self.name}, row {self.rows[index]}"
+
+    def __getitem__(self, index: int) -> PreferencePair:
+        row = self.dataset[int(self.rows[index])]
+        images = [_encoded_bytes(row[column]) for column in self.columns[:2]]
+        winner, loser = images if self.winner_is_0[index] else images[::-1]
+        return PreferencePair(winner, loser, row[self.columns[2]])
+
+    def check(self, num_proc: int) -> None:
+        """Decodes every image and looks at every caption.
+
+        Raises:
+            ValueError: names the first bad row.
+        """
+        self.dataset.select_columns(list(self.columns)).map(
+            partial(_check_row, columns=self.columns, name=self.name),
+            with_indices=True,
+            remove_columns=list(self.columns),
+            num_proc=num_proc or None,
+            desc=f"Checking {self.name}",
+        )
+
+
+def _encoded_bytes(image: bytes | dict) -> bytes:
+    """The bytes of an image file, whether the column holds them, or a datasets Image that may only know its path."""
+    if isinstance(image, dict):
+        if image["bytes"] is not None:
+            return image["bytes"]
+        with open(image["path"], "rb") as file:
+            return file.read()
+    return image
+
+
+def _check_row(row: dict, number: int, columns: tuple[str, str, str], name: str) -> dict:
+    where = f"{name}, row {number}"
+    for column in columns[:2]:
+        if row[column] is None:
+            raise ValueError(f"{where}: {column} is empty. Remove this row.")
+        decode_image(_encoded_bytes(row[column]), f"{where}, {column}")
+    if not isinstance(row[columns[2]], str):
+        raise ValueError(f"{where}: {columns[2]} is {row[columns[2]]!r}, not text.")
+    return {"checked": True}
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """What training asks of a data source: how many pairs there are, and endless batches of them from any position.
+
+    Attributes:
+        train: pairs to train on.
+        held_out: pairs to validate on, or None.
+        transform: of the training images; held-out images are cropped at the centre, and never mirrored.
+        num_workers: processes that decode.
+    """
+
+    train: PreferenceRows
+    held_out: PreferenceRows | None
+    transform: PairTransform
+    num_workers: int
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in an epoch, over all processes."""
+        return len(self.train)
+
+    def __str__(self) -> str:
+        held_out = f", {len(self.held_out)} held out" if self.held_out else ""
+        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.num_ties} ties dropped"
+
+    def training_batches(self, batch_size: int, seed: int, start: int, rank: int, world_size: int) -> DataLoader:
+        """Endless batches for one process.
+
+        Args:
+            batch_size: pairs per batch.
+            seed: decides, with epoch and pair, the order and everything random.
+            start: pairs that all processes together have already seen; nothing is decoded to get there.
+            rank, world_size: this process, and how many there are.
+        """
+        order = EndlessOrder(self.num_pairs, batch_size, seed, start, rank, world_size)
+        return self._loader(TransformedPairs(self.train, self.transform, seed), order)
+
+    def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> DataLoader | None:
+        """This process's share of the held-out pairs, once; None where there are none."""
+        if self.held_out is None:
+            return None
+        keys = [(0, index) for index in range(rank, len(self.held_out), world_size)]
+        batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+        return self._loader(
+            TransformedPairs(self.held_out, PairTransform(self.transform.resolution), HELD_OUT_SEED), batches
+        )
+
+    def _loader(self, pairs: "TransformedPairs", batches) -> DataLoader:
+        return DataLoader(
+            pairs,
+            batch_sampler=batches,
+            collate_fn=collate_pairs,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+@dataclass(frozen=True)
+class TransformedPairs(torch.utils.data.Dataset):
+    """Pairs by (epoch, index): the same key gives the same tensors, in any process."""
+
+    pairs: PreferenceRows
+    transform: PairTransform
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        return self.transform(self.pairs[index], sample_seed(self.seed, epoch, index), self.pairs.where(index))
+
+
+@dataclass(frozen=True)
+class EndlessOrder:
+    """Batches of (epoch, index) for one process, for ever.
+
+    Each epoch is a permutation of the pairs that (seed, epoch) alone decides. Epochs are laid end to end, and cut
+    into steps of world_size * batch_size pairs. So every process has as many batches as the others, no batch is ever
+    short, and how many pairs were seen is all that a resumed run needs to know.
+    """
+
+    num_pairs: int
+    batch_size: int
+    seed: int
+    start: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        @lru_cache(maxsize=2)  # a batch may straddle two epochs
+        def permutation(epoch: int) -> np.ndarray:
+            return np.random.default_rng((self.seed, epoch)).permutation(self.num_pairs)
+
+        for step in count():
+            first = self.start + (step * self.world_size + self.rank) * self.batch_size
+            places = (divmod(position, self.num_pairs) for position in range(first, first + self.batch_size))
+            yield [(epoch, int(permutation(epoch)[place])) for epoch, place in places]

@@ -1,0 +1,87 @@
+"""The README.md of a trained LoRA: what it is, how it was trained, what was measured, and how to use it."""
+
+from pathlib import Path
+
+from diffusers.utils.hub_utils import populate_model_card
+from huggingface_hub import ModelCard, ModelCardData
+
+from validation import ValidationResults
+
+
+HYPERPARAMETERS = (
+    "beta_orpo learning_rate lr_scheduler lr_warmup_steps train_batch_size gradient_accumulation_steps mixed_precision"
+    " use_8bit_adam max_grad_norm rank lora_alpha lora_dropout lora_layers resolution random_crop random_flip"
+    " proportion_empty_prompts snr_gamma prediction_type pretrained_vae_model_name_or_path seed"
+).split()
+
+
+def save_model_card(args, model, data: str, steps: int, results: ValidationResults | None) -> list[str]:
+    """Writes README.md and the validation images into the output folder.
+
+    Args:
+        args: the flags.
+        model: the model family, for tags, license and the inference snippet.
+        data: describes the training pairs.
+        steps: optimizer steps trained.
+        results: of the validation, if one was run.
+
+    Returns:
+        Names of the files written.
+    """
+    output_dir = Path(args.output_dir)
+    lora = args.hub_model_id if args.push_to_hub else str(output_dir.resolve())
+    prompts = [prompt for prompt in args.validation_prompts for _ in range(args.num_validation_images)]
+    gallery = _save_images(output_dir, results) if results else []
+    base_model = args.pretrained_model_name_or_path
+    card_data = ModelCardData(
+        license=model.license,
+        library_name="diffusers",
+        base_model=None if Path(base_model).exists() else base_model,
+        datasets=None if Path(args.dataset_name).exists() else args.dataset_name,
+        widget=[{"text": prompt, "output": {"url": image}} for prompt, (image, _) in zip(prompts, gallery)] or None,
+    )
+    card = ModelCard(
+        f"---\n{card_data.to_yaml()}\n---\n{_text(args, model, data, steps, results, gallery, prompts, lora)}"
+    )
+    tags = ["text-to-image", "diffusers-training", "diffusers", "lora", "template:sd-lora", "orpo", *model.tags]
+    populate_model_card(card, tags=tags).save(output_dir / "README.md")
+    return ["README.md", *(name for pair in gallery for name in pair)]
+
+
+def _save_images(output_dir: Path, results: ValidationResults) -> list[tuple[str, str]]:
+    """Saves each prompt's image with and without the LoRA; returns their names."""
+    names = []
+    for i, (image, image_without_lora) in enumerate(zip(results.images, results.images_without_lora)):
+        names.append((f"image_{i}.png", f"image_{i}_without_lora.png"))
+        image.save(output_dir / names[-1][0])
+        image_without_lora.save(output_dir / names[-1][1])
+    return names
+
+
+def _text(args, model, data, steps, results, gallery, prompts, lora) -> str:
+    sections = [
+        f"# {model.name} LoRA aligned with ORPO: {Path(lora).name}\n",
+        "<Gallery />\n" if gallery else "",
+        f"A LoRA for `{args.pretrained_model_name_or_path}`, trained on preference pairs with ORPO (odds ratio preference"
+        " optimization, [arXiv 2403.07691](https://arxiv.org/abs/2403.07691)) for diffusion, without a reference"
+        " model.\n",
+        f"## Use\n\n```python\n{model.inference_snippet(args, lora, prompts[0])}```\n",
+        f"## Training\n\n- data: {data}\n- optimizer steps: {steps}",
+        "\n".join(f"- {name}: {getattr(args, name)}" for name in HYPERPARAMETERS) + "\n",
+    ]
+    if results and results.metrics:
+        sections.append("## Held-out pairs\n\n| metric | with the LoRA | without |\n|---|---|---|")
+        rows = (
+            f"| {name} | {value:.4f} | {results.metrics_without_lora[name]:.4f} |"
+            for name, value in results.metrics.items()
+        )
+        sections.append("\n".join(rows) + "\n")
+    if gallery:
+        sections.append("## The same prompts and seeds\n\n| prompt | with the LoRA | without |\n|---|---|---|")
+        sections.append(
+            "\n".join(
+                f"| {prompt.replace('|', chr(92) + '|')} | ![]({image}) | ![]({image_without}) |"
+                for prompt, (image, image_without) in zip(prompts, gallery)
+            )
+        )
+    return "\n".join(section for section in sections if section) + "\n"

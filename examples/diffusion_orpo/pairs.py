@@ -1,0 +1,129 @@
+"""What a preference pair is: its label, the transform that both images go through together, and collation."""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two encoded images for one prompt, of which people preferred the first.
+
+    Attributes:
+        winner, loser: the images as encoded files, in any format that Pillow reads.
+        prompt: the caption of both.
+    """
+
+    winner: bytes
+    loser: bytes
+    prompt: str
+
+
+def parse_label(label, where: str) -> float:
+    """Reads `label_0`: 1.0 where image 0 is preferred, 0.0 where image 1 is, 0.5 for a tie.
+
+    Args:
+        label: a number, or text that holds one (as `.txt` members of shards do).
+        where: names the row in the error.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        value = math.nan
+    if value not in (0.0, 0.5, 1.0):
+        raise ValueError(
+            f"{where}: label_0 is {label!r}. It must be 1 (jpg_0 is preferred), 0 (jpg_1 is) or 0.5 (a tie)."
+        )
+    return value
+
+
+def decode_image(encoded: bytes, where: str) -> Image.Image:
+    """Decodes an image to RGB, upright.
+
+    Args:
+        encoded: the image file's bytes.
+        where: names the image in the error.
+
+    Raises:
+        ValueError: Pillow cannot read it to the end.
+    """
+    try:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+    except Exception as error:  # Pillow raises half a dozen types, SyntaxError among them
+        raise ValueError(f"{where}: not a readable image ({error}). Remove or replace this row.") from error
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of everything random about one pair in one epoch: 64 bits from (seed, epoch, index)."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0])
+
+
+@dataclass(frozen=True)
+class PairTransform:
+    """Turns an encoded pair into tensors. What is random falls alike on both images.
+
+    Attributes:
+        resolution: pixels a side of the result.
+        random_crop: crop at a random place instead of the centre; both images at the same fraction of their room.
+        random_flip: mirror with probability 1/2.
+        proportion_empty_prompts: probability that the prompt becomes the empty string.
+    """
+
+    resolution: int
+    random_crop: bool = False
+    random_flip: bool = False
+    proportion_empty_prompts: float = 0.0
+
+    def __call__(self, pair: PreferencePair, seed: int, where: str) -> dict:
+        """Decodes and transforms one pair.
+
+        Args:
+            pair: the encoded pair.
+            seed: decides flip, crop and empty prompt; also passed on, for the noise.
+            where: names the pair in errors.
+
+        Returns:
+            `pixel_values` uint8 (2, 3, resolution, resolution), winner first; `original_sizes` (2, 2) height and
+            width; `crop_top_lefts` (2, 2) in pixels after resizing; `prompt`; `seed`.
+        """
+        flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
+        flipped = self.random_flip and flip < 0.5
+        crop = (crop_y, crop_x) if self.random_crop else (0.5, 0.5)
+        images = [decode_image(pair.winner, f"{where}, winner"), decode_image(pair.loser, f"{where}, loser")]
+        pixels, corners = zip(*(self._resize_and_crop(image, flipped, crop) for image in images))
+        return {
+            "pixel_values": torch.stack(pixels),
+            "original_sizes": torch.tensor([(image.height, image.width) for image in images]),
+            "crop_top_lefts": torch.tensor(corners),
+            "prompt": "" if empty < self.proportion_empty_prompts else pair.prompt,
+            "seed": seed,
+        }
+
+    def _resize_and_crop(self, image: Image.Image, flipped: bool, crop: tuple[float, float]):
+        """Resizes the shorter side, keeping the aspect ratio; returns pixels (3, H, W) and the crop's (top, left)."""
+        scale = self.resolution / min(image.size)
+        width, height = (max(self.resolution, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        if flipped:
+            image = ImageOps.mirror(image)
+        top, left = (round(u * (side - self.resolution)) for u, side in zip(crop, (height, width)))
+        image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), (top, left)
+
+
+def collate_pairs(samples: list[dict]) -> dict:
+    """Stacks B transformed pairs into a batch: images and sizes (2B, ...), the B winners before the B losers."""
+    batch = {
+        name: torch.stack([sample[name] for sample in samples], dim=1).flatten(0, 1)
+        for name in ("pixel_values", "original_sizes", "crop_top_lefts")
+    }
+    batch["prompts"] = [sample["prompt"] for sample in samples]
+    batch["seeds"] = [sample["seed"] for sample in samples]
+    return batch

@@ -1,0 +1,32 @@
+#!/usr/bin/env python
+"""Aligns Stable Diffusion XL with human preferences: trains a LoRA with ORPO on pairs from a data set."""
+
+import argparse
+
+from arguments import add_training_arguments, check_training_arguments
+from dataset import add_dataset_arguments, load_pairs
+from run import start_run, weight_dtype
+from sdxl import StableDiffusionXL
+from training import train
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_dataset_arguments(parser)
+    add_training_arguments(parser, train_batch_size=4)
+    args = parser.parse_args(input_args)
+    check_training_arguments(parser, args)
+    return args
+
+
+def main(input_args: list[str] | None = None) -> None:
+    args = parse_args(input_args)
+    accelerator, checkpoint = start_run(args)
+    with accelerator.main_process_first():  # the others then find the data in the cache
+        data = load_pairs(args)
+    model = StableDiffusionXL.load(args, accelerator.device, weight_dtype(accelerator))
+    train(args, accelerator, checkpoint, model, data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The ORPO training step, and the loop around it.
+
+Whatever the model family, and wherever the pairs come from: `train` is handed both.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_snr
+from diffusers.utils.torch_utils import randn_tensor
+from tqdm.auto import tqdm
+
+from checkpoints import (
+    TrainingState,
+    check_same_run,
+    list_checkpoints,
+    read_state,
+    register_lora_hooks,
+    save_checkpoint,
+)
+from diffusion_orpo_loss import OrpoMetrics, orpo_loss
+from run import finish_run, start_trackers
+from validation import Validator
+
+
+logger = get_logger(__name__)
+
+
+def compute_losses(args, model, denoiser, batch: dict) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
+    """The ORPO step, forward.
+
+    Args:
+        args: the flags.
+        model: the model family; encodes images and prompts.
+        denoiser: what predicts; may be wrapped for distributed training.
+        batch: B pairs as `collate_pairs` makes them: tensors of 2B images, the B winners first.
+
+    Returns:
+        The loss of each pair (B,), the metrics of each pair, and the timesteps (B,).
+    """
+    noise_scheduler = model.noise_scheduler
+    # All randomness comes from the pair's own seed: not from its place in the batch, nor from the number of processes.
+    generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
+    num_timesteps = noise_scheduler.config.num_train_timesteps
+    timesteps = torch.cat([torch.randint(num_timesteps, (1,), generator=g) for g in generators]).to(model.device)
+
+    latents = model.encode_images(batch["pixel_values"], generators * 2)  # (2B, 4, H/8, W/8)
+    latents_w, latents_l = latents.chunk(2)
+    noise = randn_tensor(latents_w.shape, generators, model.device)  # the same for both images of a pair
+
+    noisy_latents = noise_scheduler.add_noise(latents, noise.repeat(2, 1, 1, 1), timesteps.repeat(2))
+    model_pred = denoiser(
+        noisy_latents.to(model.dtype), timesteps.repeat(2), **model.conditioning(batch), return_dict=False
+    )[0]
+    model_pred_w, model_pred_l = model_pred.chunk(2)
+
+    if noise_scheduler.config.prediction_type == "epsilon":
+        target = noise
+    else:  # v-prediction: the target holds the clean image, so each image has its own
+        target = tuple(noise_scheduler.get_velocity(x, noise, timesteps) for x in (latents_w, latents_l))
+
+    weights = None if args.snr_gamma is None else min_snr_weights(noise_scheduler, timesteps, args.snr_gamma)
+    losses, metrics = orpo_loss(
+        model_pred_w, model_pred_l, target, args.beta_orpo, weights=weights, reduction="none", return_metrics=True
+    )
+    return losses, metrics, timesteps
+
+
+def min_snr_weights(noise_scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weight of each pair (B,): min(SNR, gamma) / SNR for epsilon prediction, / (SNR + 1) for v-prediction.
+
+    Source: arXiv 2303.09556, section 3.4.
+    """
+    snr = compute_snr(noise_scheduler, timesteps)
+    divisor = snr if noise_scheduler.config.prediction_type == "epsilon" else snr + 1
+    return snr.clamp(max=gamma) / divisor
+
+
+def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) -> None:
+    """Trains the model's LoRA on the data's pairs, and writes the result.
+
+    Args:
+        args: the flags.
+        accelerator: of `start_run`.
+        checkpoint: to resume from, or None.
+        model: the model family, such as `StableDiffusionXL`.
+        data: the source of pairs, such as `PreferenceData`.
+
+    Raises:
+        ValueError: the checkpoint is of another run.
+        FloatingPointError: loss or gradient is not finite.
+    """
+    output_dir = Path(args.output_dir)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
+    max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.num_pairs / pairs_per_step)
+
+    parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(args, parameters, pairs_per_step)
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler, optimizer, args.lr_warmup_steps, max_train_steps, args.lr_num_cycles, args.lr_power
+    )
+    denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
+    register_lora_hooks(accelerator, model)
+    set_seed(args.seed, device_specific=True)  # LoRA dropout draws from the global generators
+    state = TrainingState(0, 0, args.seed, data.num_pairs, args.rank, args.lora_alpha)
+    if checkpoint is not None:
+        state = resume(accelerator, checkpoint, state)
+
+    start_trackers(args, accelerator)
+    logger.info(f"{data}; {max_train_steps} steps of {pairs_per_step} pairs on {world_size} processes")
+    validator = Validator(args, accelerator, model, data, compute_losses)
+    batches = iter(data.training_batches(args.train_batch_size, args.seed, state.pairs_seen, rank, world_size))
+    progress = tqdm(
+        total=max_train_steps, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
+    )
+    while state.global_step < max_train_steps:
+        denoiser.train()
+        started, window = time.perf_counter(), Window()
+        for _ in range(args.gradient_accumulation_steps):
+            batch = next(batches)
+            with accelerator.accumulate(denoiser):
+                losses, metrics, timesteps = compute_losses(args, model, denoiser, batch)
+                accelerator.backward(losses.mean())
+                window.add(losses, metrics, timesteps)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
+                    logs = window.reduce(accelerator, grad_norm)
+                    stop_if_not_finite(accelerator, window, logs, state.global_step + 1, output_dir)
+                optimizer.step()
+                optimizer.zero_grad()
+        logs["lr"] = lr_scheduler.get_last_lr()[0]
+        if not accelerator.optimizer_step_was_skipped:
+            lr_scheduler.step()
+        state.global_step += 1
+        state.pairs_seen += pairs_per_step
+
+        accelerator.log(logs, step=state.global_step)
+        progress.update()
+        progress.set_postfix(
+            loss=f"{logs['loss']:.4f}",
+            accuracy=f"{logs['rewards/accuracies']:.2f}",
+            pairs_per_s=f"{pairs_per_step / (time.perf_counter() - started):.2f}",
+        )
+        if state.global_step % args.checkpointing_steps == 0:
+            save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
+        if args.run_validation and state.global_step % args.validation_steps == 0:
+            validator.during_training(state.global_step)
+    progress.close()
+
+    results = validator.after_training(state.global_step) if args.run_validation else None
+    finish_run(args, accelerator, model, str(data), state.global_step, results)
+
+
+def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: int) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit variant."""
+    optimizer_class = torch.optim.AdamW
+    if args.use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer_class
+        except ImportError as error:
+            raise ImportError("--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`.") from error
+    return optimizer_class(
+        parameters,
+        lr=args.learning_rate * (pairs_per_step if args.scale_lr else 1),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+
+
+def resume(accelerator: Accelerator, checkpoint: Path, current: TrainingState) -> TrainingState:
+    """Restores LoRA, optimizer, learning rate, scaler and RNG; returns where the saved run stood."""
+    saved = read_state(checkpoint)
+    check_same_run(saved, current, checkpoint)
+    accelerator.load_state(str(checkpoint))
+    accelerator.step = 0  # checkpoints lie between windows, also where the number of accumulation steps has changed
+    logger.info(f"Resuming from {checkpoint}, after {saved.pairs_seen} pairs")
+    return saved
+
+
+@dataclass
+class Window:
+    """Losses and metrics of the micro-batches of one optimizer step. They stay on the device until `reduce`."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)
+    timesteps: list[torch.Tensor] = field(default_factory=list)
+    means: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, losses: torch.Tensor, metrics: OrpoMetrics, timesteps: torch.Tensor) -> None:
+        self.losses.append(losses.detach())
+        self.timesteps.append(timesteps)
+        self.means.append(torch.stack([losses.detach(), *metrics.values()]).mean(dim=1))
+
+    def reduce(self, accelerator: Accelerator, grad_norm: torch.Tensor) -> dict[str, float]:
+        """Means over micro-batches and processes: one collective and one read from the device per optimizer step."""
+        names = ["loss", *OrpoMetrics.__annotations__, "grad_norm"]
+        means = torch.stack(self.means).mean(dim=0)
+        means = torch.cat([means, grad_norm.to(means).reshape(1)])
+        return dict(zip(names, accelerator.reduce(means, "mean").tolist()))
+
+
+def stop_if_not_finite(accelerator: Accelerator, window: Window, logs: dict, step: int, output_dir: Path) -> None:
+    """Ends the run before a loss or gradient that is not finite reaches the weights.
+
+    Under fp16 the gradient alone may be infinite now and then: the gradient scaler skips such steps.
+
+    Raises:
+        FloatingPointError: names step, timesteps and the last checkpoint.
+    """
+    if math.isfinite(logs["loss"]) and (math.isfinite(logs["grad_norm"]) or accelerator.scaler is not None):
+        return
+    bad = ~torch.cat(window.losses).isfinite()
+    timesteps = gather_object(torch.cat(window.timesteps)[bad].tolist())
+    checkpoints = list_checkpoints(output_dir)
+    raise FloatingPointError(
+        f"Step {step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}. Timesteps of the pairs whose"
+        f" loss is not finite: {timesteps or 'none'}. The weights are those of the step before. Lower --learning_rate"
+        " or --beta_orpo, or use bf16, and resume from the last checkpoint:"
+        f" {checkpoints[-1] if checkpoints else 'there is none'}."
+    )

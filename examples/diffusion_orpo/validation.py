@@ -1,0 +1,113 @@
+"""Is it getting better? Preference accuracy on held-out pairs, and images from fixed prompts and seeds.
+
+Validation uses the modules that train: no second copy is loaded.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL.Image import Image
+
+from diffusion_orpo_loss import OrpoMetrics
+
+
+@dataclass
+class ValidationResults:
+    """Held-out metrics and images, with the LoRA and without it.
+
+    Attributes:
+        metrics, metrics_without_lora: `eval_*` to mean over the held-out pairs; empty where none are held out.
+        images, images_without_lora: the validation prompts' images; on the main process only.
+    """
+
+    metrics: dict[str, float]
+    metrics_without_lora: dict[str, float]
+    images: list[Image]
+    images_without_lora: list[Image]
+
+
+@dataclass
+class Validator:
+    """Validates during and after training.
+
+    Attributes:
+        args: the flags.
+        accelerator: of the run.
+        model: the model family, with the LoRA that trains.
+        data: the source of held-out pairs.
+        compute_losses: (args, model, denoiser, batch) -> (losses, metrics, timesteps), all per pair.
+    """
+
+    args: argparse.Namespace
+    accelerator: Accelerator
+    model: object
+    data: object
+    compute_losses: Callable
+
+    def during_training(self, step: int) -> None:
+        """Logs held-out metrics and images. Every process must call it."""
+        self.accelerator.log(self.measure(), step=step)
+        self._log_images("validation", self.draw(), step)
+        self.accelerator.wait_for_everyone()
+
+    def after_training(self, step: int) -> ValidationResults:
+        """Logs and returns metrics and images with the LoRA and without it. Every process must call it."""
+        metrics, images = self.measure(), self.draw()
+        self.model.denoiser.disable_adapters()
+        metrics_without_lora, images_without_lora = self.measure(), self.draw()
+        self.model.denoiser.enable_adapters()
+        without_lora = {f"{name}_without_lora": value for name, value in metrics_without_lora.items()}
+        self.accelerator.log(metrics | without_lora, step=step)
+        self._log_images("test", images, step)
+        self._log_images("test_without_lora", images_without_lora, step)
+        return ValidationResults(metrics, metrics_without_lora, images, images_without_lora)
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Means over all held-out pairs, each at its own fixed noise and timestep.
+
+        Returns:
+            `eval_loss` and the metrics of the loss as `eval_*`. `eval_rewards/accuracies` is the share of pairs whose
+            winner the model prefers (z > 0).
+        """
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        batches = self.data.held_out_batches(self.args.train_batch_size, rank, world_size)
+        if batches is None:
+            return {}
+        denoiser = self.model.denoiser.eval()
+        names = ["loss", *OrpoMetrics.__annotations__]
+        sums = torch.zeros(1 + len(names), dtype=torch.float64, device=self.accelerator.device)
+        for batch in batches:
+            losses, metrics, _ = self.compute_losses(self.args, self.model, denoiser, batch)
+            values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
+            sums += values.double().sum(dim=1)
+        count, *totals = self.accelerator.reduce(sums, "sum").tolist()
+        return {f"eval_{name}": total / count for name, total in zip(names, totals)}
+
+    def draw(self) -> list[Image]:
+        """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt."""
+        if not self.accelerator.is_main_process:
+            return []
+        self.model.denoiser.eval()
+        args = self.args
+        return [
+            self.model.draw(prompt, args.seed + i, args.validation_inference_steps, args.validation_guidance_scale)
+            for prompt in args.validation_prompts
+            for i in range(args.num_validation_images)
+        ]
+
+    def _log_images(self, name: str, images: list[Image], step: int) -> None:
+        per_prompt = self.args.num_validation_images
+        values = {
+            f"{name}/{i}: {prompt}": np.stack(images[i * per_prompt : (i + 1) * per_prompt])
+            for i, prompt in enumerate(self.args.validation_prompts if images else [])
+        }
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images(values, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images(values, step=step)

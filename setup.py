@@ -1,0 +1,44 @@
+from pathlib import Path
+
+from setuptools import setup
+
+
+TRAIN = [
+    "accelerate>=1.0",
+    "datasets>=4.0",
+    "diffusers>=0.42",
+    "huggingface_hub>=1.0",
+    "numpy",
+    "peft>=0.21",
+    "Pillow",
+    "safetensors",
+    "tensorboard",
+    "tqdm",
+    "transformers>=5.0",
+]
+EIGHT_BIT = ["bitsandbytes>=0.45"]
+WANDB = ["wandb"]
+WEBDATASET = ["webdataset>=1.0", "ray[data]>=2.50"]
+DEMO = ["matplotlib", "scipy"]
+
+setup(
+    name="diffusion_orpo_loss",
+    version="0.1.0",
+    description="Odds ratio preference optimization (ORPO) for diffusion models, without a reference model",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=["diffusion_orpo_loss"],
+    package_data={"diffusion_orpo_loss": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["torch>=2.4"],
+    extras_require={
+        "train": TRAIN,
+        "8bit": EIGHT_BIT,
+        "wandb": WANDB,
+        "webdataset": TRAIN + WEBDATASET,
+        "demo": TRAIN + DEMO,
+        "test": TRAIN + EIGHT_BIT + WANDB + DEMO + ["mpmath", "pytest", "ruff", "trl>=1.0"],
+    },
+)
