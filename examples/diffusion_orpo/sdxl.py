@@ -53,7 +53,7 @@ class StableDiffusionXL:
         if not vae.config.force_upcast:  # else its activations overflow in float16
             vae.to(dtype)
         pipeline = StableDiffusionXLPipeline.from_pretrained(
-            source, vae=vae, torch_dtype=dtype, variant=args.variant, **options
+            source, vae=vae, dtype=dtype, variant=args.variant, **options
         ).to(device)
         pipeline.set_progress_bar_config(disable=True)
         for module in (vae, pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
@@ -201,13 +201,13 @@ class StableDiffusionXL:
         vae_import, vae_argument = "", ""
         if args.pretrained_vae_model_name_or_path is not None:
             vae_import = "AutoencoderKL, "
-            vae_argument = f"    vae=AutoencoderKL.from_pretrained({args.pretrained_vae_model_name_or_path!r}, torch_dtype=dtype),\n"
+            vae_argument = f"    vae=AutoencoderKL.from_pretrained({args.pretrained_vae_model_name_or_path!r}, dtype=dtype),\n"
         return (
             "import torch\n"
             f"from diffusers import {vae_import}StableDiffusionXLPipeline\n\n"
             'device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)\n'
             "pipeline = StableDiffusionXLPipeline.from_pretrained(\n"
-            f"    {args.pretrained_model_name_or_path!r},\n{vae_argument}    torch_dtype=dtype,\n"
+            f"    {args.pretrained_model_name_or_path!r},\n{vae_argument}    dtype=dtype,\n"
             ").to(device)\n"
             f"pipeline.load_lora_weights({lora!r})\n"
             f"image = pipeline({prompt!r}).images[0]\n"

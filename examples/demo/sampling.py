@@ -1,0 +1,41 @@
+"""Draws many images with a pipeline, in batches, each from its own seed."""
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL.Image import Image
+from tqdm.auto import tqdm
+
+from faces import RESOLUTION
+
+
+def load_pipeline(path: str) -> StableDiffusionXLPipeline:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(path, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(
+    pipeline: StableDiffusionXLPipeline, prompts: list[str], seeds: list[int], desc: str, batch_size: int = 48
+) -> list[Image]:
+    """Draws an image per prompt, with 20 steps and guidance 3.
+
+    Args:
+        pipeline: with or without a LoRA.
+        prompts: one per image.
+        seeds: one per image: the same prompt and seed give the same initial noise, in any batch.
+        desc: names the progress bar.
+        batch_size: images at once.
+    """
+    images: list[Image] = []
+    with tqdm(total=len(prompts), desc=desc) as bar:
+        for i in range(0, len(prompts), batch_size):
+            images += pipeline(
+                prompts[i : i + batch_size],
+                height=RESOLUTION,
+                width=RESOLUTION,
+                num_inference_steps=20,
+                guidance_scale=3.0,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch_size]],
+            ).images
+            bar.update(len(prompts[i : i + batch_size]))
+    return images

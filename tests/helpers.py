@@ -1,0 +1,91 @@
+"""What several tests need: preference rows, files of them, runs of the script, and what the runs logged."""
+
+import io
+from pathlib import Path
+
+import torch
+from datasets import Dataset, Features, Value
+from PIL import Image
+from safetensors.torch import load_file
+
+from faces import ALL_KINDS, draw_face
+
+
+FEATURES = Features(jpg_0=Value("binary"), jpg_1=Value("binary"), label_0=Value("float64"), caption=Value("string"))
+
+
+def encode(image: Image.Image, format: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, format)
+    return file.getvalue()
+
+
+def face_rows(count: int, ties: int = 4) -> list[dict]:
+    """Rows with a smiling winner, on either side in turn; the last ones are ties. Sizes differ within a pair."""
+    rows = []
+    for i in range(count):
+        kind = ALL_KINDS[i % len(ALL_KINDS)]
+        smile, frown = draw_face(kind, 0.9).resize((96, 80)), draw_face(kind, -0.9).resize((64, 72))
+        label = 0.5 if i >= count - ties else float(i % 2)
+        images = (smile, frown) if label else (frown, smile)
+        rows.append({"jpg_0": encode(images[0]), "jpg_1": encode(images[1]), "label_0": label, "caption": kind.prompt})
+    return rows
+
+
+def swap_labels(rows: list[dict]) -> list[dict]:
+    return [row | {"label_0": 1 - row["label_0"]} for row in rows]
+
+
+def write_parquet(folder: Path, rows: list[dict], split: str = "train", features: Features | None = FEATURES) -> str:
+    Path(folder).mkdir(exist_ok=True, parents=True)
+    Dataset.from_list(rows, features=features).to_parquet(Path(folder) / f"{split}.parquet")
+    return str(folder)
+
+
+def arguments(model: str, data: str, output_dir, **flags) -> list[str]:
+    """The script's command line for a short run; a flag that is True stands alone, None leaves it out."""
+    defaults = {
+        "pretrained_model_name_or_path": model,
+        "dataset_name": data,
+        "output_dir": output_dir,
+        "resolution": 64,
+        "train_batch_size": 2,
+        "max_train_steps": 2,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "seed": 0,
+    }
+    line = []
+    for name, value in (defaults | flags).items():
+        if value is True:
+            line.append(f"--{name}")
+        elif isinstance(value, (list, tuple)):
+            line += [f"--{name}", *map(str, value)]
+        elif value is not None and value is not False:
+            line.append(f"--{name}={value}")
+    return line
+
+
+def train(model: str, data: str, output_dir, **flags) -> dict[str, torch.Tensor]:
+    """Runs the script in this process; returns the trained LoRA."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from train_diffusion_orpo_sdxl_lora import main
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    main(arguments(model, data, output_dir, **flags))
+    return lora_weights(output_dir)
+
+
+def lora_weights(output_dir) -> dict[str, torch.Tensor]:
+    return load_file(Path(output_dir) / "pytorch_lora_weights.safetensors")
+
+
+def logged(output_dir) -> dict[str, list[float]]:
+    """The scalars in TensorBoard's files: name to values by rising step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(Path(output_dir).glob("logs/*/"))), size_guidance={"images": 0})
+    events.Reload()
+    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}

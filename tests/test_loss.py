@@ -1,0 +1,286 @@
+"""The loss: its mathematics as properties and against independent oracles, its errors, and where it must run."""
+
+from types import SimpleNamespace
+
+import mpmath
+import pytest
+import torch
+
+from diffusion_orpo_loss import OrpoMetrics, log_odds, odds_ratio_objective, orpo_loss, per_pair_error
+
+
+BETAS = (0.1, 0.5, 2.0)
+
+
+def predictions(*shape: int, seed: int = 0, dtype=torch.float32) -> tuple[torch.Tensor, ...]:
+    """Predictions for winner and loser, and the target, with errors about 0.04 and 0.09."""
+    generator = torch.Generator().manual_seed(seed)
+    target, a, b = (torch.randn(shape, generator=generator) for _ in range(3))
+    return tuple(x.to(dtype) for x in (target + 0.2 * a, target + 0.3 * b, target))
+
+
+def exact_log_odds(m: float) -> mpmath.mpf:
+    """log(p / (1 - p)) of p = exp(-m), from the definition of the odds, with 60 digits."""
+    with mpmath.workdps(60):
+        p = mpmath.exp(-mpmath.mpf(m))
+        return mpmath.log(p / (1 - p))
+
+
+def exact_loss(m_w: float, m_l: float, beta: float) -> float:
+    with mpmath.workdps(60):
+        ratio = mpmath.exp(exact_log_odds(m_w) - exact_log_odds(m_l))
+        return float(m_w + beta * mpmath.log(1 + 1 / ratio))
+
+
+@pytest.mark.parametrize("m", [1e-9, 1e-6, 1e-3, 0.01, 0.1, 0.5, 0.6931472, 1.0, 5.0, 16.0, 17.0, 40.0, 88.0, 100.0])
+def test_log_odds_against_sixty_digits(m):
+    m = torch.tensor(m)  # float32 rounds it: the oracle gets what the function gets
+    assert log_odds(m).item() == pytest.approx(float(exact_log_odds(m.item())), rel=2e-6, abs=2e-7)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize(
+    "m_w, m_l", [(0.04, 0.09), (0.09, 0.04), (1e-6, 1e-3), (0.5, 0.5), (3.0, 20.0), (100.0, 1e-4)]
+)
+def test_loss_against_sixty_digits(m_w, m_l, beta):
+    errors = torch.tensor([m_w]), torch.tensor([m_l])
+    exact = exact_loss(errors[0].item(), errors[1].item(), beta)
+    assert odds_ratio_objective(*errors, beta).item() == pytest.approx(exact, rel=2e-6)
+
+
+def test_error_is_the_mean_over_everything_but_the_batch():
+    prediction, _, target = predictions(3, 4, 5, 6)
+    expected = [torch.nn.functional.mse_loss(prediction[i].double(), target[i].double()) for i in range(3)]
+    torch.testing.assert_close(per_pair_error(prediction, target).double(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 7), (2, 4, 8, 8), (2, 77, 64), (2, 3, 5, 8, 8)])
+def test_any_rank(shape):
+    pred_w, pred_l, target = predictions(*shape)
+    flat = (x.reshape(2, -1) for x in (pred_w, pred_l, target))
+    torch.testing.assert_close(orpo_loss(pred_w, pred_l, target), orpo_loss(*flat))
+
+
+@pytest.mark.parametrize("m", [1e-7, 1e-3, 0.05, 1.0, 10.0])  # beyond, exp(-z) underflows
+@pytest.mark.parametrize("ratio", [0.1, 0.9, 1.1, 10.0])
+@pytest.mark.parametrize("beta", BETAS)
+def test_gradient_lowers_the_winners_error_and_raises_the_losers(m, ratio, beta):
+    m_w = torch.tensor([m], dtype=torch.float64, requires_grad=True)
+    m_l = torch.tensor([m * ratio], dtype=torch.float64, requires_grad=True)
+    odds_ratio_objective(m_w, m_l, beta).backward()
+    assert m_w.grad > 0
+    assert m_l.grad < 0
+
+
+def test_half_of_the_odds_gradient_at_equal_errors_goes_to_each_side():
+    """At m_w = m_l the sigmoid is 1/2, and the derivative of the log odds is -1 / (1 - exp(-m))."""
+    m = torch.full((1,), 0.3, dtype=torch.float64, requires_grad=True)
+    other = m.detach().clone().requires_grad_()
+    odds_ratio_objective(m, other, beta=0.1).backward()
+    slope = 0.05 / (1 - torch.exp(torch.tensor(-0.3, dtype=torch.float64)))
+    torch.testing.assert_close(other.grad, -slope.reshape(1))
+    torch.testing.assert_close(m.grad, 1 + slope.reshape(1))
+
+
+def test_the_losers_push_is_no_five_percent():
+    """The linear margin pushes the loser with beta / 2 = 0.05; at the errors of diffusion the odds push it harder."""
+    m_w = torch.tensor([0.05], requires_grad=True)
+    m_l = torch.tensor([0.05], requires_grad=True)
+    odds_ratio_objective(m_w, m_l, beta=0.1).backward()
+    assert m_l.grad.item() < -0.9
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-4, 1e-3])
+def test_small_errors_compare_by_their_ratio(scale):
+    """z tends to log(m_l / m_w), whatever the noise level's scale."""
+    _, metrics = odds_ratio_objective(torch.tensor([2 * scale]), torch.tensor([6 * scale]), return_metrics=True)
+    assert metrics["log_odds_chosen"].item() == pytest.approx(torch.tensor(3.0).log().item(), rel=3 * scale + 1e-6)
+
+
+def test_swapping_winner_and_loser_negates_z():
+    pred_w, pred_l, target = predictions(5, 4, 8, 8)
+    _, metrics = orpo_loss(pred_w, pred_l, target, return_metrics=True)
+    _, swapped = orpo_loss(pred_l, pred_w, target, return_metrics=True)
+    assert torch.equal(metrics["log_odds_chosen"], -swapped["log_odds_chosen"])
+    assert torch.equal(metrics["rewards/margins"], -swapped["rewards/margins"])
+    assert torch.equal(metrics["rewards/accuracies"], 1 - swapped["rewards/accuracies"])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_loss_is_the_sum_of_the_logged_parts(beta):
+    pred_w, pred_l, target = predictions(4, 4, 8, 8)
+    loss, metrics = orpo_loss(pred_w, pred_l, target, beta, return_metrics=True, reduction="none")
+    torch.testing.assert_close(loss, metrics["nll_loss"] - beta * metrics["log_odds_ratio"])
+    assert set(metrics) == set(OrpoMetrics.__annotations__)
+    assert all(value.shape == (4,) and not value.requires_grad for value in metrics.values())
+    torch.testing.assert_close(metrics["rewards/margins"], metrics["rewards/chosen"] - metrics["rewards/rejected"])
+    torch.testing.assert_close(metrics["rewards/chosen"], beta * metrics["logps/chosen"])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_agrees_with_trl_on_the_same_log_probabilities(beta, monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.orpo import ORPOTrainer
+
+    _, ours = orpo_loss(*predictions(16, 4, 8, 8), beta, return_metrics=True)
+    trainer = SimpleNamespace(beta=beta, accelerator=SimpleNamespace(device="cpu"))
+    theirs = ORPOTrainer.odds_ratio_loss(trainer, ours["logps/chosen"], ours["logps/rejected"])
+    losses, chosen_rewards, rejected_rewards, mean_log_odds_ratio, mean_log_odds_chosen = theirs
+    torch.testing.assert_close(beta * ours["log_odds_ratio"], losses, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours["rewards/chosen"], chosen_rewards)
+    torch.testing.assert_close(ours["rewards/rejected"], rejected_rewards)
+    assert ours["log_odds_ratio"].mean().item() == pytest.approx(float(mean_log_odds_ratio), rel=1e-4)
+    assert ours["log_odds_chosen"].mean().item() == pytest.approx(float(mean_log_odds_chosen), rel=1e-4)
+
+
+def test_beta_zero_is_supervised_fine_tuning():
+    pred_w, pred_l, target = predictions(3, 4, 8, 8)
+    pred_l.requires_grad_()
+    loss = orpo_loss(pred_w, pred_l, target, beta=0)
+    torch.testing.assert_close(loss, torch.nn.functional.mse_loss(pred_w, target))
+    loss.backward()
+    assert not pred_l.grad.any()
+
+
+def test_gradcheck():
+    pred_w, pred_l, target = predictions(2, 3, 4, dtype=torch.float64)
+    inputs = pred_w.requires_grad_(), pred_l.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, l: orpo_loss(w, l, target, 0.7, reduction="none"), inputs)
+
+
+@pytest.mark.parametrize("m_w", [0.0, 1e-12, 1e-9, 1e-4, 1.0, 50.0, 100.0])
+@pytest.mark.parametrize("m_l", [0.0, 1e-12, 1e-9, 1e-4, 1.0, 50.0, 100.0])
+def test_finite_from_0_to_100(m_w, m_l):
+    target = torch.zeros(1, 4, 8, 8)
+    pred_w = torch.full_like(target, m_w**0.5).requires_grad_()
+    pred_l = torch.full_like(target, m_l**0.5).requires_grad_()
+    loss = orpo_loss(pred_w, pred_l, target)
+    loss.backward()
+    assert loss.isfinite() and pred_w.grad.isfinite().all() and pred_l.grad.isfinite().all()
+
+
+def test_a_pair_of_targets():
+    pred_w, pred_l, target = predictions(3, 4, 8, 8)
+    shift = torch.ones_like(target)
+    shifted = orpo_loss(pred_w, pred_l + shift, (target, target + shift))
+    torch.testing.assert_close(shifted, orpo_loss(pred_w, pred_l, target))
+    assert not torch.isclose(shifted, orpo_loss(pred_w, pred_l + shift, target))
+
+
+def test_weights_multiply_the_whole_loss_of_a_pair():
+    pred_w, pred_l, target = predictions(3, 4, 8, 8)
+    weights = torch.tensor([0.0, 1.0, 2.5])
+    losses, metrics = orpo_loss(pred_w, pred_l, target, reduction="none", return_metrics=True)
+    weighted, same_metrics = orpo_loss(pred_w, pred_l, target, weights=weights, reduction="none", return_metrics=True)
+    torch.testing.assert_close(weighted, weights * losses)
+    torch.testing.assert_close(metrics, same_metrics)
+    mean = orpo_loss(pred_w, pred_l, target, weights=weights)
+    torch.testing.assert_close(mean, (weights * losses).sum() / 3)  # by the number of pairs, not the weights
+
+
+def test_reductions():
+    pred_w, pred_l, target = predictions(3, 4, 8, 8)
+    one_by_one = torch.stack([orpo_loss(pred_w[i : i + 1], pred_l[i : i + 1], target[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(orpo_loss(pred_w, pred_l, target, reduction="none"), one_by_one)
+    torch.testing.assert_close(orpo_loss(pred_w, pred_l, target, reduction="sum"), one_by_one.sum())
+    torch.testing.assert_close(orpo_loss(pred_w, pred_l, target), one_by_one.mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_inputs_are_computed_in_float32(dtype):
+    """Squares of errors below 2e-4 vanish in float16; and a mean of 16,384 elements must not be summed in 8 bits."""
+    target = torch.zeros(2, 4, 64, 64, dtype=dtype)
+    pred_w, pred_l = torch.full_like(target, 1e-4), torch.full_like(target, 2e-4)
+    loss, metrics = orpo_loss(pred_w, pred_l, target, return_metrics=True)
+    assert loss.dtype == torch.float32
+    expected = orpo_loss(pred_w.double(), pred_l.double(), target.double())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["rewards/accuracies"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    pred_w, pred_l, target = predictions(2, 4, 8, 8)
+    expected = orpo_loss(pred_w, pred_l, target)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = orpo_loss(pred_w, pred_l, target)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+
+
+def test_compiles_to_one_graph():
+    compiled = torch.compile(orpo_loss, fullgraph=True, backend="aot_eager")
+    pred_w, pred_l, target = predictions(2, 4, 8, 8)
+    for beta in (0.1, 0.1, 0.7):  # the second value of a number makes it a symbol in the graph
+        loss, metrics = compiled(pred_w, pred_l, target, beta, weights=torch.ones(2), return_metrics=True)
+        expected, expected_metrics = orpo_loss(pred_w, pred_l, target, beta, return_metrics=True)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(metrics, expected_metrics)
+
+
+def test_no_check_reads_from_the_device():
+    """Meta tensors hold no data: whatever asks for a value of theirs raises."""
+    pred_w, pred_l, target = (torch.zeros(2, 4, 8, 8, device="meta", requires_grad=True) for _ in range(3))
+    weights = torch.ones(2, device="meta")
+    loss, _ = orpo_loss(pred_w, pred_l, (target, target), weights=weights, return_metrics=True)
+    loss.backward()
+    assert loss.device.type == "meta"
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        loss.item()
+
+
+IMAGE, OTHER = torch.zeros(2, 4, 8, 8), torch.zeros(3, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, parts",
+    [
+        ((IMAGE, OTHER, IMAGE), ValueError, ["model_pred_w", "model_pred_l", "(2, 4, 8, 8)", "(3, 4, 8, 8)"]),
+        ((IMAGE, IMAGE, OTHER), ValueError, ["model_pred_w", "target", "(2, 4, 8, 8)", "(3, 4, 8, 8)"]),
+        ((IMAGE, IMAGE, (IMAGE, OTHER)), ValueError, ["model_pred_l", "target_l", "(3, 4, 8, 8)"]),
+        ((IMAGE, IMAGE, IMAGE[:, :, :, :1]), ValueError, ["target", "(2, 4, 8, 1)"]),
+        ((IMAGE[:0],) * 3, ValueError, ["model_pred_w", "at least one pair", "(0, 4, 8, 8)"]),
+        ((IMAGE.sum(),) * 3, ValueError, ["model_pred_w", "(B, ...)"]),
+        ((IMAGE.int(), IMAGE, IMAGE), TypeError, ["model_pred_w", "int32"]),
+        ((IMAGE, IMAGE.long(), IMAGE), TypeError, ["model_pred_l", "int64"]),
+        ((IMAGE, IMAGE, [IMAGE]), TypeError, ["target"]),
+        ((IMAGE, IMAGE, None), TypeError, ["target"]),
+        ((IMAGE, None, IMAGE), TypeError, ["model_pred_l", "NoneType"]),
+        ((IMAGE, IMAGE, IMAGE, -0.1), ValueError, ["beta", "-0.1"]),
+        ((IMAGE, IMAGE, IMAGE, float("nan")), ValueError, ["beta", "nan"]),
+        ((IMAGE, IMAGE, IMAGE, float("inf")), ValueError, ["beta", "inf"]),
+        ((IMAGE, IMAGE, IMAGE, torch.tensor(0.1)), TypeError, ["beta", "Tensor"]),
+    ],
+)
+def test_errors_name_the_argument(arguments, error, parts):
+    with pytest.raises(error) as raised:
+        orpo_loss(*arguments)
+    assert all(part in str(raised.value) for part in parts), raised.value
+
+
+@pytest.mark.parametrize(
+    "options, error, parts",
+    [
+        ({"weights": torch.ones(3)}, ValueError, ["weights", "(3,)", "(2,)"]),
+        ({"weights": torch.ones(2, dtype=torch.int64)}, TypeError, ["weights", "int64"]),
+        ({"reduction": "batchmean"}, ValueError, ["reduction", "batchmean"]),
+    ],
+)
+def test_errors_name_the_option(options, error, parts):
+    with pytest.raises(error) as raised:
+        orpo_loss(IMAGE, IMAGE, IMAGE, **options)
+    assert all(part in str(raised.value) for part in parts), raised.value
+
+
+def test_errors_of_the_lower_layer_must_be_one_per_pair():
+    with pytest.raises(ValueError, match=r"one error per pair.*\(2, 4, 8, 8\)"):
+        odds_ratio_objective(IMAGE, IMAGE)
+
+
+def test_package_is_typed_and_needs_only_torch():
+    import importlib.metadata
+    import importlib.resources
+
+    assert importlib.resources.files("diffusion_orpo_loss").joinpath("py.typed").is_file()
+    needed = [r for r in importlib.metadata.requires("diffusion_orpo_loss") if "extra ==" not in r]
+    assert [r.split(">")[0] for r in needed] == ["torch"]
