@@ -142,6 +142,7 @@ def _add_optimization_arguments(group, train_batch_size: int) -> None:
         "--lr_scheduler",
         default="constant",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+        help="Course of the learning rate over the run.",
     )
     group.add_argument(
         "--lr_warmup_steps", type=int, default=0, help="Optimizer steps of warm-up; `constant` has none."
@@ -149,10 +150,10 @@ def _add_optimization_arguments(group, train_batch_size: int) -> None:
     group.add_argument("--lr_num_cycles", type=int, default=1, help="Restarts of cosine_with_restarts.")
     group.add_argument("--lr_power", type=float, default=1.0, help="Power of the polynomial scheduler.")
     group.add_argument("--use_8bit_adam", action="store_true", help="Use 8-bit AdamW from bitsandbytes.")
-    group.add_argument("--adam_beta1", type=float, default=0.9)
-    group.add_argument("--adam_beta2", type=float, default=0.999)
-    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of Adam's first moment.")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="Decay of Adam's second moment.")
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="Weight decay of AdamW.")
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="Adam's epsilon.")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradient norm limit; 0 is no limit.")
     group.add_argument(
         "--mixed_precision",

@@ -247,6 +247,7 @@ class PreferenceData:
             collate_fn=collate_pairs,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the global one, which LoRA dropout uses
         )
 
 

@@ -1,5 +1,6 @@
 """The beginning and the end of a run: what can fail before models load, trackers, and the output."""
 
+import json
 import logging
 import secrets
 from pathlib import Path
@@ -81,11 +82,14 @@ def start_trackers(args, accelerator: Accelerator) -> None:
 def finish_run(
     args, accelerator: Accelerator, model, data: str, steps: int, results: ValidationResults | None
 ) -> None:
-    """Writes LoRA, validation images and model card, and uploads these, and nothing else, where asked to."""
+    """Writes LoRA, held-out metrics, validation images and model card, and uploads these, and nothing else, where asked to."""
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process:
         model.save_lora(output_dir)
         written = ["pytorch_lora_weights.safetensors", *save_model_card(args, model, data, steps, results)]
+        if results is not None:
+            (output_dir / "eval_results.json").write_text(json.dumps(results.all_metrics(), indent=2) + "\n")
+            written.append("eval_results.json")
         logger.info(f"Wrote {', '.join(written)} to {output_dir}")
         if args.push_to_hub:
             upload_folder(

@@ -46,12 +46,13 @@ class StableDiffusionXL:
         """
         source = args.pretrained_model_name_or_path
         options = {"revision": args.revision, "cache_dir": args.cache_dir}
-        if args.pretrained_vae_model_name_or_path is None:
-            vae = AutoencoderKL.from_pretrained(source, subfolder="vae", variant=args.variant, **options)
-        else:
-            vae = AutoencoderKL.from_pretrained(args.pretrained_vae_model_name_or_path, cache_dir=args.cache_dir)
-        if not vae.config.force_upcast:  # else its activations overflow in float16
-            vae.to(dtype)
+        vae_source, vae_options = source, {**options, "subfolder": "vae", "variant": args.variant}
+        if args.pretrained_vae_model_name_or_path is not None:
+            vae_source, vae_options = args.pretrained_vae_model_name_or_path, {"cache_dir": args.cache_dir}
+        overflows_in_half = AutoencoderKL.load_config(vae_source, **vae_options)["force_upcast"]
+        vae = AutoencoderKL.from_pretrained(
+            vae_source, dtype=torch.float32 if overflows_in_half else dtype, **vae_options
+        )
         pipeline = StableDiffusionXLPipeline.from_pretrained(
             source, vae=vae, dtype=dtype, variant=args.variant, **options
         ).to(device)
@@ -201,7 +202,9 @@ class StableDiffusionXL:
         vae_import, vae_argument = "", ""
         if args.pretrained_vae_model_name_or_path is not None:
             vae_import = "AutoencoderKL, "
-            vae_argument = f"    vae=AutoencoderKL.from_pretrained({args.pretrained_vae_model_name_or_path!r}, dtype=dtype),\n"
+            vae_argument = (
+                f"    vae=AutoencoderKL.from_pretrained({args.pretrained_vae_model_name_or_path!r}, dtype=dtype),\n"
+            )
         return (
             "import torch\n"
             f"from diffusers import {vae_import}StableDiffusionXLPipeline\n\n"

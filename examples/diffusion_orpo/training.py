@@ -105,7 +105,12 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(args, parameters, pairs_per_step)
     lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, args.lr_warmup_steps, max_train_steps, args.lr_num_cycles, args.lr_power
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=max_train_steps,
+        num_cycles=args.lr_num_cycles,
+        power=args.lr_power,
     )
     denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
     register_lora_hooks(accelerator, model)

@@ -29,6 +29,10 @@ class ValidationResults:
     images: list[Image]
     images_without_lora: list[Image]
 
+    def all_metrics(self) -> dict[str, float]:
+        """Both sets of metrics, the second as `eval_*_without_lora`."""
+        return self.metrics | {f"{name}_without_lora": value for name, value in self.metrics_without_lora.items()}
+
 
 @dataclass
 class Validator:
@@ -60,11 +64,11 @@ class Validator:
         self.model.denoiser.disable_adapters()
         metrics_without_lora, images_without_lora = self.measure(), self.draw()
         self.model.denoiser.enable_adapters()
-        without_lora = {f"{name}_without_lora": value for name, value in metrics_without_lora.items()}
-        self.accelerator.log(metrics | without_lora, step=step)
+        results = ValidationResults(metrics, metrics_without_lora, images, images_without_lora)
+        self.accelerator.log(results.all_metrics(), step=step)
         self._log_images("test", images, step)
         self._log_images("test_without_lora", images_without_lora, step)
-        return ValidationResults(metrics, metrics_without_lora, images, images_without_lora)
+        return results
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

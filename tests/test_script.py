@@ -1,0 +1,413 @@
+"""Whole runs of the script in this process: what they leave behind, and runs compared with runs."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments, face_rows, logged, lora_weights, swap_labels, train, write_parquet
+from PIL import Image
+from safetensors import safe_open
+
+from diffusion_orpo_loss import OrpoMetrics
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def assert_close(a: dict, b: dict) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def moved(weights: dict) -> float:
+    """How far the LoRA has gone from adding nothing."""
+    return max(value.abs().max().item() for name, value in weights.items() if "lora.up" in name or "lora_B" in name)
+
+
+def test_only_lora_weights_are_saved_and_they_moved(tiny_sdxl, faces, output_dir):
+    weights = train(tiny_sdxl, faces, output_dir, rank=3, lora_alpha=6)
+    assert all(name.startswith("unet.") and "lora" in name for name in weights)
+    assert all(value.dtype == torch.float32 and 3 in value.shape for value in weights.values())
+    assert moved(weights) > 1e-4
+    with safe_open(output_dir / "pytorch_lora_weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (3, 6)
+    assert not list(output_dir.glob("checkpoint-*"))
+
+
+def test_lora_layers_choose_the_modules(tiny_sdxl, faces, output_dir):
+    names = train(tiny_sdxl, faces, output_dir, lora_layers="to_k")
+    assert names and all(".to_k." in name for name in names)
+
+
+def test_a_run_is_a_function_of_its_seed(tiny_sdxl, faces, tmp_path):
+    runs = [train(tiny_sdxl, faces, tmp_path / str(i), seed=seed) for i, seed in enumerate((0, 0, 1))]
+    assert_same(runs[0], runs[1])
+    assert any(not torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_seed_0_is_a_seed_and_no_seed_is_drawn(tiny_sdxl, faces, tmp_path):
+    """Without a seed, each run draws one; the checkpoint remembers it, so that resuming still is exact."""
+    runs = [
+        train(tiny_sdxl, faces, tmp_path / str(i), seed=None, max_train_steps=4, checkpointing_steps=2)
+        for i in range(2)
+    ]
+    assert any(not torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    resumed = train(
+        tiny_sdxl, faces, tmp_path / "0", seed=None, max_train_steps=4, resume_from_checkpoint="checkpoint-2"
+    )
+    assert_same(resumed, runs[0])
+
+
+@pytest.mark.parametrize("lora_dropout", [0.0, 0.3])
+def test_resuming_equals_the_uninterrupted_run(tiny_sdxl, faces, tmp_path, lora_dropout):
+    flags = {
+        "lora_dropout": lora_dropout,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 2,
+        "gradient_accumulation_steps": 2,
+        "random_crop": True,
+        "random_flip": True,
+        "proportion_empty_prompts": 0.3,
+        "checkpointing_steps": 3,
+    }
+    whole = train(tiny_sdxl, faces, tmp_path / "whole", max_train_steps=9, **flags)  # 36 pairs: crosses an epoch of 24
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
+    resumed = train(tiny_sdxl, faces, tmp_path / "part", max_train_steps=9, resume_from_checkpoint="latest", **flags)
+    assert_same(resumed, whole)
+    for name in ("checkpoint-6", "checkpoint-9"):
+        assert_same(lora_weights(tmp_path / "part" / name), lora_weights(tmp_path / "whole" / name))
+
+
+def test_resuming_with_another_accumulation_goes_on_with_the_next_pair(tiny_sdxl, faces, tmp_path):
+    """The same pairs per step, cut otherwise: the data position and the windows survive."""
+    flags = {"max_train_steps": 5, "checkpointing_steps": 3}
+    whole = train(tiny_sdxl, faces, tmp_path / "a", train_batch_size=2, gradient_accumulation_steps=3, **flags)
+    other = train(
+        tiny_sdxl,
+        faces,
+        tmp_path / "b",
+        train_batch_size=3,
+        gradient_accumulation_steps=2,
+        resume_from_checkpoint=tmp_path / "a" / "checkpoint-3",
+        **flags,
+    )
+    assert_close(other, whole)
+
+
+def test_resuming_a_finished_run_trains_no_more(tiny_sdxl, faces, output_dir):
+    weights = train(tiny_sdxl, faces, output_dir, max_train_steps=2, checkpointing_steps=2)
+    again = train(tiny_sdxl, faces, output_dir, max_train_steps=2, resume_from_checkpoint="latest")
+    assert_same(again, weights)
+
+
+def test_latest_without_a_checkpoint_starts_anew(tiny_sdxl, faces, tmp_path):
+    expected = train(tiny_sdxl, faces, tmp_path / "a")
+    assert_same(train(tiny_sdxl, faces, tmp_path / "b", resume_from_checkpoint="latest"), expected)
+
+
+def test_checkpoints_total_limit_keeps_the_newest_and_foreign_folders(tiny_sdxl, faces, output_dir):
+    for name in ("checkpoint-old", "checkpoints"):
+        (output_dir / name).mkdir(parents=True)
+    train(tiny_sdxl, faces, output_dir, max_train_steps=6, checkpointing_steps=2, checkpoints_total_limit=2)
+    names = {path.name for path in output_dir.glob("*checkpoint*")}
+    assert names == {"checkpoint-old", "checkpoints", "checkpoint-4", "checkpoint-6"}
+    train(
+        tiny_sdxl,
+        faces,
+        output_dir,
+        max_train_steps=10,
+        checkpointing_steps=2,
+        checkpoints_total_limit=2,
+        resume_from_checkpoint="latest",
+    )
+    names = {path.name for path in output_dir.glob("checkpoint-[0-9]*")}
+    assert names == {"checkpoint-8", "checkpoint-10"}
+
+
+def test_a_checkpoint_is_complete_and_of_loras_alone(tiny_sdxl, faces, output_dir):
+    train(tiny_sdxl, faces, output_dir, max_train_steps=2, checkpointing_steps=2)
+    names = {path.name for path in (output_dir / "checkpoint-2").iterdir()}
+    assert {"pytorch_lora_weights.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"} <= names
+    assert "model.safetensors" not in names
+    assert_same(lora_weights(output_dir / "checkpoint-2"), lora_weights(output_dir))
+    assert not list(output_dir.glob(".checkpoint*"))
+
+
+def test_gradient_accumulation_equals_the_larger_batch(tiny_sdxl, faces, tmp_path):
+    whole = train(tiny_sdxl, faces, tmp_path / "a", train_batch_size=6, max_train_steps=5)
+    parts = train(
+        tiny_sdxl, faces, tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=3, max_train_steps=5
+    )
+    assert_close(parts, whole)
+
+
+def test_swapped_labels_train_the_opposite_margin(tiny_sdxl, tmp_path):
+    rows, flags = face_rows(8, ties=0), {"learning_rate": 3e-3, "beta_orpo": 2.0, "max_train_steps": 30}
+    flags |= {"train_batch_size": 8, "report_to": "tensorboard", "rank": 8}
+    margins = {}
+    for name, labelled in (("right", rows), ("swapped", swap_labels(rows))):
+        folder = write_parquet(tmp_path / name, labelled)
+        train(tiny_sdxl, folder, tmp_path / f"{name}-lora", **flags)
+        z = logged(tmp_path / f"{name}-lora")["log_odds_chosen"]
+        margins[name] = np.mean(z[:5]), np.mean(z[-5:])  # of the same 8 pairs, before and after
+    print(margins)
+    # Both learn their own labels, which are opposite: before training the margins are each other's negatives.
+    assert margins["right"][0] == pytest.approx(-margins["swapped"][0], abs=0.01)
+    assert margins["right"][1] > margins["right"][0] + 0.01
+    assert margins["swapped"][1] > margins["swapped"][0] + 0.01
+
+
+def test_epochs_when_steps_are_not_given(tiny_sdxl, faces, output_dir):
+    flags = {"max_train_steps": None, "num_train_epochs": 2, "train_batch_size": 5, "gradient_accumulation_steps": 2}
+    train(tiny_sdxl, faces, output_dir, report_to="tensorboard", **flags)
+    assert len(logged(output_dir)["loss"]) == math.ceil(2 * 24 / 10)
+
+
+def test_max_train_samples_limits_the_pairs(tiny_sdxl, faces, output_dir):
+    train(
+        tiny_sdxl,
+        faces,
+        output_dir,
+        max_train_samples=5,
+        max_train_steps=None,
+        train_batch_size=1,
+        report_to="tensorboard",
+    )
+    assert len(logged(output_dir)["loss"]) == 5
+
+
+def test_everything_is_logged_once_per_step_and_averaged(tiny_sdxl, faces, tmp_path):
+    """One window of three micro-batches logs what one batch of all its pairs logs."""
+    flags = {"report_to": "tensorboard", "max_train_steps": 3, "learning_rate": 1e-6, "max_grad_norm": 0}
+    train(tiny_sdxl, faces, tmp_path / "a", train_batch_size=6, **flags)
+    train(tiny_sdxl, faces, tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=3, **flags)
+    whole, parts = logged(tmp_path / "a"), logged(tmp_path / "b")
+    assert set(whole) >= {"loss", "grad_norm", "lr", *OrpoMetrics.__annotations__}
+    for name in whole:
+        assert len(whole[name]) == len(parts[name]) == 3
+        assert parts[name] == pytest.approx(whole[name], rel=2e-3, abs=1e-5), name
+    losses = np.array(whole["nll_loss"]) - 0.1 * np.array(whole["log_odds_ratio"])
+    assert whole["loss"] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({"lr_scheduler": "constant"}, lambda s: 1),
+        ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 4}, lambda s: min(1, s / 4)),
+        ({"lr_scheduler": "linear"}, lambda s: 1 - s / 8),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 2}, lambda s: s / 2 if s < 2 else (1 + math.cos(math.pi * (s - 2) / 6)) / 2),
+        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 2}, lambda s: (1 + math.cos(math.pi * (s / 4 % 1))) / 2),
+        ({"lr_scheduler": "polynomial", "lr_power": 2.0}, lambda s: (1 - s / 8) ** 2 * (1 - 1e-4) + 1e-4),
+    ],
+)  # fmt: skip
+def test_learning_rate_schedules(tiny_sdxl, faces, output_dir, flags, expected):
+    train(
+        tiny_sdxl,
+        faces,
+        output_dir,
+        max_train_steps=8,
+        gradient_accumulation_steps=2,
+        train_batch_size=1,
+        report_to="tensorboard",
+        **flags,
+    )
+    assert logged(output_dir)["lr"] == pytest.approx([1e-3 * expected(step) for step in range(8)], rel=2e-3, abs=1e-8)
+
+
+def test_the_gradient_norm_is_limited_and_0_is_no_limit(tiny_sdxl, faces, tmp_path):
+    """Plain averages of gradients don't show in Adam's steps, but the limit shows in its first moment."""
+    norms = {}
+    for limit in (0, 1e-4):
+        train(tiny_sdxl, faces, tmp_path / str(limit), max_grad_norm=limit, max_train_steps=1, checkpointing_steps=1)
+        state = torch.load(tmp_path / str(limit) / "checkpoint-1" / "optimizer.bin", weights_only=True)["state"]
+        norms[limit] = torch.cat([s["exp_avg"].flatten() for s in state.values()]).norm().item() / 0.1
+    assert norms[1e-4] == pytest.approx(1e-4, rel=0.01)
+    assert norms[0] > 1e-3
+
+
+def test_validation_measures_held_out_pairs_draws_images_and_writes_a_card(tiny_sdxl, faces, output_dir):
+    prompts = ["a red ball", "a face | and more"]
+    train(
+        tiny_sdxl,
+        faces,
+        output_dir,
+        report_to="tensorboard",
+        max_train_steps=4,
+        run_validation=True,
+        validation_steps=2,
+        num_validation_pairs=5,
+        validation_prompts=prompts,
+        num_validation_images=2,
+        validation_inference_steps=2,
+        validation_guidance_scale=2.0,
+    )
+    scalars = logged(output_dir)
+    for name in ("loss", *OrpoMetrics.__annotations__):
+        assert len(scalars[f"eval_{name}"]) == 3 and len(scalars[f"eval_{name}_without_lora"]) == 1
+    accuracies = scalars["eval_rewards/accuracies"]
+    assert all(accuracy * 5 == pytest.approx(round(accuracy * 5)) for accuracy in accuracies)
+    assert scalars["eval_loss"][0] != scalars["eval_loss"][1]
+
+    images = [np.asarray(Image.open(output_dir / f"image_{i}.png"), dtype=int) for i in range(4)]
+    without = [np.asarray(Image.open(output_dir / f"image_{i}_without_lora.png"), dtype=int) for i in range(4)]
+    assert all(image.shape == (64, 64, 3) for image in images + without)
+    assert len({image.tobytes() for image in without}) == 4  # two prompts, two seeds
+
+    card = (output_dir / "README.md").read_text()
+    assert "eval_rewards/accuracies" in card and "a face \\| and more" in card
+    for tag in ("stable-diffusion-xl-diffusers", "lora", "text-to-image", "template:sd-lora", "diffusers-training"):
+        assert f"- {tag}\n" in card
+    results = json.loads((output_dir / "eval_results.json").read_text())
+    assert results["eval_rewards/accuracies"] == pytest.approx(accuracies[-1])
+
+
+def test_validation_images_are_logged_at_their_step(tiny_sdxl, faces, output_dir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = {"validation_prompts": ["red", "ball"], "validation_inference_steps": 1, "num_validation_pairs": 2}
+    train(
+        tiny_sdxl,
+        faces,
+        output_dir,
+        report_to="tensorboard",
+        max_train_steps=4,
+        run_validation=True,
+        validation_steps=2,
+        logging_dir="board",
+        tracker_name="faces",
+        **flags,
+    )
+    events = EventAccumulator(str(output_dir / "board" / "faces"), size_guidance={"images": 0})
+    events.Reload()
+    steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    for i, prompt in enumerate(("red", "ball")):
+        assert steps[f"validation/{i}: {prompt}"] == [2, 4]
+        assert steps[f"test/{i}: {prompt}"] == steps[f"test_without_lora/{i}: {prompt}"] == [4]
+
+
+def test_validation_does_not_disturb_training(tiny_sdxl, faces, tmp_path):
+    flags = {"lora_dropout": 0.2, "max_train_steps": 4, "num_validation_pairs": 4, "run_validation": True}
+    flags |= {"validation_prompts": ["red"], "validation_inference_steps": 1}
+    often = train(tiny_sdxl, faces, tmp_path / "often", validation_steps=1, **flags)
+    rarely = train(tiny_sdxl, faces, tmp_path / "rarely", validation_steps=100, **flags)
+    assert_same(often, rarely)
+
+
+def test_the_cards_snippet_runs(tiny_sdxl, faces, output_dir, tmp_path, monkeypatch):
+    from diffusers import StableDiffusionXLPipeline
+
+    train(
+        tiny_sdxl,
+        faces,
+        output_dir,
+        pretrained_vae_model_name_or_path=Path(tiny_sdxl) / "vae",
+        validation_prompts=["a 'red' ball"],
+    )
+    (snippet,) = re.findall(r"```python\n(.*?)```", (output_dir / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    call = StableDiffusionXLPipeline.__call__
+    monkeypatch.setattr(
+        StableDiffusionXLPipeline, "__call__", lambda self, prompt: call(self, prompt, num_inference_steps=1)
+    )
+    exec(snippet, {})
+    assert Image.open(tmp_path / "image.png").size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        ({"resume_from_checkpoint": "checkpoint-7"}, ["checkpoint-7", "none"]),
+        ({"output_dir": "/dev/null/lora"}, ["--output_dir", "/dev/null/lora"]),
+        ({"dataset_name": "/no/such/folder"}, ["/no/such/folder"]),
+    ],
+)
+def test_bad_input_stops_before_models_load(faces, output_dir, flags, parts):
+    """The model does not exist: whoever came as far as loading it would say so."""
+    with pytest.raises(Exception) as raised:
+        train("no/such-model", flags.pop("dataset_name", faces), flags.pop("output_dir", output_dir), **flags)
+    assert all(part in str(raised.value) for part in parts), raised.value
+    assert "such-model" not in str(raised.value)
+
+
+def test_bad_rows_stop_before_models_load(tmp_path, output_dir):
+    rows = face_rows(6, ties=0)
+    rows[2]["jpg_0"] = rows[2]["jpg_0"][:500]
+    with pytest.raises(ValueError, match="row 2"):
+        train("no/such-model", write_parquet(tmp_path / "data", rows), output_dir)
+
+
+def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(tiny_sdxl, faces, output_dir):
+    train(tiny_sdxl, faces, output_dir, checkpointing_steps=2)
+    with pytest.raises(ValueError, match="checkpoint-2 of an earlier run.*--resume_from_checkpoint=latest"):
+        train("no/such-model", faces, output_dir)
+
+
+@pytest.mark.parametrize(
+    "flags, part",
+    [({"rank": 8, "lora_alpha": 4}, "--rank"), ({"lora_alpha": 2}, "--lora_alpha"), ({"seed": 3}, "--seed"), ({"max_train_samples": 9}, "number of pairs")],
+)  # fmt: skip
+def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, part):
+    train(tiny_sdxl, faces, output_dir, checkpointing_steps=2)
+    with pytest.raises(ValueError, match=f"Cannot resume.*{part}"):
+        train(tiny_sdxl, faces, output_dir, resume_from_checkpoint="latest", max_train_steps=4, **flags)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"report_to": "wandb", "hub_token": "hf_secret"}, "--hub_token"),
+        ({"resolution": 100}, "--resolution"),
+        ({"train_batch_size": 0}, "--train_batch_size"),
+        ({"beta_orpo": -1}, "--beta_orpo"),
+        ({"beta_orpo": "nan"}, "--beta_orpo"),
+        ({"proportion_empty_prompts": 1.5}, "--proportion_empty_prompts"),
+        ({"checkpoints_total_limit": 0}, "--checkpoints_total_limit"),
+        ({"seed": -1}, "--seed"),
+        ({"prediction_type": "sample"}, "--prediction_type"),
+        ({"lr_scheduler": "none"}, "--lr_scheduler"),
+        ({"mixed_precision": "fp8"}, "--mixed_precision"),
+    ],
+)
+def test_flags_are_checked_first(capsys, flags, message):
+    from train_diffusion_orpo_sdxl_lora import parse_args
+
+    with pytest.raises(SystemExit):
+        parse_args(arguments("model", "data", "out", **flags))
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1] and "hf_secret" not in error
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_sdxl, faces, output_dir, monkeypatch):
+    """From the third step on, predictions overflow: the run names step and timesteps, and its checkpoint is good."""
+    import training
+
+    calls = []
+
+    def overflow(args, model, denoiser, batch, original=training.compute_losses):
+        losses, metrics, timesteps = original(args, model, denoiser, batch)
+        calls.append(timesteps)
+        return (losses * torch.tensor([1.0, math.inf]) if len(calls) == 3 else losses), metrics, timesteps
+
+    monkeypatch.setattr(training, "compute_losses", overflow)
+    with pytest.raises(FloatingPointError) as raised:
+        train(tiny_sdxl, faces, output_dir, max_train_steps=5, checkpointing_steps=1)
+    assert "Step 3" in str(raised.value) and f"[{calls[2][1].item()}]" in str(raised.value)
+    assert str(output_dir / "checkpoint-2") in str(raised.value)
+    assert {path.name for path in output_dir.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert all(value.isfinite().all() for value in lora_weights(output_dir / "checkpoint-2").values())
+
+
+def test_tf32_is_allowed_by_flag(tiny_sdxl, faces, output_dir, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    train(tiny_sdxl, faces, output_dir, max_train_steps=1)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    train(tiny_sdxl, faces, output_dir, max_train_steps=1, allow_tf32=True)
+    assert torch.backends.cuda.matmul.allow_tf32

@@ -1,0 +1,160 @@
+"""The training step in the open, without the loop."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import arguments
+
+from dataset import load_pairs
+from sdxl import StableDiffusionXL
+from train_diffusion_orpo_sdxl_lora import parse_args
+from training import compute_losses, make_optimizer, min_snr_weights
+
+
+@pytest.fixture
+def setup(tiny_sdxl, faces):
+    """Model, flags and one batch of 4 pairs."""
+
+    def make(**flags):
+        args = parse_args(arguments(tiny_sdxl, faces, "unused", **flags))
+        model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
+        batch = next(iter(load_pairs(args).training_batches(4, seed=0, start=0, rank=0, world_size=1)))
+        return args, model, batch
+
+    return make
+
+
+class Recorder:
+    """Stands where the U-Net stands, keeps its input and answers with a function of it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, sample, timesteps, encoder_hidden_states, added_cond_kwargs, return_dict):
+        self.sample, self.timesteps, self.text, self.added = (
+            sample,
+            timesteps,
+            encoder_hidden_states,
+            added_cond_kwargs,
+        )
+        return (self.answer(self),)
+
+
+def test_both_images_of_a_pair_share_noise_timestep_and_prompt(setup):
+    """The same image on both sides makes both halves of the U-Net's one batch equal, and z zero."""
+    args, model, batch = setup()
+    batch["pixel_values"] = batch["pixel_values"][:4].repeat(2, 1, 1, 1)
+    for name in ("original_sizes", "crop_top_lefts"):
+        batch[name] = batch[name][:4].repeat(2, 1)
+    model.pipeline.vae.encode = lambda x: SimpleNamespace(
+        latent_dist=SimpleNamespace(sample=lambda generators: x[:, :1, ::8, ::8].repeat(1, 4, 1, 1))
+    )
+    unet = Recorder(lambda call: torch.zeros_like(call.sample))
+    _, metrics, timesteps = compute_losses(args, model, unet, batch)
+    for value in (unet.sample, unet.timesteps, unet.text, *unet.added.values()):
+        assert torch.equal(value[:4], value[4:])
+    assert torch.equal(unet.timesteps[:4], timesteps)
+    assert torch.equal(metrics["log_odds_chosen"], torch.zeros(4))
+
+
+def test_pairs_of_a_batch_get_different_noise_and_timesteps(setup):
+    args, model, batch = setup()
+    unet = Recorder(lambda call: torch.zeros_like(call.sample))
+    model.encode_images = lambda pixel_values, generators: torch.zeros(8, 4, 8, 8)
+    compute_losses(args, model, unet, batch)
+    assert len(unet.timesteps[:4].unique()) == 4
+    noise = unet.sample[:4].flatten(1)
+    assert torch.corrcoef(noise).triu(1).abs().max() < 0.3
+
+
+def test_randomness_is_the_pairs_own(setup):
+    """A pair has the same loss in any batch: alone, or among others."""
+    args, model, batch = setup()
+    losses, _, timesteps = compute_losses(args, model, model.denoiser, batch)
+    for i in range(4):
+        alone = {name: batch[name][i::4] for name in ("pixel_values", "original_sizes", "crop_top_lefts")}
+        alone |= {name: batch[name][i : i + 1] for name in ("prompts", "seeds")}
+        loss, _, timestep = compute_losses(args, model, model.denoiser, alone)
+        assert timestep == timesteps[i]
+        torch.testing.assert_close(loss[0], losses[i], rtol=1e-5, atol=1e-6)
+
+
+def test_epsilon_prediction_is_judged_by_the_shared_noise(setup):
+    """A U-Net that knows winner's latents and schedule can name the noise: its winner's error is 0."""
+    args, model, batch = setup()
+    latents = torch.randn(8, 4, 8, 8)
+    model.encode_images = lambda pixel_values, generators: latents
+    alphas = model.noise_scheduler.alphas_cumprod.double()
+
+    def true_noise(call):
+        a = alphas[call.timesteps].view(-1, 1, 1, 1)
+        return ((call.sample - a.sqrt() * latents) / (1 - a).sqrt()).float()
+
+    _, metrics, _ = compute_losses(args, model, Recorder(true_noise), batch)
+    assert metrics["logps/chosen"].abs().max() < 1e-8
+    assert metrics["logps/rejected"].abs().max() < 1e-8
+
+
+def test_v_prediction_has_a_target_for_each_image(setup):
+    """v = sqrt(a) noise - sqrt(1 - a) latents, arXiv 2202.00512: a U-Net that gives each image its own v is right."""
+    args, model, batch = setup(prediction_type="v_prediction")
+    latents = torch.randn(8, 4, 8, 8)
+    model.encode_images = lambda pixel_values, generators: latents
+    alphas = model.noise_scheduler.alphas_cumprod.double()
+
+    def true_velocity(call):
+        a = alphas[call.timesteps].view(-1, 1, 1, 1)
+        noise = (call.sample - a.sqrt() * latents) / (1 - a).sqrt()
+        return (a.sqrt() * noise - (1 - a).sqrt() * latents).float()
+
+    _, metrics, _ = compute_losses(args, model, Recorder(true_velocity), batch)
+    assert metrics["logps/chosen"].abs().max() < 1e-8
+    assert metrics["logps/rejected"].abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_by_the_schedules_betas(setup, prediction_type):
+    _, model, _ = setup(prediction_type=prediction_type)
+    timesteps = torch.tensor([0, 10, 300, 999])
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # SDXL's schedule
+    alphas = (1 - betas).cumprod(0)[timesteps]
+    snr = alphas / (1 - alphas)
+    expected = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction_type == "epsilon" else snr + 1)
+    weights = min_snr_weights(model.noise_scheduler, timesteps, 5.0)
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-3, atol=0)
+
+
+def test_snr_gamma_weighs_the_loss(setup):
+    args, model, batch = setup(snr_gamma=5.0)
+    weighted, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
+    args.snr_gamma = None
+    plain, same_metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    torch.testing.assert_close(weighted, plain * min_snr_weights(model.noise_scheduler, timesteps, 5.0))
+    torch.testing.assert_close(metrics, same_metrics)
+    assert not torch.allclose(weighted, plain)
+
+
+def test_beta_weighs_the_odds_ratio(setup):
+    args, model, batch = setup(beta_orpo=0.0)
+    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    assert torch.equal(losses, metrics["nll_loss"])
+    args.beta_orpo = 2.0
+    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    torch.testing.assert_close(losses, metrics["nll_loss"] - 2.0 * metrics["log_odds_ratio"])
+
+
+def test_the_optimizer_gets_its_flags(tiny_sdxl, faces):
+    flags = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_weight_decay": 0.3, "adam_epsilon": 1e-5}
+    args = parse_args(arguments(tiny_sdxl, faces, "unused", learning_rate=3e-4, **flags))
+    parameter = torch.nn.Parameter(torch.ones(4096))
+    (group,) = make_optimizer(args, [parameter], pairs_per_step=12).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (3e-4, (0.8, 0.9), 0.3, 1e-5)
+    args = parse_args(arguments(tiny_sdxl, faces, "unused", learning_rate=3e-4, scale_lr=True, use_8bit_adam=True))
+    optimizer = make_optimizer(args, [parameter], pairs_per_step=12)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(12 * 3e-4)
+    assert type(optimizer).__name__ == "AdamW8bit"
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (parameter < 1).all()
+    assert any(state.dtype == torch.uint8 for state in optimizer.state[parameter].values() if torch.is_tensor(state))
