@@ -19,16 +19,6 @@ from tiny_sdxl import build_tiny_sdxl
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def fresh_process_state(tmp_path_factory, monkeypatch):
-    """Each test gets its own accelerate state, as each run has in its own process; and one cache for all data sets."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
     """No test writes into the user's own cache of data sets."""
@@ -52,6 +42,12 @@ def faces(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("faces")
     write_parquet(folder, face_rows(28))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def demo_base() -> str:
+    """Folder of the demo's trained model."""
+    return str(Path(__file__).parent.parent / "examples" / "demo" / "base")
 
 
 @pytest.fixture
