@@ -261,6 +261,11 @@ def test_validation_measures_held_out_pairs_draws_images_and_writes_a_card(tiny_
     accuracies = scalars["eval_rewards/accuracies"]
     assert all(accuracy * 5 == pytest.approx(round(accuracy * 5)) for accuracy in accuracies)
     assert scalars["eval_loss"][0] != scalars["eval_loss"][1]
+    base = train(tiny_sdxl, faces, output_dir / "base", learning_rate=0, run_validation=True, num_validation_pairs=5)
+    assert moved(base) == 0
+    untrained = json.loads((output_dir / "base" / "eval_results.json").read_text())
+    assert scalars["eval_loss_without_lora"][0] == pytest.approx(untrained["eval_loss"], rel=1e-6)
+    assert scalars["eval_loss_without_lora"][0] != scalars["eval_loss"][-1]
 
     images = [np.asarray(Image.open(output_dir / f"image_{i}.png"), dtype=int) for i in range(4)]
     without = [np.asarray(Image.open(output_dir / f"image_{i}_without_lora.png"), dtype=int) for i in range(4)]

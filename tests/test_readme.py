@@ -1,0 +1,53 @@
+"""The READMEs say what is so: their commands parse, their snippets run, their tables name what is logged."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_orpo_loss import OrpoMetrics
+from train_diffusion_orpo_sdxl_lora import parse_args
+
+
+ROOT = Path(__file__).parent.parent
+README, EXAMPLE_README = (ROOT / "README.md").read_text(), (ROOT / "examples/diffusion_orpo/README.md").read_text()
+
+
+@pytest.mark.parametrize("text", [README, EXAMPLE_README])
+def test_the_training_command_parses(text):
+    (command,) = re.findall(r"accelerate launch train_diffusion_orpo_sdxl_lora.py (\\\n.*?)```", text, flags=re.DOTALL)
+    args = parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert (args.rank, args.seed, args.beta_orpo, args.report_to) == (8, 0, 0.1, "wandb")
+
+
+def test_the_loss_snippet_runs():
+    (snippet,) = re.findall(r"```python\n(from diffusion_orpo_loss.*?)```", README, flags=re.DOTALL)
+    layer = torch.nn.Conv2d(4, 4, 1)
+    names = {
+        "torch": torch,
+        "latents_w": torch.randn(3, 4, 8, 8),
+        "latents_l": torch.randn(3, 4, 8, 8),
+        "noise": torch.randn(3, 4, 8, 8),
+        "timesteps": torch.tensor([1, 2, 3]),
+        "prompt_embeds": torch.randn(3, 7, 16),
+        "noise_scheduler": type("Scheduler", (), {"add_noise": lambda self, x, noise, t: x + noise})(),
+        "unet": lambda x, t, text: type("Output", (), {"sample": layer(x)}),
+    }
+    exec(snippet, names)
+    assert layer.weight.grad.abs().sum() > 0
+    assert set(names["metrics"]) == set(OrpoMetrics.__annotations__)
+
+
+def test_the_table_of_metrics_is_complete():
+    section = EXAMPLE_README.split("## What is logged")[1].split("##")[0]
+    assert set(re.findall(r"`([\w/]+)`", section)) >= {"loss", "grad_norm", "lr", *OrpoMetrics.__annotations__}
+
+
+def test_links_lead_somewhere():
+    for path in ROOT.glob("**/*.md"):
+        if ".venv" in path.parts or "demo-output" in path.parts:
+            continue
+        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert link.startswith("https://") or (path.parent / link).exists(), f"{path}: {link}"
