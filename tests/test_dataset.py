@@ -209,14 +209,14 @@ def test_resuming_decodes_nothing_that_was_seen(faces, monkeypatch):
     original = pairs.decode_image
     data = open_data(faces)
     monkeypatch.setattr(pairs, "decode_image", lambda image, where: decoded.append(where) or original(image, where))
-    next(iter(data.training_batches(2, seed=0, start=10_000, rank=0, world_size=1)))
+    next(iter(data.training_batches(2, 0, {"pairs_seen": 10_000}, rank=0, world_size=1)))
     assert len(decoded) == 4
 
 
 def test_workers_change_nothing(faces):
     def batches(workers: int) -> list[dict]:
         data = open_data(faces, random_crop=True, random_flip=True, dataloader_num_workers=workers)
-        return list(islice(data.training_batches(3, seed=1, start=5, rank=0, world_size=1), 12))
+        return list(islice(data.training_batches(3, 1, {"pairs_seen": 5}, rank=0, world_size=1), 12))
 
     for alone, parallel in zip(batches(0), batches(2)):
         assert torch.equal(alone["pixel_values"], parallel["pixel_values"])
@@ -225,7 +225,9 @@ def test_workers_change_nothing(faces):
 
 def test_ranks_see_different_pairs_under_different_seeds(faces):
     data = open_data(faces)
-    batches = [next(iter(data.training_batches(4, seed=0, start=0, rank=rank, world_size=3))) for rank in range(3)]
+    batches = [
+        next(iter(data.training_batches(4, seed=0, position=None, rank=rank, world_size=3))) for rank in range(3)
+    ]
     seeds = [seed for batch in batches for seed in batch["seeds"]]
     assert len(set(seeds)) == 12
 
@@ -235,6 +237,6 @@ def test_large_images_are_read_as_they_are(tmp_path):
     image = encode(PILImage.fromarray(np.zeros((70, 300, 3), dtype=np.uint8)))
     rows = [{"jpg_0": image, "jpg_1": image, "label_0": 1.0, "caption": "wide"}]
     data = open_data(write_parquet(tmp_path, rows))
-    batch = next(iter(data.training_batches(1, 0, 0, 0, 1)))
+    batch = next(iter(data.training_batches(1, 0, None, 0, 1)))
     assert batch["original_sizes"].tolist() == [[70, 300]] * 2
     assert batch["pixel_values"].shape == (2, 3, 64, 64)

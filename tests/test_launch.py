@@ -167,7 +167,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, faces, two_proc
 def test_both_processes_save_their_random_state(two_process_run):
     names = {path.name for path in (two_process_run / "checkpoint-2").iterdir()}
     assert {"random_states_0.pkl", "random_states_1.pkl"} <= names
-    assert json.loads((two_process_run / "checkpoint-2" / "training_state.json").read_text())["pairs_seen"] == 8
+    assert json.loads((two_process_run / "checkpoint-2" / "data_position_1.json").read_text()) == {"pairs_seen": 8}
 
 
 def test_resuming_on_two_processes_equals_the_uninterrupted_run(tiny_sdxl, faces, two_process_run, tmp_path):

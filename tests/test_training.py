@@ -19,7 +19,7 @@ def setup(tiny_sdxl, faces):
     def make(**flags):
         args = parse_args(arguments(tiny_sdxl, faces, "unused", **flags))
         model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
-        batch = next(iter(load_pairs(args).training_batches(4, seed=0, start=0, rank=0, world_size=1)))
+        batch = next(iter(load_pairs(args).training_batches(4, seed=0, position=None, rank=0, world_size=1)))
         return args, model, batch
 
     return make

@@ -1,7 +1,8 @@
 """Checkpoints of a run: save, rotate, find, resume.
 
 `checkpoint-N` holds the LoRA in diffusers format, optimizer, learning-rate scheduler, gradient scaler, the RNG state
-of each process, and `training_state.json`. It is written under another name and renamed, so it is complete or absent.
+and the data position of each process, and `training_state.json`. It is written under another name and renamed, so it is
+complete or absent.
 """
 
 import json
@@ -26,14 +27,12 @@ class TrainingState:
 
     Attributes:
         global_step: optimizer steps done.
-        pairs_seen: pairs that all processes together have trained on: the data position.
         seed: of the run.
         num_pairs: pairs in an epoch.
         rank, lora_alpha: of the LoRA.
     """
 
     global_step: int
-    pairs_seen: int
     seed: int
     num_pairs: int
     rank: int
@@ -82,6 +81,15 @@ def read_state(checkpoint: Path) -> TrainingState:
     return TrainingState(**json.loads((checkpoint / STATE_FILE).read_text()))
 
 
+def read_position(checkpoint: Path, process_index: int) -> dict:
+    """Where a process stood in its data. A process that the saved run did not have gets the first one's position.
+
+    What is in it is the data source's own affair, and so is whether it serves another number of processes.
+    """
+    path = checkpoint / f"data_position_{process_index}.json"
+    return json.loads((path if path.exists() else checkpoint / "data_position_0.json").read_text())
+
+
 def check_same_run(saved: TrainingState, current: TrainingState, checkpoint: Path) -> None:
     """Stops a resumed run that would not continue the saved one.
 
@@ -114,8 +122,18 @@ def register_lora_hooks(accelerator: Accelerator, model) -> None:
     accelerator.register_load_state_pre_hook(load)
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: TrainingState, total_limit: int | None) -> None:
-    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`. Every process must call it."""
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, state: TrainingState, position: dict, total_limit: int | None
+) -> None:
+    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`. Every process must call it.
+
+    Args:
+        accelerator: of the run.
+        output_dir: gets the checkpoint.
+        state: where the run stands.
+        position: where this process stands in its data.
+        total_limit: how many checkpoints to keep; None for all.
+    """
     checkpoint = output_dir / f"checkpoint-{state.global_step}"
     partial = output_dir / f".{checkpoint.name}.partial"
     if accelerator.is_main_process:
@@ -123,6 +141,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, state: TrainingS
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
+    (partial / f"data_position_{accelerator.process_index}.json").write_text(json.dumps(position))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")

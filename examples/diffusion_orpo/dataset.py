@@ -1,7 +1,7 @@
 """Preference pairs from a data set that fits on disk: Hub id, folder of parquet, or imagefolder."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import count
 
@@ -218,17 +218,21 @@ class PreferenceData:
         held_out = f", {len(self.held_out)} held out" if self.held_out else ""
         return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.num_ties} ties dropped"
 
-    def training_batches(self, batch_size: int, seed: int, start: int, rank: int, world_size: int) -> DataLoader:
+    def training_batches(
+        self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
+    ) -> "PairBatches":
         """Endless batches for one process.
 
         Args:
             batch_size: pairs per batch.
             seed: decides, with epoch and pair, the order and everything random.
-            start: pairs that all processes together have already seen; nothing is decoded to get there.
+            position: where to go on, of a `PairBatches` of any process; None for the start.
             rank, world_size: this process, and how many there are.
         """
+        start = position["pairs_seen"] if position else 0
         order = EndlessOrder(self.num_pairs, batch_size, seed, start, rank, world_size)
-        return self._loader(TransformedPairs(self.train, self.transform, seed), order)
+        loader = self._loader(TransformedPairs(self.train, self.transform, seed), order)
+        return PairBatches(loader, pairs_seen=start, pairs_per_batch=batch_size * world_size)
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> DataLoader | None:
         """This process's share of the held-out pairs, once; None where there are none."""
@@ -249,6 +253,33 @@ class PreferenceData:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or it would draw from the global one, which LoRA dropout uses
         )
+
+
+@dataclass
+class PairBatches:
+    """Batches that know where they are.
+
+    Attributes:
+        loader: gives the batches.
+        pairs_seen: pairs that all processes together have been given.
+        pairs_per_batch: pairs that all processes together are given at a time.
+        problems: for the progress bar; a data set was checked before, so there are none.
+    """
+
+    loader: DataLoader
+    pairs_seen: int
+    pairs_per_batch: int
+    problems: dict[str, int] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in self.loader:
+            self.pairs_seen += self.pairs_per_batch
+            yield batch
+
+    @property
+    def position(self) -> dict:
+        """What a checkpoint keeps: it serves any number of processes and any batch size."""
+        return {"pairs_seen": self.pairs_seen}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from checkpoints import (
     TrainingState,
     check_same_run,
     list_checkpoints,
+    read_position,
     read_state,
     register_lora_hooks,
     save_checkpoint,
@@ -115,14 +116,15 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
     register_lora_hooks(accelerator, model)
     set_seed(args.seed, device_specific=True)  # LoRA dropout draws from the global generators
-    state = TrainingState(0, 0, args.seed, data.num_pairs, args.rank, args.lora_alpha)
+    state, position = TrainingState(0, args.seed, data.num_pairs, args.rank, args.lora_alpha), None
     if checkpoint is not None:
-        state = resume(accelerator, checkpoint, state)
+        state, position = resume(accelerator, checkpoint, state)
+    batches = data.training_batches(args.train_batch_size, args.seed, position, rank, world_size)
 
     start_trackers(args, accelerator)
     logger.info(f"{data}; {max_train_steps} steps of {pairs_per_step} pairs on {world_size} processes")
     validator = Validator(args, accelerator, model, data, compute_losses)
-    batches = iter(data.training_batches(args.train_batch_size, args.seed, state.pairs_seen, rank, world_size))
+    next_batch = iter(batches).__next__
     progress = tqdm(
         total=max_train_steps, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
@@ -130,7 +132,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         denoiser.train()
         started, window = time.perf_counter(), Window()
         for _ in range(args.gradient_accumulation_steps):
-            batch = next(batches)
+            batch = next_batch()
             with accelerator.accumulate(denoiser):
                 losses, metrics, timesteps = compute_losses(args, model, denoiser, batch)
                 accelerator.backward(losses.mean())
@@ -145,7 +147,6 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
         state.global_step += 1
-        state.pairs_seen += pairs_per_step
 
         accelerator.log(logs, step=state.global_step)
         progress.update()
@@ -153,9 +154,10 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
             loss=f"{logs['loss']:.4f}",
             accuracy=f"{logs['rewards/accuracies']:.2f}",
             pairs_per_s=f"{pairs_per_step / (time.perf_counter() - started):.2f}",
+            **batches.problems,
         )
         if state.global_step % args.checkpointing_steps == 0:
-            save_checkpoint(accelerator, output_dir, state, args.checkpoints_total_limit)
+            save_checkpoint(accelerator, output_dir, state, batches.position, args.checkpoints_total_limit)
         if args.run_validation and state.global_step % args.validation_steps == 0:
             validator.during_training(state.global_step)
     progress.close()
@@ -181,14 +183,14 @@ def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: i
     )
 
 
-def resume(accelerator: Accelerator, checkpoint: Path, current: TrainingState) -> TrainingState:
-    """Restores LoRA, optimizer, learning rate, scaler and RNG; returns where the saved run stood."""
+def resume(accelerator: Accelerator, checkpoint: Path, current: TrainingState) -> tuple[TrainingState, dict]:
+    """Restores LoRA, optimizer, learning rate, scaler and RNG; returns where the saved run and its data stood."""
     saved = read_state(checkpoint)
     check_same_run(saved, current, checkpoint)
     accelerator.load_state(str(checkpoint))
     accelerator.step = 0  # checkpoints lie between windows, also where the number of accumulation steps has changed
-    logger.info(f"Resuming from {checkpoint}, after {saved.pairs_seen} pairs")
-    return saved
+    logger.info(f"Resuming from {checkpoint}, after step {saved.global_step}")
+    return saved, read_position(checkpoint, accelerator.process_index)
 
 
 @dataclass
