@@ -8,6 +8,7 @@ TRAIN = [
     "datasets>=4.0",
     "diffusers>=0.42",
     "huggingface_hub>=1.0",
+    "networkx",
     "numpy",
     "peft>=0.21",
     "Pillow",
@@ -18,7 +19,7 @@ TRAIN = [
 ]
 EIGHT_BIT = ["bitsandbytes>=0.45"]
 WANDB = ["wandb"]
-WEBDATASET = ["webdataset>=1.0", "ray[data]>=2.50"]
+WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.50"]
 DEMO = ["matplotlib", "scipy"]
 
 setup(
@@ -39,6 +40,11 @@ setup(
         "wandb": WANDB,
         "webdataset": TRAIN + WEBDATASET,
         "demo": TRAIN + DEMO,
-        "test": TRAIN + EIGHT_BIT + WANDB + DEMO + ["mpmath", "pytest", "ruff", "trl>=1.0"],
+        "test": TRAIN
+        + EIGHT_BIT
+        + WANDB
+        + WEBDATASET
+        + DEMO
+        + ["awscli", "moto[server]", "mpmath", "pytest", "ruff", "trl>=1.0"],
     },
 )

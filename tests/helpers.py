@@ -1,12 +1,14 @@
 """What several tests need: preference rows, files of them, runs of the script, and what the runs logged."""
 
 import io
+import json
 from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Value
 from PIL import Image
 from safetensors.torch import load_file
+from webdataset import TarWriter
 
 from faces import ALL_KINDS, draw_face
 
@@ -42,6 +44,38 @@ def write_parquet(folder: Path, rows: list[dict], split: str = "train", features
     return str(folder)
 
 
+def write_shards(
+    folder: Path,
+    rows: list[dict],
+    per_shard: int,
+    first_shard: int = 0,
+    leave_out: dict[int, str] | None = None,
+    manifest: bool = True,
+) -> Path:
+    """Writes `train-00000.tar` and so on with webdataset's own writer, and a manifest; leaves out members by row."""
+    Path(folder).mkdir(exist_ok=True, parents=True)
+    sizes = {}
+    for i in range(0, len(rows), per_shard):
+        name = f"train-{first_shard + i // per_shard:05d}.tar"
+        with TarWriter(str(Path(folder) / name)) as writer:
+            for j, row in enumerate(rows[i : i + per_shard]):
+                sample = {
+                    "__key__": f"{first_shard}-{i + j:06d}",
+                    "original_prompt.txt": row["caption"],
+                    "jpg_0.jpg": row["jpg_0"],
+                    "jpg_1.jpg": row["jpg_1"],
+                    "label_0.txt": str(row["label_0"]),
+                    "label_1.txt": str(1 - row["label_0"]),
+                }
+                sample.pop((leave_out or {}).get(i + j), None)
+                writer.write(sample)
+        sizes[name] = len(rows[i : i + per_shard])
+    if manifest:
+        shards = [{"name": name, "samples": size} for name, size in sizes.items()]
+        (Path(folder) / "manifest.json").write_text(json.dumps({"version": 1, "shards": shards}))
+    return Path(folder)
+
+
 def arguments(model: str, data: str, output_dir, **flags) -> list[str]:
     """The script's command line for a short run; a flag that is True stands alone, None leaves it out."""
     defaults = {
@@ -66,15 +100,17 @@ def arguments(model: str, data: str, output_dir, **flags) -> list[str]:
     return line
 
 
-def train(model: str, data: str, output_dir, **flags) -> dict[str, torch.Tensor]:
-    """Runs the script in this process; returns the trained LoRA."""
+def train(model: str, data: str | None, output_dir, **flags) -> dict[str, torch.Tensor]:
+    """Runs the script in this process, or, without `data`, the one for shards; returns the trained LoRA."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from train_diffusion_orpo_sdxl_lora import main
+    import train_diffusion_orpo_sdxl_lora
+    import train_diffusion_orpo_sdxl_lora_wds
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    main(arguments(model, data, output_dir, **flags))
+    script = train_diffusion_orpo_sdxl_lora if data else train_diffusion_orpo_sdxl_lora_wds
+    script.main(arguments(model, data, output_dir, **flags))
     return lora_weights(output_dir)
 
 

@@ -134,9 +134,26 @@ def test_bad_data_names_the_row(tmp_path, change, features, parts):
 
 
 def test_bad_data_is_found_by_worker_processes_too(tmp_path):
-    folder = write_parquet(tmp_path, bad(6, "jpg_1", b"no image")(face_rows(8, ties=0)))
-    with pytest.raises(ValueError, match="row 6, jpg_1"):
-        open_data(folder, dataloader_num_workers=2)
+    rows = [face_rows(2, ties=0)[i % 2] for i in range(1200)]
+    folder = write_parquet(tmp_path, bad(1100, "jpg_1", b"no image")(rows))
+    with pytest.raises(ValueError, match="row 1100, jpg_1"):
+        open_data(folder)
+
+
+def test_rows_that_are_not_used_are_not_checked(tmp_path):
+    rows = face_rows(8, ties=1)
+    rows[7]["jpg_0"] = rows[5]["jpg_0"] = b"no image"
+    folder = write_parquet(tmp_path, rows)
+    assert open_data(folder, max_train_samples=4).num_pairs == 4
+    with pytest.raises(ValueError, match="row 5"):
+        open_data(folder)
+
+
+def test_large_binary_columns(tmp_path):
+    features = Features(
+        jpg_0=Value("large_binary"), jpg_1=Value("large_binary"), label_0=Value("float64"), caption=Value("string")
+    )
+    assert winners_smile(open_data(write_parquet(tmp_path, face_rows(6, ties=0), features=features)))
 
 
 def test_max_train_samples_truncates_and_may_exceed_the_data(faces):
@@ -170,6 +187,25 @@ def test_held_out_pairs_are_shared_out_once_and_judged_under_fixed_noise(faces):
     seeds = [seed for rank in range(3) for batch in data.held_out_batches(2, rank, 3) for seed in batch["seeds"]]
     alone = [seed for batch in data.held_out_batches(4, 0, 1) for seed in batch["seeds"]]
     assert len(seeds) == 7 and sorted(seeds) == sorted(alone)
+    plain = open_data(faces, run_validation=True, num_validation_pairs=7)
+    for one, other in zip(data.held_out_batches(4, 0, 1), plain.held_out_batches(4, 0, 1), strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["prompts"] == other["prompts"]
+
+
+def test_pairs_that_share_an_image_stay_on_one_side(tmp_path):
+    """A chain of rows as people make them: the winner of one comparison meets a new image in the next."""
+    images = [encode(PILImage.new("RGB", (16, 16), (i, 2 * i, 3))) for i in range(60)]
+    rows = [
+        {"jpg_0": images[i], "jpg_1": images[i + 1], "label_0": 1.0, "caption": "a"} for i in range(59) if i % 4 != 3
+    ]
+    data = open_data(write_parquet(tmp_path, rows), run_validation=True, num_validation_pairs=10)
+    sides = [
+        {image for i in range(len(side)) for image in (side[i].winner, side[i].loser)}
+        for side in (data.train, data.held_out)
+    ]
+    assert len(data.held_out) == 9 and data.num_pairs == 36 and not sides[0] & sides[1]
+    with pytest.raises(ValueError, match="--num_validation_pairs=2 is too small"):
+        open_data(str(tmp_path), run_validation=True, num_validation_pairs=2)
 
 
 def keys(n: int, batch_size: int, world_size: int, batches: int, start: int = 0, seed: int = 0) -> list:

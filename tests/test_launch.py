@@ -16,8 +16,8 @@ from hub_server import hub_server
 SCRIPT = Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "train_diffusion_orpo_sdxl_lora.py"
 
 
-def run(launcher: list[str], line: list[str], **environment) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *launcher, str(SCRIPT), *line]
+def run(launcher: list[str], line: list[str], script: Path = SCRIPT, **environment) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *launcher, str(script), *line]
     result = subprocess.run(
         command,
         env=os.environ | {"ACCELERATE_USE_CPU": "1"} | environment,
@@ -134,28 +134,32 @@ def test_precision_from_the_accelerate_configuration(tiny_sdxl, faces, tmp_path)
     assert all(value["exp_avg"].dtype == torch.float32 for value in state.values())
 
 
+# 16 pairs in steps of 4: the epoch, and with it the learning rate's horizon, is 4 steps on any number of processes.
 FLAGS = {
-    "learning_rate": 1e-3,
-    "max_train_steps": 4,
+    "max_train_steps": None,
+    "max_train_samples": 16,
     "checkpointing_steps": 2,
-    "lora_dropout": 0.0,
     "lr_scheduler": "linear",
+    "report_to": "tensorboard",
+    "run_validation": True,
+    "num_validation_pairs": 5,
+    "validation_prompts": ["red"],
+    "validation_inference_steps": 1,
+    "validation_steps": 2,
 }
-FLAGS |= {"report_to": "tensorboard", "run_validation": True, "num_validation_pairs": 5, "validation_prompts": ["red"]}
-FLAGS |= {"validation_inference_steps": 1, "validation_steps": 2}
 
 
 @pytest.fixture(scope="module")
 def two_process_run(tiny_sdxl, faces, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("two") / "lora"
-    result = two_processes(arguments(tiny_sdxl, faces, output_dir, **FLAGS, max_train_samples=17))
+    result = two_processes(arguments(tiny_sdxl, faces, output_dir, **FLAGS))
     assert_ok(result)
     return output_dir
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, faces, two_process_run, tmp_path):
     """The same pairs, noise and timesteps: the ranks shared the work, and neither saw what the other saw."""
-    alone = train(tiny_sdxl, faces, tmp_path / "lora", **FLAGS, max_train_samples=17, train_batch_size=4)
+    alone = train(tiny_sdxl, faces, tmp_path / "lora", **FLAGS, train_batch_size=4)
     torch.testing.assert_close(lora_weights(two_process_run), alone, rtol=1e-3, atol=2e-5)
     one, two = logged(tmp_path / "lora"), logged(two_process_run)
     assert one.keys() == two.keys()
@@ -167,11 +171,15 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, faces, two_proc
 def test_both_processes_save_their_random_state(two_process_run):
     names = {path.name for path in (two_process_run / "checkpoint-2").iterdir()}
     assert {"random_states_0.pkl", "random_states_1.pkl"} <= names
+    states = [
+        torch.load(two_process_run / "checkpoint-2" / f"random_states_{i}.pkl", weights_only=False) for i in (0, 1)
+    ]
+    assert not torch.equal(*(state["torch_manual_seed"] for state in states))  # for LoRA dropout
     assert json.loads((two_process_run / "checkpoint-2" / "data_position_1.json").read_text()) == {"pairs_seen": 8}
 
 
 def test_resuming_on_two_processes_equals_the_uninterrupted_run(tiny_sdxl, faces, two_process_run, tmp_path):
-    line = arguments(tiny_sdxl, faces, tmp_path / "lora", **FLAGS, max_train_samples=17)
+    line = arguments(tiny_sdxl, faces, tmp_path / "lora", **FLAGS)
     result = two_processes([*line, f"--resume_from_checkpoint={two_process_run / 'checkpoint-2'}"])
     assert_ok(result)
     torch.testing.assert_close(lora_weights(tmp_path / "lora"), lora_weights(two_process_run), rtol=0, atol=0)
@@ -183,7 +191,6 @@ def test_resuming_on_one_process_goes_on_with_the_next_pair(tiny_sdxl, faces, tw
         faces,
         tmp_path / "lora",
         **FLAGS,
-        max_train_samples=17,
         train_batch_size=4,
         resume_from_checkpoint=two_process_run / "checkpoint-2",
     )

@@ -132,7 +132,7 @@ def test_the_vae_named_by_the_flag_is_used(tiny_sdxl, tmp_path):
 
 
 def test_rank_alpha_layers_and_dropout_reach_the_lora(tiny_sdxl):
-    model = load(tiny_sdxl, rank=3, lora_alpha=7.5, lora_layers="to_q,to_v", lora_dropout=0.25)
+    model = load(tiny_sdxl, rank=3, lora_alpha=7.5, lora_layers="to_q, to_v", lora_dropout=0.25)
     config = model.denoiser.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 7.5, 0.25)
     names = {
@@ -152,8 +152,8 @@ def test_lora_dropout_acts_in_training_only(tiny_sdxl):
 
 
 def test_unknown_lora_layers_are_an_error(tiny_sdxl):
-    with pytest.raises(ValueError, match="no_such_layer"):
-        load(tiny_sdxl, lora_layers="no_such_layer")
+    with pytest.raises(ValueError, match="no module called no_such_layer"):
+        load(tiny_sdxl, lora_layers="to_q,no_such_layer")
 
 
 @pytest.mark.parametrize("alpha", [None, 1.5])
@@ -239,7 +239,16 @@ def test_the_variants_files_are_loaded(tiny_sdxl, tmp_path):
     assert load(str(tmp_path), variant="fp16").denoiser.conv_out.bias.eq(3.0).all()
 
 
+def test_sizes_are_not_rounded_in_half_precision(tiny_sdxl):
+    model = load(tiny_sdxl, torch.bfloat16)
+    sizes = torch.tensor([[1023, 1365], [1537, 771]])
+    batch = {"prompts": ["a"], "original_sizes": sizes, "crop_top_lefts": torch.tensor([[0, 357], [301, 0]])}
+    time_ids = model.conditioning(batch)["added_cond_kwargs"]["time_ids"]
+    assert time_ids[:, :4].tolist() == [[1023, 1365, 0, 357], [1537, 771, 301, 0]]
+
+
 def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
     assert load(tiny_sdxl).noise_scheduler.config.prediction_type == "epsilon"
     model = load(tiny_sdxl, prediction_type="v_prediction")
     assert model.noise_scheduler.config.prediction_type == "v_prediction"
+    assert model.pipeline.scheduler.config.prediction_type == "v_prediction"  # which draws

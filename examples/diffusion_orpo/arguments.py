@@ -1,6 +1,7 @@
 """The flags that the training scripts share."""
 
 import argparse
+import sys
 
 
 # What the model draws when the run is validated: a face, a medium, a place and a relation between objects.
@@ -27,26 +28,55 @@ def add_training_arguments(parser: argparse.ArgumentParser, train_batch_size: in
     _add_output_arguments(parser.add_argument_group("output"))
 
 
+# Lowest and highest value that a flag may have, the highest left out where there is none.
+RANGES = {
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0,),
+    "adam_weight_decay": (0,),
+    "beta_orpo": (0,),
+    "checkpointing_steps": (1,),
+    "checkpoints_total_limit": (1,),
+    "dataloader_num_workers": (0,),
+    "gradient_accumulation_steps": (1,),
+    "learning_rate": (0,),
+    "lora_dropout": (0, 1),
+    "lr_num_cycles": (1,),
+    "lr_warmup_steps": (0,),
+    "max_bad_samples": (0, 1),
+    "max_grad_norm": (0,),
+    "max_train_samples": (1,),
+    "max_train_steps": (1,),
+    "num_train_epochs": (1,),
+    "num_validation_images": (1,),
+    "num_validation_pairs": (0,),
+    "proportion_empty_prompts": (0, 1),
+    "rank": (1,),
+    "resolution": (8,),
+    "seed": (0, 2**32 - 1),
+    "shuffle_buffer_size": (1,),
+    "snr_gamma": (1e-6,),
+    "train_batch_size": (1,),
+    "vae_encode_batch_size": (1,),
+    "validation_inference_steps": (1,),
+    "validation_steps": (1,),
+}
+
+
 def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Stops with a message where flags contradict each other or lie out of range, and fills in derived defaults."""
-    if args.report_to == "wandb" and args.hub_token is not None:
+    if args.hub_token is not None and args.report_to not in ("tensorboard", "none"):
         parser.error(
-            "--report_to=wandb and --hub_token together could expose your token in the logged configuration:"
-            " leave --hub_token out and run `hf auth login`."
+            f"--hub_token with --report_to={args.report_to}: the tracker could record your token with the command line."
+            " Leave --hub_token out and run `hf auth login`."
         )
-    at_least_one = "resolution rank train_batch_size gradient_accumulation_steps checkpointing_steps validation_steps"
-    for name in at_least_one.split() + ["max_train_steps", "num_train_epochs", "checkpoints_total_limit"]:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be at least 1, got {value}.")
+    for name, (lowest, *highest) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is not None and not lowest <= value <= (highest[0] if highest else sys.float_info.max):
+            limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}, and finite"
+            parser.error(f"--{name} must be {limits}; got {value}.")
     if args.resolution % 8 != 0:
-        parser.error(f"--resolution must be a multiple of 8, got {args.resolution}.")
-    if args.seed is not None and args.seed < 0:
-        parser.error(f"--seed must be at least 0, got {args.seed}.")
-    if not 0 <= args.beta_orpo < float("inf"):
-        parser.error(f"--beta_orpo must be finite and at least 0, got {args.beta_orpo}.")
-    if not 0 <= args.proportion_empty_prompts <= 1:
-        parser.error(f"--proportion_empty_prompts must lie between 0 and 1, got {args.proportion_empty_prompts}.")
+        parser.error(f"--resolution must be a multiple of 8; got {args.resolution}.")
     if args.lora_alpha is None:
         args.lora_alpha = args.rank
 

@@ -19,6 +19,11 @@ from accelerate.logging import get_logger
 logger = get_logger(__name__)
 
 STATE_FILE = "training_state.json"
+# A checkpoint restores what these flags decided, so a run that continues it must have the same.
+SAME_FLAGS = (
+    "seed rank lora_alpha lora_layers learning_rate scale_lr lr_scheduler use_8bit_adam adam_beta1 adam_beta2"
+    " adam_weight_decay adam_epsilon mixed_precision"
+).split()
 
 
 @dataclass
@@ -27,16 +32,13 @@ class TrainingState:
 
     Attributes:
         global_step: optimizer steps done.
-        seed: of the run.
-        num_pairs: pairs in an epoch.
-        rank, lora_alpha: of the LoRA.
+        data: fingerprint of the pairs.
+        flags: those of `SAME_FLAGS`, with their values.
     """
 
     global_step: int
-    seed: int
-    num_pairs: int
-    rank: int
-    lora_alpha: float
+    data: str
+    flags: dict
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -44,7 +46,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     if not output_dir.is_dir():
         return []
     found = [path for path in output_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
 
 
 def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Path | None:
@@ -55,26 +57,32 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Pat
         output_dir: of the run.
 
     Raises:
-        ValueError: there is no such checkpoint; or none was asked for and `output_dir` holds some, which a new run
-            would overwrite.
+        ValueError: there is no such checkpoint; or `output_dir` holds later ones, of a run that this one would mix with.
     """
     existing = list_checkpoints(output_dir)
-    if resume_from_checkpoint is None:
-        if existing:
-            raise ValueError(
-                f"{output_dir} holds {existing[-1].name} of an earlier run. Continue it with"
-                " --resume_from_checkpoint=latest, or choose another --output_dir."
-            )
-        return None
+    found = None
     if resume_from_checkpoint == "latest":
-        return existing[-1] if existing else None
-    for path in (Path(resume_from_checkpoint), output_dir / resume_from_checkpoint):
-        if (path / STATE_FILE).is_file():
-            return path
-    raise ValueError(
-        f"--resume_from_checkpoint={resume_from_checkpoint} is not a checkpoint, neither as a path nor in {output_dir}."
-        f" There are: {', '.join(path.name for path in existing) or 'none'}."
-    )
+        found = existing[-1] if existing else None
+        logger.info(f"Resuming from {found}" if found else f"No checkpoint in {output_dir}: starting anew")
+    elif resume_from_checkpoint is not None:
+        candidates = (output_dir / resume_from_checkpoint, Path(resume_from_checkpoint))
+        found = next((path for path in candidates if (path / STATE_FILE).is_file()), None)
+        if found is None:
+            raise ValueError(
+                f"--resume_from_checkpoint={resume_from_checkpoint} is not a checkpoint, neither in {output_dir} nor as"
+                f" a path. There are: {', '.join(path.name for path in existing) or 'none'}."
+            )
+    step = read_state(found).global_step if found else -1
+    if existing and step_of(existing[-1]) > step:
+        raise ValueError(
+            f"{output_dir} holds {existing[-1].name} of an earlier run. Continue it with --resume_from_checkpoint=latest,"
+            " or choose another --output_dir."
+        )
+    return found
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def read_state(checkpoint: Path) -> TrainingState:
@@ -96,12 +104,13 @@ def check_same_run(saved: TrainingState, current: TrainingState, checkpoint: Pat
     Raises:
         ValueError: names what differs.
     """
-    flags = {"seed": "--seed", "num_pairs": "number of pairs", "rank": "--rank", "lora_alpha": "--lora_alpha"}
     differences = [
-        f"{flag} was {getattr(saved, name)} and is now {getattr(current, name)}"
-        for name, flag in flags.items()
-        if getattr(saved, name) != getattr(current, name)
+        f"--{name} was {value} and is now {current.flags[name]}"
+        for name, value in saved.flags.items()
+        if value != current.flags[name]
     ]
+    if saved.data != current.data:
+        differences.append("the pairs are others")
     if differences:
         raise ValueError(f"Cannot resume from {checkpoint}: {'; '.join(differences)}.")
 
@@ -145,8 +154,6 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
-        if checkpoint.exists():  # of a longer run that was resumed from before it
-            shutil.rmtree(checkpoint)
         os.replace(partial, checkpoint)
         logger.info(f"Saved {checkpoint}")
         for outdated in list_checkpoints(output_dir)[:-total_limit] if total_limit else []:

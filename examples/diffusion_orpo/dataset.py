@@ -1,5 +1,8 @@
 """Preference pairs from a data set that fits on disk: Hub id, folder of parquet, or imagefolder."""
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -8,6 +11,7 @@ from itertools import count
 import numpy as np
 import torch
 from datasets import Dataset, Image, Value, get_dataset_split_names, load_dataset
+from networkx.utils import UnionFind
 from torch.utils.data import DataLoader
 
 from pairs import PairTransform, PreferencePair, collate_pairs, decode_image, parse_label, sample_seed
@@ -17,6 +21,7 @@ from pairs import PairTransform, PreferencePair, collate_pairs, decode_image, pa
 HELD_OUT_SEED = 20240311
 
 PICK_A_PIC_COLUMNS = ("jpg_0", "jpg_1", "label_0", "caption")
+BINARY = (Value("binary"), Value("large_binary"))
 TRL_COLUMNS = ("chosen", "rejected", "prompt")
 
 
@@ -36,12 +41,13 @@ def add_dataset_arguments(parser) -> None:
         "--num_validation_pairs",
         type=int,
         default=64,
-        help="Pairs kept out of training to measure preference accuracy on, with --run_validation.",
+        help="Pairs, at most, kept out of training to measure preference accuracy on, with --run_validation. Pairs that "
+        "share an image stay together.",
     )
 
 
 def load_pairs(args) -> "PreferenceData":
-    """Opens the data set of the flags, checks all of it and splits off the held-out pairs.
+    """Opens the data set of the flags, checks the pairs it will use and splits off the held-out ones.
 
     The first run on a data set decodes every image once, so that a broken one stops the run now and not days later;
     datasets' cache remembers the result.
@@ -53,23 +59,54 @@ def load_pairs(args) -> "PreferenceData":
     split = choose_split(args.dataset_name, args.dataset_config_name, args.dataset_split_name)
     dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, cache_dir=args.cache_dir)
     pairs = PreferenceRows.open(dataset, name=f"{args.dataset_name} ({split})")
-    pairs.check(num_proc=args.dataloader_num_workers)
-
-    train, held_out = pairs, None
-    if args.run_validation and args.num_validation_pairs > 0:
-        if args.num_validation_pairs >= len(pairs):
-            raise ValueError(
-                f"--num_validation_pairs={args.num_validation_pairs} leaves none of the {len(pairs)} pairs of"
-                f" {pairs.name} to train on: give a smaller number."
-            )
-        order = np.random.default_rng(HELD_OUT_SEED).permutation(len(pairs))
-        held_out = pairs.select(np.sort(order[: args.num_validation_pairs]))
-        train = pairs.select(np.sort(order[args.num_validation_pairs :]))
+    num_held_out = args.num_validation_pairs if args.run_validation else 0
+    if num_held_out >= len(pairs):
+        raise ValueError(
+            f"--num_validation_pairs={num_held_out} leaves none of the {len(pairs)} pairs of {pairs.name} to train on."
+        )
     if args.max_train_samples is not None:
-        train = train.select(np.arange(min(args.max_train_samples, len(train))))
-
+        pairs = pairs.select(np.arange(min(args.max_train_samples + num_held_out, len(pairs))))
+    train, held_out = hold_out(pairs, pairs.check(), num_held_out)
     transform = PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
     return PreferenceData(train, held_out, transform, args.dataloader_num_workers)
+
+
+def hold_out(
+    pairs: "PreferenceRows", images: list[tuple[bytes, bytes]], number: int
+) -> tuple["PreferenceRows", "PreferenceRows | None"]:
+    """Splits off at most `number` pairs, such that no image of theirs is trained on.
+
+    Where an image stands in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
+
+    Args:
+        pairs: all of them.
+        images: a hash of either image of each pair.
+        number: of pairs to hold out.
+
+    Returns:
+        The pairs to train on, and those held out, or None where none are.
+
+    Raises:
+        ValueError: more than `number` pairs hang together by their images, so that none can be held out.
+    """
+    if number == 0:
+        return pairs, None
+    together = UnionFind()
+    for image_0, image_1 in images:
+        together.union(image_0, image_1)
+    groups: dict[bytes, list[int]] = {}
+    for index, (image_0, _) in enumerate(images):
+        groups.setdefault(together[image_0], []).append(index)
+    held_out: list[int] = []
+    groups_in_order = list(groups.values())
+    for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(groups_in_order)):
+        if len(held_out) + len(groups_in_order[i]) <= number:
+            held_out += groups_in_order[i]
+    if not held_out:
+        raise ValueError(
+            f"--num_validation_pairs={number} is too small: all pairs of {pairs.name} share images with more others."
+        )
+    return pairs.select(np.setdiff1d(np.arange(len(pairs)), held_out)), pairs.select(np.sort(held_out))
 
 
 def choose_split(name: str, config: str | None, split: str | None) -> str:
@@ -129,7 +166,7 @@ class PreferenceRows:
                 f" {', '.join(TRL_COLUMNS)}."
             )
         for column in columns[:2]:
-            if not isinstance(dataset.features[column], Image) and dataset.features[column] != Value("binary"):
+            if not isinstance(dataset.features[column], Image) and dataset.features[column] not in BINARY:
                 raise ValueError(
                     f"{name}: column {column} holds {dataset.features[column]}, not images or their encoded bytes."
                 )
@@ -157,19 +194,37 @@ class PreferenceRows:
         winner, loser = images if self.winner_is_0[index] else images[::-1]
         return PreferencePair(winner, loser, row[self.columns[2]])
 
-    def check(self, num_proc: int) -> None:
+    def check(self) -> list[tuple[bytes, bytes]]:
         """Decodes every image and looks at every caption.
+
+        Returns:
+            A hash of either image of each pair.
 
         Raises:
             ValueError: names the first bad row.
         """
-        self.dataset.select_columns(list(self.columns)).map(
-            partial(_check_row, columns=self.columns, name=self.name),
-            with_indices=True,
-            remove_columns=list(self.columns),
-            num_proc=num_proc or None,
-            desc=f"Checking {self.name}",
+        many = len(self) >= 1000  # worth starting processes for
+        checked = (
+            self.dataset.select_columns(list(self.columns))
+            .select(self.rows)
+            .map(
+                partial(_check_row, rows=self.rows, columns=self.columns, name=self.name),
+                with_indices=True,
+                remove_columns=list(self.columns),
+                num_proc=os.cpu_count() if many else None,
+                desc=f"Checking {self.name}",
+            )
         )
+        return list(zip(checked["hash_0"], checked["hash_1"]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with rows, labels and captions."""
+        captions = self.dataset.select_columns([self.columns[2]]).select(self.rows)[self.columns[2]]
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.rows.tobytes(), self.winner_is_0.tobytes(), json.dumps(list(captions)).encode()):
+            digest.update(part)
+        return digest.hexdigest()
 
 
 def _encoded_bytes(image: bytes | dict) -> bytes:
@@ -182,15 +237,17 @@ def _encoded_bytes(image: bytes | dict) -> bytes:
     return image
 
 
-def _check_row(row: dict, number: int, columns: tuple[str, str, str], name: str) -> dict:
-    where = f"{name}, row {number}"
+def _check_row(row: dict, index: int, rows: np.ndarray, columns: tuple[str, str, str], name: str) -> dict:
+    where, hashes = f"{name}, row {rows[index]}", []
     for column in columns[:2]:
         if row[column] is None:
             raise ValueError(f"{where}: {column} is empty. Remove this row.")
-        decode_image(_encoded_bytes(row[column]), f"{where}, {column}")
+        encoded = _encoded_bytes(row[column])
+        decode_image(encoded, f"{where}, {column}")
+        hashes.append(hashlib.blake2b(encoded, digest_size=16).digest())
     if not isinstance(row[columns[2]], str):
         raise ValueError(f"{where}: {columns[2]} is {row[columns[2]]!r}, not text.")
-    return {"checked": True}
+    return {"hash_0": hashes[0], "hash_1": hashes[1]}
 
 
 @dataclass(frozen=True)
@@ -213,6 +270,11 @@ class PreferenceData:
     def num_pairs(self) -> int:
         """Pairs in an epoch, over all processes."""
         return len(self.train)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells other pairs from these."""
+        return self.train.fingerprint
 
     def __str__(self) -> str:
         held_out = f", {len(self.held_out)} held out" if self.held_out else ""

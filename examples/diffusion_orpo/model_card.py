@@ -32,12 +32,12 @@ def save_model_card(args, model, data: str, steps: int, results: ValidationResul
     lora = args.hub_model_id if args.push_to_hub else str(output_dir.resolve())
     prompts = [prompt for prompt in args.validation_prompts for _ in range(args.num_validation_images)]
     gallery = _save_images(output_dir, results) if results else []
-    base_model = args.pretrained_model_name_or_path
+    base_model, dataset_name = args.pretrained_model_name_or_path, getattr(args, "dataset_name", None)  # or shards
     card_data = ModelCardData(
         license=model.license,
         library_name="diffusers",
         base_model=None if Path(base_model).exists() else base_model,
-        datasets=None if Path(args.dataset_name).exists() else args.dataset_name,
+        datasets=None if dataset_name is None or Path(dataset_name).exists() else dataset_name,
         widget=[{"text": prompt, "output": {"url": image}} for prompt, (image, _) in zip(prompts, gallery)] or None,
     )
     card = ModelCard(

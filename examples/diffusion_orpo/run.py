@@ -3,6 +3,7 @@
 import json
 import logging
 import secrets
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
 from huggingface_hub import create_repo, upload_folder
 
 from checkpoints import find_checkpoint, read_state
@@ -21,6 +22,8 @@ from validation import ValidationResults
 
 logger = get_logger(__name__)
 
+# Processes wait for the first one while it checks the data set, longer than torch lets them wait by default.
+CHECK_TIMEOUT = timedelta(hours=6)
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -31,7 +34,7 @@ def start_run(args) -> tuple[Accelerator, Path | None]:
         The accelerator, and the checkpoint to resume from, or None.
 
     Raises:
-        ValueError: the output folder can't be written, or the checkpoint is missing.
+        ValueError: the output folder can't be written, the checkpoint is missing, or the tracker is not installed.
     """
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
@@ -39,18 +42,24 @@ def start_run(args) -> tuple[Accelerator, Path | None]:
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=str(output_dir / args.logging_dir)),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=CHECK_TIMEOUT)],
         step_scheduler_with_optimizer=False,  # the loop steps it: once per optimizer step, however many processes
     )
     args.mixed_precision = accelerator.mixed_precision  # may come from the accelerate configuration
+    if args.mixed_precision not in DTYPES:
+        raise ValueError(f"Mixed precision {args.mixed_precision!r} is none of {', '.join(DTYPES)}.")
+    if args.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"--report_to={args.report_to}: not installed. Install it, or choose another tracker.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logger.info(accelerator.state, main_process_only=False)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    for name in ("accelerate", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for library in (datasets, transformers, diffusers):
         library.utils.logging.set_verbosity(logging.WARNING if accelerator.is_local_main_process else logging.ERROR)
 
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
     if args.seed is None:
-        seed = read_state(checkpoint).seed if checkpoint else secrets.randbits(31)
+        seed = read_state(checkpoint).flags["seed"] if checkpoint else secrets.randbits(31)
         args.seed = broadcast_object_list([seed])[0]
         logger.info(f"No --seed was given: it is {args.seed}")
     set_seed(args.seed)

@@ -42,14 +42,14 @@ class StableDiffusionXL:
             dtype: of the frozen weights. The LoRA is float32 in any case, and so is a VAE that asks for it.
 
         Raises:
-            ValueError: the model predicts something else than noise or velocity.
+            ValueError: the model predicts something else than noise or velocity, or has no such --lora_layers.
         """
         source = args.pretrained_model_name_or_path
         options = {"revision": args.revision, "cache_dir": args.cache_dir}
         vae_source, vae_options = source, {**options, "subfolder": "vae", "variant": args.variant}
         if args.pretrained_vae_model_name_or_path is not None:
             vae_source, vae_options = args.pretrained_vae_model_name_or_path, {"cache_dir": args.cache_dir}
-        overflows_in_half = AutoencoderKL.load_config(vae_source, **vae_options)["force_upcast"]
+        overflows_in_half = AutoencoderKL.load_config(vae_source, **vae_options).get("force_upcast", True)
         vae = AutoencoderKL.from_pretrained(
             vae_source, dtype=torch.float32 if overflows_in_half else dtype, **vae_options
         )
@@ -62,7 +62,8 @@ class StableDiffusionXL:
 
         noise_scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", **options)
         if args.prediction_type is not None:
-            noise_scheduler.register_to_config(prediction_type=args.prediction_type)
+            for scheduler in (noise_scheduler, pipeline.scheduler):
+                scheduler.register_to_config(prediction_type=args.prediction_type)
         if noise_scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"Cannot train for prediction type {noise_scheduler.config.prediction_type!r} of {source}."
@@ -129,7 +130,7 @@ class StableDiffusionXL:
             "encoder_hidden_states": prompt_embeds.repeat(2, 1, 1),
             "added_cond_kwargs": {
                 "text_embeds": pooled_prompt_embeds.repeat(2, 1),
-                "time_ids": time_ids.to(self.device, prompt_embeds.dtype),
+                "time_ids": time_ids.to(self.device, torch.float32),  # bfloat16 would round 1023 to 1024
             },
         }
 
@@ -160,13 +161,18 @@ class StableDiffusionXL:
         return self.pipeline.image_processor.postprocess(image.float())[0]
 
     def _add_lora(self, args) -> None:
+        layers = [name.strip() for name in args.lora_layers.split(",")]
+        modules = [name for name, _ in self.denoiser.named_modules()]
+        unknown = [layer for layer in layers if not any(f".{name}".endswith(f".{layer}") for name in modules)]
+        if unknown:
+            raise ValueError(f"--lora_layers: the U-Net has no module called {', '.join(unknown)}.")
         self.denoiser.add_adapter(
             LoraConfig(
                 r=args.rank,
                 lora_alpha=args.lora_alpha,
                 lora_dropout=args.lora_dropout,
                 init_lora_weights="gaussian",
-                target_modules=args.lora_layers.split(","),
+                target_modules=layers,
             )
         )
         cast_training_params(self.denoiser, dtype=torch.float32)
@@ -205,6 +211,9 @@ class StableDiffusionXL:
             vae_argument = (
                 f"    vae=AutoencoderKL.from_pretrained({args.pretrained_vae_model_name_or_path!r}, dtype=dtype),\n"
             )
+        scheduler_line = ""
+        if args.prediction_type is not None:
+            scheduler_line = f"pipeline.scheduler.register_to_config(prediction_type={args.prediction_type!r})\n"
         return (
             "import torch\n"
             f"from diffusers import {vae_import}StableDiffusionXLPipeline\n\n"
@@ -212,7 +221,7 @@ class StableDiffusionXL:
             "pipeline = StableDiffusionXLPipeline.from_pretrained(\n"
             f"    {args.pretrained_model_name_or_path!r},\n{vae_argument}    dtype=dtype,\n"
             ").to(device)\n"
-            f"pipeline.load_lora_weights({lora!r})\n"
+            f"{scheduler_line}pipeline.load_lora_weights({lora!r})\n"
             f"image = pipeline({prompt!r}).images[0]\n"
             'image.save("image.png")\n'
         )

@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
 from checkpoints import (
+    SAME_FLAGS,
     TrainingState,
     check_same_run,
     list_checkpoints,
@@ -32,6 +33,9 @@ from validation import Validator
 
 
 logger = get_logger(__name__)
+
+MAX_SKIPPED_STEPS = 20  # one after the other, by fp16's gradient scaler: it halves its scale with each
+ADVICE = "Lower --learning_rate or --beta_orpo, or use bf16, and resume from the last checkpoint."
 
 
 def compute_losses(args, model, denoiser, batch: dict) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
@@ -116,7 +120,8 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
     register_lora_hooks(accelerator, model)
     set_seed(args.seed, device_specific=True)  # LoRA dropout draws from the global generators
-    state, position = TrainingState(0, args.seed, data.num_pairs, args.rank, args.lora_alpha), None
+    state = TrainingState(0, data.fingerprint, {name: getattr(args, name) for name in SAME_FLAGS})
+    position = None
     if checkpoint is not None:
         state, position = resume(accelerator, checkpoint, state)
     batches = data.training_batches(args.train_batch_size, args.seed, position, rank, world_size)
@@ -124,7 +129,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     start_trackers(args, accelerator)
     logger.info(f"{data}; {max_train_steps} steps of {pairs_per_step} pairs on {world_size} processes")
     validator = Validator(args, accelerator, model, data, compute_losses)
-    next_batch = iter(batches).__next__
+    next_batch, skipped = iter(batches).__next__, 0
     progress = tqdm(
         total=max_train_steps, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
@@ -146,6 +151,11 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         logs["lr"] = lr_scheduler.get_last_lr()[0]
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
+        skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+        if skipped == MAX_SKIPPED_STEPS:
+            raise FloatingPointError(
+                f"Step {state.global_step + 1}: {skipped} steps running had no finite gradient. {ADVICE}"
+            )
         state.global_step += 1
 
         accelerator.log(logs, step=state.global_step)
@@ -158,7 +168,11 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         )
         if state.global_step % args.checkpointing_steps == 0:
             save_checkpoint(accelerator, output_dir, state, batches.position, args.checkpoints_total_limit)
-        if args.run_validation and state.global_step % args.validation_steps == 0:
+        if (
+            args.run_validation
+            and state.global_step % args.validation_steps == 0
+            and state.global_step < max_train_steps
+        ):
             validator.during_training(state.global_step)
     progress.close()
 
@@ -188,6 +202,10 @@ def resume(accelerator: Accelerator, checkpoint: Path, current: TrainingState) -
     saved = read_state(checkpoint)
     check_same_run(saved, current, checkpoint)
     accelerator.load_state(str(checkpoint))
+    if not (checkpoint / f"random_states_{accelerator.process_index}.pkl").exists():
+        logger.warning(
+            f"{checkpoint} has no random state of this process: LoRA dropout draws anew", main_process_only=False
+        )
     accelerator.step = 0  # checkpoints lie between windows, also where the number of accumulation steps has changed
     logger.info(f"Resuming from {checkpoint}, after step {saved.global_step}")
     return saved, read_position(checkpoint, accelerator.process_index)
@@ -229,7 +247,6 @@ def stop_if_not_finite(accelerator: Accelerator, window: Window, logs: dict, ste
     checkpoints = list_checkpoints(output_dir)
     raise FloatingPointError(
         f"Step {step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}. Timesteps of the pairs whose"
-        f" loss is not finite: {timesteps or 'none'}. The weights are those of the step before. Lower --learning_rate"
-        " or --beta_orpo, or use bf16, and resume from the last checkpoint:"
-        f" {checkpoints[-1] if checkpoints else 'there is none'}."
+        f" loss is not finite: {timesteps or 'none'}. The weights are those of the step before. {ADVICE} It is"
+        f" {checkpoints[-1] if checkpoints else 'not there: none was saved'}."
     )

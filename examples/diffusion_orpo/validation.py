@@ -105,10 +105,11 @@ class Validator:
         ]
 
     def _log_images(self, name: str, images: list[Image], step: int) -> None:
+        """Sends `name/i`, the images of the i-th prompt, to the trackers; a prompt would not do as a file name."""
         per_prompt = self.args.num_validation_images
         values = {
-            f"{name}/{i}: {prompt}": np.stack(images[i * per_prompt : (i + 1) * per_prompt])
-            for i, prompt in enumerate(self.args.validation_prompts if images else [])
+            f"{name}/{i}": np.stack(images[i * per_prompt : (i + 1) * per_prompt])
+            for i in range(len(images) // per_prompt)
         }
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":

@@ -1,0 +1,257 @@
+"""WebDataset shards: where they are, how many pairs each holds, and what is in them.
+
+A sample has the members `original_prompt.txt`, `jpg_0.*`, `jpg_1.*`, `label_0.txt` and, if it likes, `label_1.txt`.
+"""
+
+import glob
+import json
+import logging
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import braceexpand
+import numpy as np
+from tqdm.auto import tqdm
+from webdataset.gopen import Pipe, gopen
+from webdataset.tariterators import base_plus_ext
+from webdataset.utils import enforce_security
+
+from manifest import MANIFEST
+from pairs import PreferencePair, parse_label
+
+
+logger = logging.getLogger(__name__)
+
+BUFFER_BYTES = 1 << 20
+
+
+class BadSample(ValueError):
+    """A sample that can't be trained on.
+
+    Attributes:
+        kind: what is wrong, for counting.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class BrokenShard(ValueError):
+    """A shard that is no tar archive, or breaks off."""
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """Raises where an archive ends without its end marker or with a damaged header, which tarfile takes for an end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # the end marker
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards in the order of their listing.
+
+    Attributes:
+        urls: paths, `s3://`, `https://`, or `pipe:` commands.
+        counts: samples in each.
+    """
+
+    urls: tuple[str, ...]
+    counts: np.ndarray
+
+    def where(self, shard: int, ordinal: int) -> str:
+        """Names a sample in messages."""
+        return f"{self.urls[shard]}, sample {ordinal}"
+
+
+def find_shards(patterns: list[str], num_samples: int | None = None) -> Shards:
+    """Lists the shards, and their sizes by the manifest beside them; without one, by reading every shard once.
+
+    Args:
+        patterns: folders, paths with braces or wildcards, `s3://` and `https://` URLs with braces, `pipe:` commands.
+        num_samples: what the caller believes there are.
+
+    Raises:
+        ValueError: nothing is there, a shard is not in the manifest, or there are not `num_samples`.
+        OSError: a URL can't be read, or a command fails.
+    """
+    urls = tuple(url for pattern in patterns for url in _expand(pattern))
+    listed = {
+        url: sizes for folder in {_manifest_url(url) for url in urls} for url, sizes in [(folder, _sizes(folder))]
+    }
+    counts = []
+    for url in tqdm(urls, desc="Shards", disable=all(sizes is not None for sizes in listed.values())):
+        sizes, name = listed[_manifest_url(url)], _shard_name(url)
+        if sizes is not None and name not in sizes:
+            raise ValueError(f"{url} is not in {_manifest_url(url)}: convert the data again, or check the pattern.")
+        counts.append(_count_samples(url) if sizes is None else sizes[name])
+    if sum(counts) == 0:
+        raise ValueError(f"The {len(urls)} shards of {' '.join(patterns)} hold no samples.")
+    if num_samples is not None and num_samples != sum(counts):
+        raise ValueError(f"--num_train_examples={num_samples}, but the shards hold {sum(counts)}.")
+    return Shards(urls, np.array(counts))
+
+
+def read_samples(url: str, first: int, last: int) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """Reads samples `first` to `last` - 1 of a shard, as far as it can be read.
+
+    Yields:
+        The sample's place in the shard, and its members: extension to bytes.
+
+    Raises:
+        OSError: the URL can't be read, or the command fails.
+    """
+    try:
+        yield from ((ordinal, members) for ordinal, members in _walk(url, first, last) if ordinal >= first)
+    except BrokenShard as error:
+        logger.warning(str(error))
+
+
+def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
+    """Reads a sample's label and puts the winner first; None for a tie.
+
+    Raises:
+        BadSample: a member is missing, or label or prompt can't be read.
+    """
+    images = [
+        next((data for name, data in members.items() if name.startswith(f"{i}.")), None) for i in ("jpg_0", "jpg_1")
+    ]
+    texts = {name: members.get(f"{name}.txt") for name in ("original_prompt", "label_0")}
+    if None in images or None in texts.values():
+        raise BadSample("missing member", f"has only {', '.join(sorted(members)) or 'no members'}")
+    try:
+        label = parse_label(texts["label_0"].decode(), "label_0.txt")
+        other = parse_label(members["label_1.txt"].decode(), "label_1.txt") if "label_1.txt" in members else 1 - label
+        prompt = texts["original_prompt"].decode()
+    except UnicodeDecodeError as error:
+        raise BadSample("not UTF-8", str(error)) from error
+    except ValueError as error:
+        raise BadSample("bad label", str(error)) from error
+    if label + other != 1:
+        raise BadSample("bad label", f"label_0 {label} and label_1 {other} contradict each other")
+    if label == 0.5:
+        return None
+    winner, loser = images if label == 1 else images[::-1]
+    return PreferencePair(winner, loser, prompt)
+
+
+def _expand(pattern: str) -> list[str]:
+    """The URLs that a pattern stands for; local ones must exist."""
+    if Path(pattern).is_dir():
+        found = sorted(str(path) for path in Path(pattern).glob("*.tar"))
+        if not found:
+            raise ValueError(f"--dataset_path={pattern} is a folder without *.tar files.")
+        return found
+    urls = list(braceexpand.braceexpand(pattern))
+    if _is_remote(pattern):
+        return urls
+    found = [path for url in urls for path in sorted(glob.glob(url)) or [url]]
+    missing = [path for path in found if not Path(path).is_file()]
+    if missing:
+        raise ValueError(
+            f"--dataset_path={pattern}: there is no {missing[0]} ({len(missing)} of {len(found)} missing)."
+        )
+    return found
+
+
+def _is_remote(url: str) -> bool:
+    return re.match(r"[a-z0-9]+:", url) is not None
+
+
+def _shard_name(url: str) -> str:
+    """`00000.tar` of a path, a URL, or a command that names it."""
+    found = re.findall(r"[^/\s'\"=]+\.tar\b", url)
+    if not found:
+        raise ValueError(f"--dataset_path={url} names no *.tar shard.")
+    return found[-1]
+
+
+def _manifest_url(url: str) -> str:
+    """Where the manifest lies if there is one: beside the shard, in the same words."""
+    before, _, after = url.rpartition(_shard_name(url))
+    return f"{before}{MANIFEST}{after}"
+
+
+def _sizes(manifest_url: str) -> dict[str, int] | None:
+    """Samples of each shard in the manifest, by the shard's name; None where there is no manifest."""
+    try:
+        with _open(manifest_url) as stream:
+            content = stream.read()
+            if isinstance(stream, Pipe):
+                stream.wait_for_child()
+    except OSError:
+        return None
+    try:
+        return {shard["name"]: shard["samples"] for shard in json.loads(content)["shards"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest_url} is no manifest of shards ({error!r}): convert the data again.") from error
+
+
+def _count_samples(url: str) -> int:
+    return sum(1 for _ in _walk(url, first=sys.maxsize, last=sys.maxsize))
+
+
+def _walk(url: str, first: int, last: int) -> Iterator[tuple[int, dict[str, bytes]]]:
+    """Place and members of the samples before `last`; the members of those before `first` are passed over unread."""
+    broken = None
+    with _open(url) as stream:
+        try:
+            mode = "r|" if isinstance(stream, Pipe) else "r:"
+            with tarfile.open(fileobj=stream, mode=mode, tarinfo=StrictTarInfo) as tar:
+                for ordinal, (_, members) in enumerate(groupby(tar, key=_key)):
+                    if ordinal >= last:
+                        return
+                    wanted = members if ordinal >= first else ()
+                    yield ordinal, {_extension(m): tar.extractfile(m).read() for m in wanted if m.isfile()}
+        except (tarfile.TarError, EOFError) as error:
+            broken = error
+        if isinstance(stream, Pipe):  # a command that failed also ends its output early
+            while stream.read(BUFFER_BYTES):
+                pass
+            stream.wait_for_child()
+    if broken:
+        raise BrokenShard(f"{url} can't be read to its end: {broken}. Convert it again, or leave it out.")
+
+
+def _key(member: tarfile.TarInfo) -> str:
+    return base_plus_ext(member.name)[0] or member.name
+
+
+def _extension(member: tarfile.TarInfo) -> str:
+    return base_plus_ext(member.name)[1] or ""
+
+
+@contextmanager
+def _open(url: str) -> Iterator[BinaryIO | Pipe]:
+    """Opens a URL for reading. A command is ended with the block."""
+    if not _is_remote(url):
+        with open(url, "rb") as file:
+            yield file
+        return
+    if url.startswith("s3:"):
+        command = ["aws", "s3", "cp", "--only-show-errors", url, "-"]
+        pipe = Pipe(command, mode="rb", bufsize=BUFFER_BYTES)
+    elif url.startswith("pipe:") and enforce_security:
+        raise ValueError(f"WDS_SECURE is set in the environment: refusing to run {url}")
+    else:
+        pipe = gopen(url, "rb", bufsize=BUFFER_BYTES)
+    try:
+        yield pipe
+    finally:
+        pipe.proc.kill()
+        pipe.proc.wait()
+        pipe.stream.close()

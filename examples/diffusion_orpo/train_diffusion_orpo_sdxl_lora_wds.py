@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+"""Aligns Stable Diffusion XL with human preferences: trains a LoRA with ORPO on pairs from WebDataset shards."""
+
+import argparse
+
+from arguments import add_training_arguments, check_training_arguments
+from run import start_run, weight_dtype
+from sdxl import StableDiffusionXL
+from shard_stream import add_shard_arguments, load_shards
+from training import train
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_shard_arguments(parser)
+    add_training_arguments(parser, train_batch_size=8)
+    args = parser.parse_args(input_args)
+    check_training_arguments(parser, args)
+    return args
+
+
+def main(input_args: list[str] | None = None) -> None:
+    args = parse_args(input_args)
+    accelerator, checkpoint = start_run(args)
+    data = load_shards(args, accelerator)
+    model = StableDiffusionXL.load(args, accelerator.device, weight_dtype(accelerator))
+    train(args, accelerator, checkpoint, model, data)
+
+
+if __name__ == "__main__":
+    main()

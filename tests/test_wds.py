@@ -1,0 +1,174 @@
+"""Whole runs from shards: the script for WebDataset on one and two processes, from files, pipes and S3."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments, face_rows, logged, lora_weights, swap_labels, train, write_shards
+from test_launch import assert_ok, two_processes
+
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "train_diffusion_orpo_sdxl_lora_wds.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """24 pairs and 4 ties in 4 shards."""
+    return write_shards(tmp_path_factory.mktemp("shards"), face_rows(28), per_shard=7)
+
+
+def assert_same(a: dict, b: dict) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_the_default_batch_is_8_and_the_path_has_no_default(capsys):
+    from train_diffusion_orpo_sdxl_lora_wds import parse_args
+
+    assert parse_args(["--pretrained_model_name_or_path=m", "--dataset_path", "a", "b"]).train_batch_size == 8
+    with pytest.raises(SystemExit):
+        parse_args(["--pretrained_model_name_or_path=m"])
+    assert "--dataset_path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_equals_the_uninterrupted_run(tiny_sdxl, folder, tmp_path, workers):
+    flags = {"dataset_path": folder, "dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
+    flags |= {"checkpointing_steps": 3, "max_train_steps": 9, "shuffle_buffer_size": 4, "random_flip": True}
+    whole = train(tiny_sdxl, None, tmp_path / "whole", **flags)  # 36 pairs: crosses an epoch of 24
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
+    assert_same(train(tiny_sdxl, None, tmp_path / "part", resume_from_checkpoint="latest", **flags), whole)
+    moved = [value for name, value in whole.items() if "lora_B" in name or "lora.up" in name]
+    assert max(value.abs().max() for value in moved) > 1e-4
+
+
+def test_resuming_on_other_shards_or_another_division_is_refused(tiny_sdxl, folder, tmp_path):
+    flags = {"dataset_path": folder, "checkpointing_steps": 2}
+    train(tiny_sdxl, None, tmp_path / "lora", **flags)
+    flags |= {"resume_from_checkpoint": "latest", "max_train_steps": 4}
+    with pytest.raises(ValueError, match="--dataloader_num_workers was 1 and is now 2"):
+        train(tiny_sdxl, None, tmp_path / "lora", dataloader_num_workers=2, **flags)
+    with pytest.raises(ValueError, match="the pairs are others"):
+        train(tiny_sdxl, None, tmp_path / "lora", **flags | {"dataset_path": f"{folder}/train-{{00000..00002}}.tar"})
+
+
+def test_swapped_labels_train_the_opposite_margin(demo_base, tmp_path):
+    """From the shard's text label to the gradient's sign: either run learns to prefer what its labels say."""
+    rows, z = face_rows(24, ties=0), {}
+    for name, labelled in (("smiles", rows), ("frowns", swap_labels(rows))):
+        train(
+            demo_base,
+            None,
+            tmp_path / f"{name}-lora",
+            dataset_path=write_shards(tmp_path / name, labelled, per_shard=6),
+            learning_rate=3e-3,
+            beta_orpo=1.0,
+            rank=8,
+            train_batch_size=8,
+            max_train_steps=40,
+            report_to="tensorboard",
+        )
+        z[name] = np.array(logged(tmp_path / f"{name}-lora")["log_odds_chosen"])
+    assert z["smiles"][0] == pytest.approx(-z["frowns"][0], abs=0.02)
+    for values in z.values():
+        assert values[-9:].mean() > values[:3].mean() + 0.1
+
+
+def test_an_epoch_when_steps_are_not_given_and_held_out_samples(tiny_sdxl, folder, tmp_path):
+    train(
+        tiny_sdxl,
+        None,
+        tmp_path / "lora",
+        dataset_path=folder,
+        num_train_examples=28,
+        max_train_steps=None,
+        run_validation=True,
+        num_validation_pairs=8,
+        validation_prompts=["red"],
+        validation_inference_steps=1,
+        train_batch_size=4,
+        report_to="tensorboard",
+    )
+    scalars = logged(tmp_path / "lora")
+    assert len(scalars["loss"]) == 5  # 20 samples of 28
+    assert scalars["eval_rewards/accuracies"][0] * 8 == pytest.approx(round(scalars["eval_rewards/accuracies"][0] * 8))
+    assert "4 shards: 20 samples to train on, 8 held out" in (tmp_path / "lora" / "README.md").read_text()
+
+
+def test_bad_samples_show_in_the_progress_bar_and_may_stop_the_run(tiny_sdxl, tmp_path, capsys):
+    rows = face_rows(20, ties=0)
+    rows[3]["jpg_1"] = b"no image"
+    folder = write_shards(tmp_path / "shards", rows, per_shard=10)
+    flags = {"dataset_path": folder, "train_batch_size": 5, "max_train_steps": 5}
+    train(tiny_sdxl, None, tmp_path / "a", max_bad_samples=0.1, **flags)
+    assert "bad=1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="train-00000.tar: 1 undecodable image"):
+        train(tiny_sdxl, None, tmp_path / "b", **flags)
+
+
+def test_a_wrong_path_stops_before_models_load(tmp_path):
+    with pytest.raises(ValueError, match="2 of 2 missing"):
+        train("no/such-model", None, tmp_path / "lora", dataset_path=f"{tmp_path}/{{0..1}}.tar")
+
+
+def test_two_processes_share_the_shards_and_resume_exactly(tiny_sdxl, folder, tmp_path):
+    flags = {"dataset_path": folder, "dataloader_num_workers": 1, "checkpointing_steps": 2, "max_train_steps": 8}
+    line = arguments(tiny_sdxl, None, tmp_path / "whole", **flags)
+    assert_ok(two_processes(line, script=SCRIPT))
+    positions = [
+        json.loads((tmp_path / "whole" / "checkpoint-4" / f"data_position_{rank}.json").read_text()) for rank in (0, 1)
+    ]
+    assert all(position["processes"] == 2 and position["batches"] == 4 for position in positions)
+    line = arguments(
+        tiny_sdxl,
+        None,
+        tmp_path / "part",
+        resume_from_checkpoint=tmp_path / "whole" / "checkpoint-4",
+        **flags,
+    )
+    assert_ok(two_processes(line, script=SCRIPT))
+    assert_same(lora_weights(tmp_path / "part"), lora_weights(tmp_path / "whole"))
+
+
+@contextmanager
+def s3_server():
+    """A real S3 server on loopback; sets the environment of its clients."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "no_proxy": "127.0.0.1",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def test_training_from_s3_by_pipe_and_by_url_equals_training_from_files(tiny_sdxl, folder, tmp_path):
+    expected = train(tiny_sdxl, None, tmp_path / "files", dataset_path=folder)
+    with s3_server():
+        for command in ("mb s3://pairs", f"sync {folder} s3://pairs/faces --only-show-errors"):
+            subprocess.run(["aws", "s3", *command.split()], check=True, capture_output=True)
+        names = "train-{00000..00003}.tar"
+        for i, path in enumerate((f"pipe:aws s3 cp s3://pairs/faces/{names} -", f"s3://pairs/faces/{names}")):
+            assert_same(train(tiny_sdxl, None, tmp_path / str(i), dataset_path=path), expected)
+        with pytest.raises(OSError, match="exit"):
+            train(tiny_sdxl, None, tmp_path / "none", dataset_path="pipe:aws s3 cp s3://pairs/none/0.tar -")
