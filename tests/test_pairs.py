@@ -39,8 +39,8 @@ def test_aspect_ratio_is_kept(size):
     """The shorter side becomes the resolution; a stretched image would show the whole gradient along both sides."""
     width, height = size
     sample = PairTransform(32)(pair_of(gradient(*size), gradient(64, 64)), 0, "row 0")
-    red = sample["pixel_values"][0, 0].float().mean(dim=0)
-    green = sample["pixel_values"][0, 1].float().mean(dim=1)
+    red = sample["pixel_values"][0, :, :, 0].float().mean(dim=0)
+    green = sample["pixel_values"][0, :, :, 1].float().mean(dim=1)
     shown = min(size) / width, min(size) / height  # of the gradient, horizontally and vertically
     assert (red[-1] - red[0]).item() == pytest.approx(255 * shown[0], abs=14)
     assert (green[-1] - green[0]).item() == pytest.approx(255 * shown[1], abs=14)
@@ -57,7 +57,7 @@ def test_centre_crop_and_no_flip_by_default():
     pair = pair_of(gradient(96, 48), gradient(48, 48))
     samples = [PairTransform(32)(pair, seed, "row 0") for seed in range(20)]
     assert all(torch.equal(sample["pixel_values"], samples[0]["pixel_values"]) for sample in samples)
-    red = samples[0]["pixel_values"][0, 0].float().mean(dim=0)
+    red = samples[0]["pixel_values"][0, :, :, 0].float().mean(dim=0)
     assert red[0] < red[-1]
     assert red.mean().item() == pytest.approx(127.5, abs=2)
 
@@ -66,7 +66,7 @@ def test_flip_mirrors_both_images_or_neither():
     pair = pair_of(gradient(48, 48), gradient(48, 48))
     rises = []
     for seed in range(40):
-        red = PairTransform(32, random_flip=True)(pair, seed, "row 0")["pixel_values"][:, 0].float().mean(dim=1)
+        red = PairTransform(32, random_flip=True)(pair, seed, "row 0")["pixel_values"][:, :, :, 0].float().mean(dim=1)
         rises.append((red[:, -1] > red[:, 0]).tolist())
     assert all(winner == loser for winner, loser in rises)
     assert 8 < sum(winner for winner, _ in rises) < 32
@@ -85,7 +85,7 @@ def test_crop_corner_is_where_the_pixels_come_from():
     image = gradient(128, 32)
     sample = PairTransform(32, random_crop=True)(pair_of(image, image), 5, "row 0")
     left = sample["crop_top_lefts"][0, 1].item()
-    np.testing.assert_array_equal(sample["pixel_values"][0].permute(1, 2, 0), np.asarray(image)[:, left : left + 32])
+    np.testing.assert_array_equal(sample["pixel_values"][0], np.asarray(image)[:, left : left + 32])
 
 
 def test_share_of_empty_prompts():

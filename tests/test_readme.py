@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_diffusion_orpo_sdxl_lora_wds
 from diffusion_orpo_loss import OrpoMetrics
 from train_diffusion_orpo_sdxl_lora import parse_args
 
@@ -20,6 +21,13 @@ def test_the_training_command_parses(text):
     (command,) = re.findall(r"accelerate launch train_diffusion_orpo_sdxl_lora.py (\\\n.*?)```", text, flags=re.DOTALL)
     args = parse_args(shlex.split(command.replace("\\\n", " ")))
     assert (args.rank, args.seed, args.beta_orpo, args.report_to) == (8, 0, 0.1, "wandb")
+
+
+def test_the_command_for_shards_parses():
+    command = re.findall(r"train_diffusion_orpo_sdxl_lora_wds.py (\\\n.*?)```", EXAMPLE_README, flags=re.DOTALL)[0]
+    args = train_diffusion_orpo_sdxl_lora_wds.parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert args.dataset_path == ["pipe:aws s3 cp s3://diffusion-preference-opt/{00000..00644}.tar -"]
+    assert (args.train_batch_size, args.dataloader_num_workers, args.max_train_steps) == (8, 8, 50000)
 
 
 def test_the_loss_snippet_runs():

@@ -55,7 +55,10 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
         ValueError: Pillow cannot read it to the end.
     """
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
+        image = Image.open(io.BytesIO(encoded))
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # Pillow raises half a dozen types, SyntaxError among them
         raise ValueError(f"{where}: not a readable image ({error}). Remove or replace this row.") from error
 
@@ -90,7 +93,7 @@ class PairTransform:
             where: names the pair in errors.
 
         Returns:
-            `pixel_values` uint8 (2, 3, resolution, resolution), winner first; `original_sizes` (2, 2) height and
+            `pixel_values` uint8 (2, resolution, resolution, 3), winner first; `original_sizes` (2, 2) height and
             width; `crop_top_lefts` (2, 2) in pixels after resizing; `prompt`; `seed`.
         """
         flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
@@ -107,23 +110,26 @@ class PairTransform:
         }
 
     def _resize_and_crop(self, image: Image.Image, flipped: bool, crop: tuple[float, float]):
-        """Resizes the shorter side, keeping the aspect ratio; returns pixels (3, H, W) and the crop's (top, left)."""
+        """Resizes the shorter side, keeping the aspect ratio; returns pixels (H, W, 3) and the crop's (top, left)."""
         scale = self.resolution / min(image.size)
         width, height = (max(self.resolution, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         if flipped:
             image = ImageOps.mirror(image)
         top, left = (round(u * (side - self.resolution)) for u, side in zip(crop, (height, width)))
-        image = image.crop((left, top, left + self.resolution, top + self.resolution))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), (top, left)
+        if width != height:
+            image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        return torch.from_numpy(np.array(image)), (top, left)
 
 
 def collate_pairs(samples: list[dict]) -> dict:
-    """Stacks B transformed pairs into a batch: images and sizes (2B, ...), the B winners before the B losers."""
+    """Stacks B transformed pairs into a batch: images (2B, 3, H, W) and sizes (2B, 2), the B winners before the B losers."""
     batch = {
         name: torch.stack([sample[name] for sample in samples], dim=1).flatten(0, 1)
         for name in ("pixel_values", "original_sizes", "crop_top_lefts")
     }
+    batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)
     batch["prompts"] = [sample["prompt"] for sample in samples]
     batch["seeds"] = [sample["seed"] for sample in samples]
     return batch
