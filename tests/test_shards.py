@@ -7,7 +7,7 @@ import os
 import tarfile
 from collections import Counter
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from threading import Thread
 
@@ -18,7 +18,8 @@ from helpers import face_rows, write_shards
 
 import shards
 from pairs import PairTransform
-from shard_stream import ShardData, part_of_epoch, shuffled_order
+from shard_order import part_of_epoch, shuffled_order
+from shard_stream import ShardData
 from shards import BadSample, Shards, find_shards, read_samples, to_pair
 
 
@@ -109,26 +110,21 @@ def test_64_ranks_of_8_workers_see_every_sample_once_and_stay_in_step(tmp_path, 
     """No images: samples are numbers. 23 shards that divide badly, 512 readers, every one through its first epoch."""
     counts = np.random.default_rng(0).integers(1, 400, 23)
     found = Shards(tuple(f"{i}.tar" for i in range(23)), counts)
-    import shard_stream
+    import shard_reader
 
     def fake_read(url, first, last):
-        return ((ordinal, {"id": (int(url[:-4]), ordinal)}) for ordinal in range(first, last))
+        return ((ordinal, {"__key__": (int(url[:-4]), ordinal)}) for ordinal in range(first, last))
 
-    monkeypatch.setattr(shard_stream, "read_samples", fake_read)
-    monkeypatch.setattr(shard_stream, "transform_sample", lambda t, members, seed, where: (members, None))
-    monkeypatch.setattr(shard_stream, "collate_pairs", lambda samples: {"ids": [sample["id"] for sample in samples]})
+    monkeypatch.setattr(shard_reader, "read_samples", fake_read)
+    monkeypatch.setattr(shard_reader, "transform_sample", lambda t, members, seed, where: (members, None))
+    monkeypatch.setattr(shard_reader, "collate_pairs", lambda samples: {"ids": [s["__key__"] for s in samples]})
     seen, steps = Counter(), set()
-    for rank in range(64):
-        reader = shard_stream.ShardReader(data(found, workers=8).training_batches(1, 0, None, rank, 64))
-        for worker in range(8):
-            monkeypatch.setattr(shard_stream, "get_worker_info", lambda: type("Info", (), {"id": worker}))
-            first = []
-            for batch in reader:
-                if batch["place"][0] == 1:
-                    break
-                first += batch["ids"]
-            seen.update(first)
-            steps.add(len(first))
+    for part in range(64 * 8):
+        skip = np.zeros(23, dtype=int)
+        batches = shard_reader.ShardReader(found, skip, None, 1, 16, 0.0, 0, part, 64 * 8, [(0, 0)], 0)
+        first = [batch["ids"][0] for batch in takewhile(lambda batch: batch["place"][0] == 0, batches)]
+        seen.update(first)
+        steps.add(len(first))
     assert seen == Counter({(shard, i): 1 for shard, n in enumerate(counts) for i in range(n)})
     assert max(steps) - min(steps) <= 1
 
@@ -215,6 +211,14 @@ def test_folders_braces_wildcards_and_several_patterns(folder, tmp_path):
     two = find_shards([f"{folder}/train-{{00003..00004}}.tar", f"{folder}/train-00000.tar"])
     assert list(two.urls) == [expected[3], expected[4], expected[0]] and list(two.counts) == [7, 6, 7]
     assert list(find_shards([f"pipe:cat {folder}/train-{{00001..00002}}.tar"]).counts) == [7, 7]
+
+
+def test_a_folder_of_several_splits_is_not_mixed(tmp_path):
+    write_shards(tmp_path, face_rows(4), per_shard=2)
+    (tmp_path / "validation-00000.tar").write_bytes((tmp_path / "train-00000.tar").read_bytes())
+    with pytest.raises(ValueError, match="several splits, train, validation: name one, as in '.*/train-\\*.tar'"):
+        find_shards([str(tmp_path)])
+    assert find_shards([f"{tmp_path}/train-*.tar"]).counts.sum() == 4
 
 
 def test_without_a_manifest_samples_are_counted(folder, tmp_path):
@@ -364,8 +368,9 @@ def test_bad_samples_are_counted_by_kind_and_logged_with_their_place(folder, tmp
         text = caplog.text  # of three epochs
         assert text.count("unreadable") == 3 * 4
         assert text.count("undecodable image") == text.count("missing member") == 3
-        assert "train-00002.tar, sample 2: undecodable image" in text
-        assert "train-00002.tar, sample 4: missing member" in text
+        assert "train-00002.tar, 2-000002: undecodable image" in text
+        assert "train-00002.tar, 2-000004: missing member" in text
+        assert "train-00001.tar, sample 3: unreadable" in text
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,23 +7,18 @@ read once and in sequence, so shards may come from pipes; shards outside of it a
 
 import hashlib
 import json
-import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from pairs import PairTransform, collate_pairs, sample_seed
-from shards import BadSample, Shards, find_shards, read_samples, to_pair
-
-
-logger = logging.getLogger(__name__)
+from shard_reader import ShardReader, transform_sample
+from shards import Shards, find_shards, read_samples
 
 
 def add_shard_arguments(parser) -> None:
@@ -80,47 +75,6 @@ def load_shards(args, accelerator: Accelerator) -> "ShardData":
     return ShardData(
         shards, held_out, transform, args.dataloader_num_workers, args.shuffle_buffer_size, args.max_bad_samples
     )
-
-
-@dataclass(frozen=True)
-class Run:
-    """Samples `first` to `last` - 1 of a shard."""
-
-    shard: int
-    first: int
-    last: int
-
-
-def part_of_epoch(counts: np.ndarray, skip: np.ndarray, seed: int, epoch: int, part: int, num_parts: int) -> list[Run]:
-    """What one of `num_parts` readers reads in an epoch: all together read each sample once.
-
-    Args:
-        counts: samples in each shard.
-        skip: samples at the beginning of each shard that are not for training.
-        seed, epoch: decide the order of the shards.
-        part, num_parts: this reader, and how many there are.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(len(counts))
-    ends = np.cumsum((counts - skip)[order])
-    begin, end = part * ends[-1] // num_parts, (part + 1) * ends[-1] // num_parts
-    runs = []
-    for shard, stop in zip(order, ends):
-        start = stop - (counts - skip)[shard]
-        first, last = max(begin, start), min(end, stop)
-        if first < last:
-            offset = skip[shard] - start
-            runs.append(Run(int(shard), int(first + offset), int(last + offset)))
-    return runs
-
-
-def shuffled_order(length: int, buffer_size: int, rng: np.random.Generator) -> np.ndarray:
-    """The order in which a buffer of `buffer_size`, filled in sequence and emptied at random, gives `length` samples."""
-    buffer = list(range(min(buffer_size, length)))
-    order = []
-    for arriving, place in zip(range(len(buffer), length), rng.integers(buffer_size, size=length)):
-        order.append(buffer[place])
-        buffer[place] = arriving
-    return np.array(order + rng.permutation(buffer).tolist(), dtype=int)
 
 
 @dataclass(frozen=True)
@@ -203,7 +157,7 @@ class ShardData:
                 if place % world_size != rank:
                     continue
                 sample, _ = transform_sample(
-                    transform, members, sample_seed(0, 0, place), self.shards.where(shard, ordinal)
+                    transform, members, sample_seed(0, 0, place), self.shards.where(shard, ordinal, members)
                 )
                 samples += [] if sample is None else [sample]
                 if len(samples) == batch_size:
@@ -211,19 +165,6 @@ class ShardData:
                     samples = []
         if samples:
             yield collate_pairs(samples)
-
-
-def transform_sample(
-    transform: PairTransform, members: dict[str, bytes], seed: int, where: str
-) -> tuple[dict | None, BadSample | None]:
-    """Reads, decodes and transforms a sample: (sample, None), (None, None) for a tie, or (None, what is wrong)."""
-    try:
-        pair = to_pair(members)
-        return (None if pair is None else transform(pair, seed, where)), None
-    except BadSample as error:
-        return None, error
-    except ValueError as error:
-        return None, BadSample("undecodable image", str(error))
 
 
 @dataclass
@@ -253,8 +194,21 @@ class ShardBatches:
         self.places = [(0, 0)] * self.readers
 
     def __iter__(self) -> Iterator[dict]:
+        reader = ShardReader(
+            self.data.shards,
+            self.data.skip,
+            self.data.transform,
+            self.batch_size,
+            self.data.buffer_size,
+            self.data.max_bad_samples,
+            self.seed,
+            first_part=self.rank * self.readers,
+            num_parts=self.world_size * self.readers,
+            places=list(self.places),
+            next_reader=self.batches % self.readers,
+        )
         loader = DataLoader(
-            ShardReader(self),
+            reader,
             batch_size=None,  # readers make whole batches
             num_workers=self.data.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -297,119 +251,5 @@ class ShardBatches:
             if position.get(name) != now[name]
         ]
         if differences:
-            raise ValueError(
-                f"Cannot resume the shards' stream: {'; '.join(differences)}. Start with the same number, or begin a new"
-                " run from the trained LoRA."
-            )
+            raise ValueError(f"Cannot resume the shards' stream: {'; '.join(differences)}. Go on with the same.")
         self.batches, self.places = position["batches"], [tuple(place) for place in position["places"]]
-
-
-class Tolerance:
-    """Counts and logs the bad samples of one reader in one epoch, and stops it where they are too many.
-
-    Args:
-        data: the source.
-        runs: what the reader reads in this epoch.
-    """
-
-    def __init__(self, data: ShardData, runs: list[Run]) -> None:
-        self.data = data
-        self.total = sum(run.last - run.first for run in runs)
-        self.counts: Counter[tuple[str, str]] = Counter()
-
-    def count(self, shard: int, ordinal: int, problem: BadSample) -> None:
-        """Counts one.
-
-        Raises:
-            ValueError: they are more than `max_bad_samples` allows; lists shards and kinds.
-        """
-        logger.warning(f"{self.data.shards.where(shard, ordinal)}: {problem.kind}: {problem}")
-        self.counts[self.data.shards.urls[shard], problem.kind] += 1
-        if self.counts.total() > self.data.max_bad_samples * self.total:
-            listing = "; ".join(f"{url}: {number} {kind}" for (url, kind), number in self.counts.most_common(10))
-            raise ValueError(
-                f"{self.counts.total()} of {self.total} samples are bad, more than"
-                f" --max_bad_samples={self.data.max_bad_samples}: {listing}"
-            )
-
-
-class ShardReader(IterableDataset):
-    """Reads one reader's part of each epoch, and makes batches of it. Runs in the workers."""
-
-    def __init__(self, batches: ShardBatches) -> None:
-        self.data, self.shards, self.seed = batches.data, batches.data.shards, batches.seed
-        self.batch_size, self.readers, self.places = batches.batch_size, batches.readers, list(batches.places)
-        self.first_part, self.num_parts = batches.rank * batches.readers, batches.world_size * batches.readers
-        self.next_reader = batches.batches % batches.readers
-        self.offsets = np.cumsum(self.shards.counts) - self.shards.counts
-
-    def __iter__(self) -> Iterator[dict]:
-        worker = get_worker_info()
-        # Batches come from the workers in turn, beginning with worker 0: after a resume, it is the reader whose turn it is.
-        reader = (self.next_reader + (worker.id if worker else 0)) % self.readers
-        first_epoch, start = self.places[reader]
-        samples, bad = [], []
-        for epoch in count(first_epoch):
-            tolerance = Tolerance(self.data, self._runs(reader, epoch))
-            good = 0
-            for through, shard, ordinal, members in self._read(reader, epoch, start):
-                sample, problem = self._transform(epoch, shard, ordinal, members)
-                if problem is not None:
-                    tolerance.count(shard, ordinal, problem)
-                    bad.append((shard, ordinal))
-                if sample is not None:
-                    samples.append(sample)
-                    good += 1
-                if len(samples) == self.batch_size:
-                    yield collate_pairs(samples) | {"reader": reader, "place": (epoch, through), "bad": bad}
-                    samples, bad = [], []
-            if good == 0 and start == 0:
-                raise ValueError(
-                    f"No pairs to train on in a whole epoch of {self.shards.urls}: only ties or bad samples."
-                )
-            start = 0
-
-    def _runs(self, reader: int, epoch: int) -> list[Run]:
-        counts, skip = self.shards.counts, self.data.skip
-        return part_of_epoch(counts, skip, self.seed, epoch, self.first_part + reader, self.num_parts)
-
-    def _read(self, reader: int, epoch: int, start: int) -> Iterator[tuple[int, int, int, dict | None]]:
-        """The part's samples from the `start`-th on, in shuffled order: (how many are then through, shard, place in the
-        shard, members). Members are None where the shard breaks off before the sample."""
-        runs = self._runs(reader, epoch)
-        samples = [(run, ordinal) for run in runs for ordinal in range(run.first, run.last)]
-        rng = np.random.default_rng((self.seed, epoch, self.first_part + reader, self.num_parts))
-        order = shuffled_order(len(samples), self.data.buffer_size, rng)
-        turn = np.argsort(order)  # when each sample has its turn
-        buffer: dict[int, dict | None] = {}
-        place, through = 0, start
-        for run in runs:
-            length = run.last - run.first
-            wanted = turn[place : place + length] >= start
-            for ordinal, members in self._read_run(run, wanted):
-                buffer[place + ordinal - run.first] = members
-                while through < len(order) and order[through] in buffer:
-                    sample = order[through]
-                    through += 1
-                    yield through, samples[sample][0].shard, samples[sample][1], buffer.pop(sample)
-            place += length
-
-    def _read_run(self, run: Run, wanted: np.ndarray) -> Iterator[tuple[int, dict | None]]:
-        """The wanted samples of a run in sequence; a shard none of whose samples is wanted is not opened."""
-        if not wanted.any():
-            return
-        expected = iter(run.first + np.flatnonzero(wanted))
-        awaited = next(expected)
-        for ordinal, members in read_samples(self.shards.urls[run.shard], int(awaited), run.last):
-            if ordinal == awaited:
-                yield ordinal, members
-                awaited = next(expected, None)
-        while awaited is not None:
-            yield int(awaited), None
-            awaited = next(expected, None)
-
-    def _transform(self, epoch: int, shard: int, ordinal: int, members: dict | None):
-        if members is None:
-            return None, BadSample("unreadable", "the shard breaks off before it")
-        seed = sample_seed(self.seed, epoch, int(self.offsets[shard]) + ordinal)
-        return transform_sample(self.data.transform, members, seed, self.shards.where(shard, ordinal))

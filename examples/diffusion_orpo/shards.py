@@ -73,9 +73,9 @@ class Shards:
     urls: tuple[str, ...]
     counts: np.ndarray
 
-    def where(self, shard: int, ordinal: int) -> str:
-        """Names a sample in messages."""
-        return f"{self.urls[shard]}, sample {ordinal}"
+    def where(self, shard: int, ordinal: int, members: dict | None) -> str:
+        """Names a sample in messages: by its key, or by its place where it can't be read."""
+        return f"{self.urls[shard]}, {members['__key__'] if members else f'sample {ordinal}'}"
 
 
 def find_shards(patterns: list[str], num_samples: int | None = None) -> Shards:
@@ -110,7 +110,7 @@ def read_samples(url: str, first: int, last: int) -> Iterator[tuple[int, dict[st
     """Reads samples `first` to `last` - 1 of a shard, as far as it can be read.
 
     Yields:
-        The sample's place in the shard, and its members: extension to bytes.
+        The sample's place in the shard, and its members: extension to bytes; also its `__key__`.
 
     Raises:
         OSError: the URL can't be read, or the command fails.
@@ -132,7 +132,7 @@ def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
     ]
     texts = {name: members.get(f"{name}.txt") for name in ("original_prompt", "label_0")}
     if None in images or None in texts.values():
-        raise BadSample("missing member", f"has only {', '.join(sorted(members)) or 'no members'}")
+        raise BadSample("missing member", f"has only {', '.join(sorted(members))}")
     try:
         label = parse_label(texts["label_0"].decode(), "label_0.txt")
         other = parse_label(members["label_1.txt"].decode(), "label_1.txt") if "label_1.txt" in members else 1 - label
@@ -155,6 +155,12 @@ def _expand(pattern: str) -> list[str]:
         found = sorted(str(path) for path in Path(pattern).glob("*.tar"))
         if not found:
             raise ValueError(f"--dataset_path={pattern} is a folder without *.tar files.")
+        splits = {re.sub(r"-?\d*\.tar$", "", Path(path).name) for path in found}
+        if len(splits) > 1:
+            raise ValueError(
+                f"--dataset_path={pattern} holds shards of several splits, {', '.join(sorted(splits))}: name one, as in"
+                f" '{Path(pattern) / min(splits)}-*.tar'."
+            )
         return found
     urls = list(braceexpand.braceexpand(pattern))
     if _is_remote(pattern):
@@ -212,11 +218,12 @@ def _walk(url: str, first: int, last: int) -> Iterator[tuple[int, dict[str, byte
         try:
             mode = "r|" if isinstance(stream, Pipe) else "r:"
             with tarfile.open(fileobj=stream, mode=mode, tarinfo=StrictTarInfo) as tar:
-                for ordinal, (_, members) in enumerate(groupby(tar, key=_key)):
+                for ordinal, (key, members) in enumerate(groupby(tar, key=_key)):
                     if ordinal >= last:
                         return
                     wanted = members if ordinal >= first else ()
-                    yield ordinal, {_extension(m): tar.extractfile(m).read() for m in wanted if m.isfile()}
+                    sample = {_extension(m): tar.extractfile(m).read() for m in wanted if m.isfile()}
+                    yield ordinal, sample | {"__key__": key}
         except (tarfile.TarError, EOFError) as error:
             broken = error
         if isinstance(stream, Pipe):  # a command that failed also ends its output early
