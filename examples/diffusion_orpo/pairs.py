@@ -1,7 +1,6 @@
 """What a preference pair is: its label, the transform that both images go through together, and collation."""
 
 import io
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,27 +20,6 @@ class PreferencePair:
     winner: bytes
     loser: bytes
     prompt: str
-
-
-def parse_label(label, where: str) -> float:
-    """Reads `label_0`: 1.0 where image 0 is preferred, 0.0 where image 1 is, 0.5 for a tie.
-
-    Args:
-        label: a number, or text that holds one (as `.txt` members of shards do).
-        where: names the row in the error.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    try:
-        value = float(label)
-    except (TypeError, ValueError):
-        value = math.nan
-    if value not in (0.0, 0.5, 1.0):
-        raise ValueError(
-            f"{where}: label_0 is {label!r}. It must be 1 (jpg_0 is preferred), 0 (jpg_1 is) or 0.5 (a tie)."
-        )
-    return value
 
 
 def decode_image(encoded: bytes, where: str) -> Image.Image:

@@ -10,15 +10,14 @@ import numpy as np
 from datasets import Dataset, Image, Value
 from networkx.utils import UnionFind
 
-from pairs import PreferencePair, decode_image, parse_label
+from pairs import PreferencePair, decode_image
+from schema import PICK_A_PIC_COLUMNS, TRL_COLUMNS, parse_label
 
 
 # Held-out pairs are the same in every run on a data set, whatever its seed, and so is the noise they are judged under.
 HELD_OUT_SEED = 20240311
 
-PICK_A_PIC_COLUMNS = ("jpg_0", "jpg_1", "label_0", "caption")
 BINARY = (Value("binary"), Value("large_binary"))
-TRL_COLUMNS = ("chosen", "rejected", "prompt")
 
 
 @dataclass(frozen=True)

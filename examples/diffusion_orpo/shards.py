@@ -24,7 +24,8 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.utils import enforce_security
 
 from manifest import MANIFEST
-from pairs import PreferencePair, parse_label
+from pairs import PreferencePair
+from schema import parse_label
 
 
 logger = logging.getLogger(__name__)

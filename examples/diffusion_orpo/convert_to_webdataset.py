@@ -1,0 +1,305 @@
+#!/usr/bin/env python
+"""Converts a preference data set of parquet files to shards for WebDataset, on Ray Data.
+
+    python convert_to_webdataset.py --dataset_path pickapic --output_dir shards
+    python convert_to_webdataset.py --output_dir shards --verify
+
+Encoded images pass through untouched. A conversion that was stopped continues where it was when started again.
+"""
+
+import argparse
+import io
+import json
+import logging
+import os
+import re
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pyarrow as pa
+import ray
+import ray.data
+from PIL import Image
+from pyarrow.fs import FileSelector
+from tqdm.auto import tqdm
+
+from conversion_plan import Job, plan_job
+from manifest import (
+    CHUNK_BYTES,
+    MANIFEST,
+    BadRow,
+    Manifest,
+    Shard,
+    find_damage,
+    open_folder,
+    read_manifest,
+    sha256,
+    write_manifest,
+    written_whole,
+)
+from parquet import read_rows
+from schema import parse_label
+
+
+logger = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format
+LABELS = {1.0: "jpg_0", 0.0: "jpg_1", 0.5: "tie"}
+
+OBJECT_STORE_BYTES = 200 << 20  # no image goes through it
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dataset_path",
+        help="Folder of parquet files (searched with its sub-folders, also s3://bucket/prefix), or identifier of a "
+        "data set of parquet on the Hub. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+    )
+    parser.add_argument(
+        "--output_dir",
+        required=True,
+        help="Folder for the shards, or s3://bucket/prefix. On a cluster a folder that all nodes share.",
+    )
+    parser.add_argument("--split", help="Split to convert. Default: the only one, else train.")
+    parser.add_argument("--shard_size_mb", type=float, default=500, help="Size of a shard, about. In 10^6 bytes.")
+    parser.add_argument("--keep_ties", action="store_true", help="Write pairs with label 0.5, too.")
+    parser.add_argument("--ray_address", help="Ray cluster to run on. Default: this machine, all its cores.")
+    parser.add_argument(
+        "--cache_dir", help="Folder where shards wait for their upload to S3. Default: the system's temporary one."
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="Convert nothing; compare the shards in --output_dir with the manifest."
+    )
+    args = parser.parse_args(input_args)
+    if args.dataset_path is None and not args.verify:
+        parser.error("--dataset_path is needed, except with --verify.")
+    if args.split is not None and not re.fullmatch(r"\w+", args.split):
+        parser.error(f"--split={args.split} is not the name of a split: letters, digits and _ only.")
+    if args.shard_size_mb <= 0:
+        parser.error(f"--shard_size_mb={args.shard_size_mb:g} must be above 0.")
+    return args
+
+
+def main(input_args: list[str] | None = None) -> None:
+    args = parse_args(input_args)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    if args.verify:
+        verify(args.output_dir)
+        return
+    start = time.perf_counter()
+    if not args.output_dir.startswith("s3://"):
+        args.output_dir = os.path.abspath(args.output_dir)  # tasks run elsewhere
+        os.makedirs(args.output_dir, exist_ok=True)
+    if os.path.isdir(args.dataset_path):
+        args.dataset_path = os.path.abspath(args.dataset_path)
+    job = plan_job(args)
+    finished, in_manifest = find_finished(job)
+    if in_manifest and len(finished) == len(job.units):
+        print(f"{args.output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
+        return
+    new = {shard.name: shard for shard in run(job, finished, args.ray_address)}
+    shards = [(finished | new)[unit.name] for unit in job.units]
+    summary = check_totals(job, shards)
+    finish(job, shards)
+    seconds = time.perf_counter() - start
+    samples = sum(shard.samples for shard in new.values())
+    print(f"{samples} pairs in {len(new)} shards, {seconds:.1f} s, {samples / seconds:.1f} pairs/s. {summary}")
+
+
+def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
+    """The shards of this plan that former runs completed, and whether the manifest lists the split.
+
+    Raises:
+        ValueError: the folder has shards of the split that follow another plan.
+    """
+    folder = open_folder(job.output_dir)
+    listing = folder.get_file_info(FileSelector("", allow_not_found=True))
+    sizes = {entry.path: entry.size for entry in listing}
+    known = []
+    if MANIFEST in sizes:
+        listed = read_manifest(job.output_dir)
+        known += [(shard, listed.plans.get(job.split)) for shard in listed.of_split(job.split)]
+    in_manifest = bool(known)
+    for name in filter(re.compile(rf"\.{job.split}-\d+\.json").fullmatch, sizes):
+        with folder.open_input_stream(name) as file:
+            statistics = json.loads(file.read())
+        known.append((Shard.from_dict(statistics["shard"]), statistics["plan"]))
+    planned = {unit.name for unit in job.units}
+    strangers = {shard.name for shard, plan in known if plan != job.plan}
+    strangers |= {name for name in sizes if re.fullmatch(rf"{job.split}-\d+\.tar", name)} - planned
+    if strangers:
+        raise ValueError(
+            f"{job.output_dir} has shards of split {job.split} ({min(strangers)} for one) from other files or rows,"
+            " or made with another --shard_size_mb or --keep_ties. Choose another --output_dir, or empty this one."
+        )
+    return {shard.name: shard for shard, _ in known if sizes.get(shard.name) == shard.bytes}, in_manifest
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Ray on a cluster, else on this machine with little memory; or the one that already runs in this process."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for used in (
+        convert_unit,
+        Job,
+        Shard,
+        read_rows,
+        parse_label,
+    ):  # so that a cluster's nodes need not have these files
+        ray.cloudpickle.register_pickle_by_value(sys.modules[used.__module__])
+    if ray.is_initialized():
+        yield
+        return
+    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else local))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run(job: Job, finished: dict[str, Shard], ray_address: str | None) -> Iterator[Shard]:
+    """Converts the units that are not finished, one Ray task each, and yields their shards as they appear."""
+    todo = [number for number, unit in enumerate(job.units) if unit.name not in finished]
+    if not todo:
+        return
+    rows_done = sum(unit.rows for unit in job.units if unit.name in finished)
+    with ray_session(ray_address), tqdm(total=job.rows, initial=rows_done, unit=" rows", desc=job.split) as bar:
+        tasks = ray.data.from_items(todo, override_num_blocks=len(todo)).map(convert_unit, fn_kwargs={"job": job})
+        for row in tasks.iter_rows():
+            shard = Shard.from_dict(json.loads(row["shard"]))
+            if bad := shard.bad_rows:
+                logger.warning(f"{shard.name}: {len(bad)} bad rows were left out. The first: {bad[0].reason}")
+            bar.update(sum(run.rows for run in shard.source))
+            yield shard
+
+
+def convert_unit(row: dict, job: Job) -> dict[str, str]:
+    """Reads the rows of a unit and writes its shard, then what the shard holds, for a run that continues this one.
+
+    Args:
+        row: `item`, the unit's number.
+        job: the conversion.
+
+    Returns:
+        `shard`: the manifest's entry, as JSON.
+    """
+    unit, folder = job.units[row["item"]], open_folder(job.output_dir)
+    labels, bad_rows, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], 0
+    with written_whole(folder, unit.name, job.cache_dir) as path:
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
+            for source in unit.source:
+                for number, values in read_rows(job.dataset_path, source):
+                    try:
+                        label, members = read_pair(values, f"{source.file}, row {number}")
+                    except ValueError as error:
+                        bad_rows.append(BadRow(source.file, number, str(error)))
+                        continue
+                    labels[LABELS[label]] += 1
+                    if label != 0.5 or job.keep_ties:
+                        key = f"{job.split}-{job.files.index(source.file):05d}-{number:08d}"
+                        add_sample(tar, key, members)
+                        samples += 1
+        with open(path, "rb") as file:
+            digest, size = sha256(file), file.tell()
+    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows)
+    with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
+        path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
+    return {"shard": json.dumps(asdict(shard))}
+
+
+def read_pair(values: dict[str, pa.Scalar], where: str) -> tuple[float, dict[str, bytes]]:
+    """Checks a row.
+
+    Returns:
+        The label, and the sample's members by extension: images as they are, labels and prompt as text.
+
+    Raises:
+        ValueError: label, image or caption is bad; says which and why.
+    """
+    try:
+        row = {name: value.as_py() for name, value in values.items()}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {error}.") from error
+    label = parse_label(row.get("label_0", 1.0), where)
+    if not isinstance(row["caption"], str):
+        raise ValueError(f"{where}: the caption is {row['caption']!r}, not text.")
+    members = {"original_prompt.txt": row["caption"].encode()}
+    for name in ("jpg_0", "jpg_1"):
+        image = row[name]["bytes"] if isinstance(row[name], dict) else row[name]
+        if not image:
+            raise ValueError(f"{where}: {name} is empty.")
+        try:
+            format = Image.open(io.BytesIO(image)).format
+        except Exception as error:  # Pillow raises half a dozen types
+            raise ValueError(f"{where}: {name} is no image that Pillow knows.") from error
+        members[f"{name}.{IMAGE_EXTENSIONS.get(format, format.lower())}"] = image
+    members["label_0.txt"] = str(label).encode()
+    members["label_1.txt"] = str(1 - label).encode()
+    return label, members
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    """Appends a sample. Neither time nor owner is recorded, so the same rows give the same bytes."""
+    for extension, content in members.items():
+        entry = tarfile.TarInfo(f"{key}.{extension}")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+
+
+def check_totals(job: Job, shards: list[Shard]) -> str:
+    """Accounts for every row of the parquet files, and says what became of them.
+
+    Raises:
+        ValueError: rows went missing, or no pairs are left.
+    """
+    bad_rows = [bad for shard in shards for bad in shard.bad_rows]
+    samples = sum(shard.samples for shard in shards)
+    ties = sum(shard.labels["tie"] for shard in shards)
+    summary = (
+        f"{job.dataset_path}, {job.split}: {job.rows} rows, of which {samples} became pairs, {ties} are ties"
+        f" ({'kept' if job.keep_ties else 'dropped'}), and {len(bad_rows)} are bad."
+    )
+    if samples + len(bad_rows) + (0 if job.keep_ties else ties) != job.rows:
+        raise ValueError(f"{summary} That does not add up: did the files change? Empty {job.output_dir}, start again.")
+    if samples == 0:
+        first = f" The first bad one: {bad_rows[0].reason}" if bad_rows else ""
+        raise ValueError(f"{summary} So there is nothing to train on.{first}")
+    return summary
+
+
+def finish(job: Job, shards: list[Shard]) -> None:
+    """Writes the manifest, then removes what only a run that continues would need."""
+    folder = open_folder(job.output_dir)
+    names = [entry.path for entry in folder.get_file_info(FileSelector(""))]
+    old = read_manifest(job.output_dir) if MANIFEST in names else Manifest()
+    write_manifest(job.output_dir, old.with_split(job.split, job.plan, shards))
+    for name in filter(re.compile(rf"\.+{job.split}-\d+\.(json|tar\.partial|json\.partial)").fullmatch, names):
+        folder.delete_file(name)
+
+
+def verify(output_dir: str) -> None:
+    """Compares every shard with the manifest and prints what is wrong with them; exit status 1 if anything is."""
+    shards = read_manifest(output_dir).shards
+    folder = open_folder(output_dir)
+    damage = list(filter(None, (find_damage(folder, shard) for shard in tqdm(shards, desc="Verifying"))))
+    if damage:
+        print(*damage, sep="\n")
+        sys.exit(f"{len(damage)} of {len(shards)} shards in {output_dir} are damaged: delete and convert them again.")
+    print(f"All {len(shards)} shards in {output_dir} are good.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The manifest: what a folder of shards holds, on this machine or on S3. And how files get there whole."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow.fs import FileType, LocalFileSystem, S3FileSystem, SubTreeFileSystem
+
+
+MANIFEST = "manifest.json"
+VERSION = 1
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run of rows of a parquet file: `rows` of them from `first_row` on, counted from 0."""
+
+    file: str
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not become a pair, and why."""
+
+    file: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of pairs.
+
+    Attributes:
+        name: of the file, in the manifest's folder.
+        samples: pairs in it.
+        bytes, sha256: of the file.
+        labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped.
+        source: the rows that it was made from, in order.
+        bad_rows: those among them that are in no count of `labels`.
+    """
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    labels: dict[str, int]
+    source: list[Source]
+    bad_rows: list[BadRow]
+
+    @classmethod
+    def from_dict(cls, entry: dict) -> "Shard":
+        source = [Source(**run) for run in entry["source"]]
+        return cls(**entry | {"source": source, "bad_rows": [BadRow(**row) for row in entry["bad_rows"]]})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a folder.
+
+    Attributes:
+        shards: ordered by split and name.
+        plans: for each split the fingerprint of the plan that its shards follow, so that no two plans get mixed.
+    """
+
+    shards: list[Shard] = field(default_factory=list)
+    plans: dict[str, str] = field(default_factory=dict)
+
+    def of_split(self, split: str) -> list[Shard]:
+        return [shard for shard in self.shards if shard.split == split]
+
+    def with_split(self, split: str, plan: str, shards: list[Shard]) -> "Manifest":
+        """The same with these shards in place of those that the split had."""
+        others = [shard for shard in self.shards if shard.split != split]
+        ordered = sorted(others + shards, key=lambda shard: (shard.split, shard.name))
+        return Manifest(ordered, dict(sorted((self.plans | {split: plan}).items())))
+
+
+def open_folder(url: str) -> SubTreeFileSystem:
+    """A file system whose root is a local folder, or s3://bucket/prefix by AWS_ENDPOINT_URL and the other AWS_* variables."""
+    if not url.startswith("s3://"):
+        return SubTreeFileSystem(str(Path(url).absolute()), LocalFileSystem())
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    s3 = S3FileSystem(endpoint_override=endpoint.netloc or None, scheme=endpoint.scheme or "https")
+    return SubTreeFileSystem(url.removeprefix("s3://").rstrip("/"), s3)
+
+
+def is_local(folder: SubTreeFileSystem) -> bool:
+    return isinstance(folder.base_fs, LocalFileSystem)
+
+
+@contextmanager
+def written_whole(folder: SubTreeFileSystem, name: str, work_dir: str | None = None) -> Iterator[Path]:
+    """Yields a path to write to; when the block ends the folder has that file, complete. After an error it has not.
+
+    Args:
+        folder: from `open_folder`.
+        name: of the file in the folder.
+        work_dir: where files wait for their upload. Default: the system's temporary folder.
+    """
+    if is_local(folder):
+        partial = Path(folder.base_path, f".{name}.partial")
+    else:
+        partial = Path(work_dir or tempfile.gettempdir(), f".{folder.base_path}{name}.partial".replace("/", "-"))
+    try:
+        yield partial
+        if is_local(folder):
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, Path(folder.base_path, name))
+        else:
+            _upload(partial, folder, name)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _upload(path: Path, folder: SubTreeFileSystem, name: str) -> None:
+    """Copies a file to S3, where it appears when the upload is complete. After an error there is no such object."""
+    with open(path, "rb") as source:
+        target = folder.open_output_stream(name)
+        try:
+            shutil.copyfileobj(source, target, CHUNK_BYTES)
+            target.close()
+        except BaseException:
+            target.close()  # Arrow knows no abort: closing publishes what there is
+            folder.delete_file(name)
+            raise
+
+
+def read_manifest(url: str) -> Manifest:
+    """Reads the manifest of a folder of shards.
+
+    Args:
+        url: local folder, or s3://bucket/prefix.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a manifest, or of another version.
+    """
+    folder = open_folder(url)
+    if folder.get_file_info(MANIFEST).type == FileType.NotFound:
+        raise FileNotFoundError(f"{url} has no {MANIFEST}: make its shards with convert_to_webdataset.py, to the end.")
+    with folder.open_input_stream(MANIFEST) as file:
+        content = file.read()
+    try:
+        entries = json.loads(content)
+        if entries["version"] != VERSION:
+            raise ValueError(f"its version is {entries['version']!r} instead of {VERSION}")
+        return Manifest([Shard.from_dict(entry) for entry in entries["shards"]], entries.get("plans", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{url}/{MANIFEST} can't be read ({error!r}): convert the data set anew.") from error
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Writes the manifest, whole or not at all."""
+    entries = {"version": VERSION, **asdict(manifest)}
+    with written_whole(open_folder(url), MANIFEST) as path:
+        path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256(file) -> str:
+    """Hex digest of an open binary file, read in chunks."""
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def find_damage(folder: SubTreeFileSystem, shard: Shard) -> str | None:
+    """Reads a shard to its end and says what is wrong with it: missing, another size or another content; else None."""
+    info = folder.get_file_info(shard.name)
+    if info.type != FileType.File:
+        return f"{shard.name} is missing"
+    if info.size != shard.bytes:
+        return f"{shard.name} has {info.size} bytes, the manifest says {shard.bytes}"
+    with folder.open_input_stream(shard.name) as file:
+        found = sha256(file)
+    return None if found == shard.sha256 else f"{shard.name} has SHA-256 {found}, the manifest says {shard.sha256}"
