@@ -161,7 +161,7 @@ def measure_memory(source: Path, work: Path, share: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3, help="Timed runs of each converter.")
-    parser.add_argument("--timed_files", type=int, default=8, help="Files of 100 pairs that speed is measured on.")
+    parser.add_argument("--timed_files", type=int, default=24, help="Files of 100 pairs that speed is measured on.")
     parser.add_argument("--files", type=int, default=16, help="Files of 100 pairs that memory is measured on.")
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     parser.add_argument("--work_dir", default=memory, help="Folder for input and output: 4 GB. Default: /dev/shm.")
