@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, face_rows, logged, lora_weights, swap_labels, train, write_parquet
+from helpers import arguments, face_rows, logged, lora_weights, swap_labels, train, write_parquet, write_shards
 from PIL import Image
 from safetensors import safe_open
 
@@ -149,14 +149,18 @@ def test_gradient_accumulation_equals_the_larger_batch(tiny_sdxl, faces, tmp_pat
     assert_close(parts, whole)
 
 
-def test_swapped_labels_train_the_opposite_margin(demo_base, tmp_path):
-    """A model that can tell smiles from frowns learns to prefer what the labels say, either way."""
+@pytest.mark.parametrize("source", ["parquet", "shards"])
+def test_swapped_labels_train_the_opposite_margin(demo_base, tmp_path, source):
+    """From the label in the file to the gradient's sign: a run learns to prefer what its labels say, either way."""
     rows, z = face_rows(24, ties=0), {}
     for name, labelled in (("smiles", rows), ("frowns", swap_labels(rows))):
+        folder = tmp_path / name
+        shards = source == "shards" and write_shards(folder, labelled, per_shard=6)
         train(
             demo_base,
-            write_parquet(tmp_path / name, labelled),
+            None if shards else write_parquet(folder, labelled),
             tmp_path / f"{name}-lora",
+            dataset_path=shards,
             learning_rate=3e-3,
             beta_orpo=1.0,
             rank=8,

@@ -151,33 +151,29 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         logs["lr"] = lr_scheduler.get_last_lr()[0]
         if not accelerator.optimizer_step_was_skipped:
             lr_scheduler.step()
-        skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
-        if skipped == MAX_SKIPPED_STEPS:
-            raise FloatingPointError(
-                f"Step {state.global_step + 1}: {skipped} steps running had no finite gradient. {ADVICE}"
-            )
         state.global_step += 1
+        skipped = count_skipped(accelerator, skipped, state.global_step)
 
         accelerator.log(logs, step=state.global_step)
-        progress.update()
-        progress.set_postfix(
-            loss=f"{logs['loss']:.4f}",
-            accuracy=f"{logs['rewards/accuracies']:.2f}",
-            pairs_per_s=f"{pairs_per_step / (time.perf_counter() - started):.2f}",
-            **batches.problems,
-        )
+        show_progress(progress, logs, pairs_per_step / (time.perf_counter() - started), batches.problems)
         if state.global_step % args.checkpointing_steps == 0:
             save_checkpoint(accelerator, output_dir, state, batches.position, args.checkpoints_total_limit)
-        if (
-            args.run_validation
-            and state.global_step % args.validation_steps == 0
-            and state.global_step < max_train_steps
-        ):
-            validator.during_training(state.global_step)
+        if args.run_validation and state.global_step % args.validation_steps == 0:
+            validator.during_training(state.global_step, last=state.global_step == max_train_steps)
     progress.close()
 
     results = validator.after_training(state.global_step) if args.run_validation else None
     finish_run(args, accelerator, model, str(data), state.global_step, results)
+
+
+def show_progress(progress: tqdm, logs: dict, pairs_per_s: float, problems: dict[str, int]) -> None:
+    progress.update()
+    progress.set_postfix(
+        loss=f"{logs['loss']:.4f}",
+        accuracy=f"{logs['rewards/accuracies']:.2f}",
+        pairs_per_s=f"{pairs_per_s:.2f}",
+        **problems,
+    )
 
 
 def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: int) -> torch.optim.Optimizer:
@@ -209,6 +205,23 @@ def resume(accelerator: Accelerator, checkpoint: Path, current: TrainingState) -
     accelerator.step = 0  # checkpoints lie between windows, also where the number of accumulation steps has changed
     logger.info(f"Resuming from {checkpoint}, after step {saved.global_step}")
     return saved, read_position(checkpoint, accelerator.process_index)
+
+
+def count_skipped(accelerator: Accelerator, skipped: int, step: int) -> int:
+    """How many steps running the gradient scaler has skipped.
+
+    Args:
+        accelerator: of the run.
+        skipped: those before this step.
+        step: this step.
+
+    Raises:
+        FloatingPointError: they are `MAX_SKIPPED_STEPS`.
+    """
+    skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+    if skipped == MAX_SKIPPED_STEPS:
+        raise FloatingPointError(f"Step {step}: {skipped} steps running had no finite gradient. {ADVICE}")
+    return skipped
 
 
 @dataclass

@@ -52,8 +52,13 @@ class Validator:
     data: object
     compute_losses: Callable
 
-    def during_training(self, step: int) -> None:
-        """Logs held-out metrics and images. Every process must call it."""
+    def during_training(self, step: int, last: bool) -> None:
+        """Logs held-out metrics and images, but for the last step: what is measured after training serves for that.
+
+        Every process must call it.
+        """
+        if last:
+            return
         self.accelerator.log(self.measure(), step=step)
         self._log_images("validation", self.draw(), step)
         self.accelerator.wait_for_everyone()
