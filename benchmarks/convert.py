@@ -98,7 +98,7 @@ def compare_speed(source: Path, work: Path, runs: int) -> None:
         if name in rates:
             rates[name].append(pairs / (time.perf_counter() - start))
 
-    flags = [f"--dataset_path={source}", f"--output_dir={work / 'out'}", "--shard_size_mb=50"]
+    flags = [f"--dataset_path={source}", f"--output_dir={work / 'out'}", "--shard_size_mb=200"]
     shards = [work / "out" / f"{file.stem}.tar" for file in files]
     quiet = open(os.devnull, "w")
     with ray_session(None), ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
