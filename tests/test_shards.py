@@ -291,7 +291,15 @@ def test_pipes_and_http_give_what_files_give(folder):
         server.shutdown()
 
 
-@pytest.mark.parametrize("command", ["cat {shard}; exit 3", "head -c 20000 {shard}; exit 3", "exit 3 # {shard}"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cat {shard}; exit 3",
+        "head -c 20000 {shard}; exit 3",
+        "exit 3 # {shard}",
+        "cat {shard}; exec >&-; sleep 0.5; exit 3",
+    ],
+)
 def test_a_failing_command_is_an_error_not_an_end_of_data(folder, command):
     with pytest.raises(OSError, match="exit 3"):
         list(read_samples("pipe:" + command.format(shard=folder / "train-00000.tar"), 0, 7))
