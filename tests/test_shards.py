@@ -221,11 +221,13 @@ def test_a_folder_of_several_splits_is_not_mixed(tmp_path):
     assert find_shards([f"{tmp_path}/train-*.tar"]).counts.sum() == 4
 
 
-def test_without_a_manifest_samples_are_counted(folder, tmp_path):
+def test_without_a_manifest_samples_are_counted(folder, tmp_path, caplog):
     for path in folder.glob("*.tar"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     assert list(find_shards([str(tmp_path)]).counts) == [7, 7, 7, 7, 6]
-    assert list(find_shards([f"pipe:cat {tmp_path}/train-00004.tar"]).counts) == [6]
+    with caplog.at_level(logging.WARNING):
+        assert list(find_shards([f"pipe:cat {tmp_path}/train-00004.tar"]).counts) == [6]
+    assert "No manifest can be had" in caplog.text
     broken = tmp_path / "train-00002.tar"
     broken.write_bytes(broken.read_bytes()[:9000])
     with pytest.raises(ValueError, match="train-00002.tar can't be read to its end"):
@@ -371,7 +373,7 @@ def test_bad_samples_are_counted_by_kind_and_logged_with_their_place(folder, tmp
         stream = source.training_batches(1, 0, None, 0, 1)
         seeds = Counter(seed for batch in islice(stream, 24 * 3) for seed in batch["seeds"])
     assert set(seeds.values()) == {1}  # three epochs of the 24 good pairs, or almost
-    assert stream.problems == {"bad": 6}
+    assert stream.problems == {"bad": 6, "ties": 4}
     if workers == 0:
         text = caplog.text  # of three epochs
         assert text.count("unreadable") == 3 * 4
@@ -386,6 +388,16 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_shards(folder, tmp_path,
     source = data(find_shards([str(damage(folder, tmp_path))]), bad=0.1, workers=workers)
     with pytest.raises(ValueError, match=r"more than --max_bad_samples=0.1.*train-0000[12].tar: \d"):
         prompts(source, 60)
+
+
+def test_held_out_samples_that_are_bad_or_ties_are_named_or_passed_over(tmp_path, caplog):
+    rows = face_rows(6, ties=0)
+    rows[0]["jpg_0"] = b"no image"
+    rows[1]["label_0"] = 0.5
+    source = data(find_shards([str(write_shards(tmp_path, rows, per_shard=6))]), held_out=3)
+    (batch,) = source.held_out_batches(4, 0, 1)
+    assert len(batch["seeds"]) == 1
+    assert "train-00000.tar, 0-000000, held out: undecodable image" in caplog.text
 
 
 def test_only_ties_are_an_error_and_not_an_endless_loop(tmp_path):

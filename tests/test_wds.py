@@ -78,6 +78,14 @@ def test_an_epoch_when_steps_are_not_given_and_held_out_samples(tiny_sdxl, folde
     assert "4 shards: 20 samples to train on, 8 held out" in (tmp_path / "lora" / "README.md").read_text()
 
 
+def test_held_out_ties_alone_give_no_metrics_and_no_crash(tiny_sdxl, tmp_path):
+    rows = [row | {"label_0": 0.5} for row in face_rows(2, ties=0)] + face_rows(8, ties=0)
+    flags = {"validation_prompts": ["red"], "validation_inference_steps": 1, "num_validation_pairs": 2}
+    folder = write_shards(tmp_path / "shards", rows, per_shard=5)
+    train(tiny_sdxl, None, tmp_path / "lora", dataset_path=folder, run_validation=True, **flags)
+    assert json.loads((tmp_path / "lora" / "eval_results.json").read_text()) == {}
+
+
 def test_bad_samples_show_in_the_progress_bar_and_may_stop_the_run(tiny_sdxl, tmp_path, capsys):
     rows = face_rows(20, ties=0)
     rows[3]["jpg_1"] = b"no image"

@@ -94,7 +94,7 @@ class ShardReader(IterableDataset):
         # Batches come from the workers in turn, beginning with worker 0: after a resume, it is the reader whose turn it is.
         reader = (self.next_reader + (worker.id if worker else 0)) % len(self.places)
         first_epoch, start = self.places[reader]
-        samples, bad = [], []
+        samples, bad, ties = [], [], []
         for epoch in count(first_epoch):
             tolerance = Tolerance(self.shards, self._runs(reader, epoch), self.max_bad_samples)
             good = 0
@@ -103,12 +103,15 @@ class ShardReader(IterableDataset):
                 if problem is not None:
                     tolerance.count(shard, ordinal, members, problem)
                     bad.append((shard, ordinal))
-                if sample is not None:
+                elif sample is None:
+                    ties.append((shard, ordinal))
+                else:
                     samples.append(sample)
                     good += 1
                 if len(samples) == self.batch_size:
-                    yield collate_pairs(samples) | {"reader": reader, "place": (epoch, through), "bad": bad}
-                    samples, bad = [], []
+                    report = {"reader": reader, "place": (epoch, through), "bad": bad, "ties": ties}
+                    yield collate_pairs(samples) | report
+                    samples, bad, ties = [], [], []
             if good == 0 and start == 0:
                 raise ValueError(
                     f"No pairs to train on in a whole epoch of {self.shards.urls}: only ties or bad samples."

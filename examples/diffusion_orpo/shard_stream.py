@@ -7,6 +7,7 @@ read once and in sequence, so shards may come from pipes; shards outside of it a
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,9 @@ from torch.utils.data import DataLoader
 from pairs import PairTransform, collate_pairs, sample_seed
 from shard_reader import ShardReader, transform_sample
 from shards import Shards, find_shards, read_samples
+
+
+logger = logging.getLogger(__name__)
 
 
 def add_shard_arguments(parser) -> None:
@@ -156,9 +160,10 @@ class ShardData:
                 place += 1
                 if place % world_size != rank:
                     continue
-                sample, _ = transform_sample(
-                    transform, members, sample_seed(0, 0, place), self.shards.where(shard, ordinal, members)
-                )
+                where = self.shards.where(shard, ordinal, members)
+                sample, problem = transform_sample(transform, members, sample_seed(0, 0, place), where)
+                if problem is not None:
+                    logger.warning(f"{where}, held out: {problem.kind}: {problem}")
                 samples += [] if sample is None else [sample]
                 if len(samples) == batch_size:
                     yield collate_pairs(samples)
@@ -177,7 +182,7 @@ class ShardBatches:
         readers: workers, or 1 where the main process reads.
         batches: how many were given.
         places: of each reader, the epoch and the samples of its part that it is through with.
-        problems: different bad samples met since the start of the process, for the progress bar.
+        problems: different bad samples and ties met since the start of the process, for the progress bar.
     """
 
     data: ShardData
@@ -214,12 +219,13 @@ class ShardBatches:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
-        bad: set[tuple[int, int]] = set()
+        passed_over: dict[str, set[tuple[int, int]]] = {"bad": set(), "ties": set()}
         for batch in loader:
             self.places[batch.pop("reader")] = batch.pop("place")
-            bad.update(map(tuple, batch.pop("bad")))
+            for kind, samples in passed_over.items():
+                samples.update(map(tuple, batch.pop(kind)))
             self.batches += 1
-            self.problems = {"bad": len(bad)} if bad else {}
+            self.problems = {kind: len(samples) for kind, samples in passed_over.items() if samples}
             yield batch
 
     @property

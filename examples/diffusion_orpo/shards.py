@@ -91,12 +91,10 @@ def find_shards(patterns: list[str], num_samples: int | None = None) -> Shards:
         OSError: a URL can't be read, or a command fails.
     """
     urls = tuple(url for pattern in patterns for url in _expand(pattern))
-    listed = {
-        url: sizes for folder in {_manifest_url(url) for url in urls} for url, sizes in [(folder, _sizes(folder))]
-    }
+    manifests = {manifest_url: _sizes(manifest_url) for manifest_url in dict.fromkeys(map(_manifest_url, urls))}
     counts = []
-    for url in tqdm(urls, desc="Shards", disable=all(sizes is not None for sizes in listed.values())):
-        sizes, name = listed[_manifest_url(url)], _shard_name(url)
+    for url in tqdm(urls, desc="Counting samples", disable=None not in manifests.values()):
+        sizes, name = manifests[_manifest_url(url)], _shard_name(url)
         if sizes is not None and name not in sizes:
             raise ValueError(f"{url} is not in {_manifest_url(url)}: convert the data again, or check the pattern.")
         counts.append(_count_samples(url) if sizes is None else sizes[name])
@@ -200,7 +198,8 @@ def _sizes(manifest_url: str) -> dict[str, int] | None:
             content = stream.read()
             if isinstance(stream, Pipe):
                 stream.wait_for_child()
-    except OSError:
+    except OSError as error:
+        logger.warning(f"No manifest can be had ({error}): every shard is read once to count its samples.")
         return None
     try:
         return {shard["name"]: shard["samples"] for shard in json.loads(content)["shards"]}

@@ -109,14 +109,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
 
     parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(args, parameters, pairs_per_step)
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=max_train_steps,
-        num_cycles=args.lr_num_cycles,
-        power=args.lr_power,
-    )
+    lr_scheduler = make_lr_scheduler(args, optimizer, max_train_steps)
     denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
     register_lora_hooks(accelerator, model)
     set_seed(args.seed, device_specific=True)  # LoRA dropout draws from the global generators
@@ -129,6 +122,10 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     start_trackers(args, accelerator)
     logger.info(f"{data}; {max_train_steps} steps of {pairs_per_step} pairs on {world_size} processes")
     validator = Validator(args, accelerator, model, data, compute_losses)
+    # The last step is left out: what is measured after training serves for it.
+    validation_steps = (
+        range(args.validation_steps, max_train_steps, args.validation_steps) if args.run_validation else ()
+    )
     next_batch, skipped = iter(batches).__next__, 0
     progress = tqdm(
         total=max_train_steps, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
@@ -158,8 +155,8 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         show_progress(progress, logs, pairs_per_step / (time.perf_counter() - started), batches.problems)
         if state.global_step % args.checkpointing_steps == 0:
             save_checkpoint(accelerator, output_dir, state, batches.position, args.checkpoints_total_limit)
-        if args.run_validation and state.global_step % args.validation_steps == 0:
-            validator.during_training(state.global_step, last=state.global_step == max_train_steps)
+        if state.global_step in validation_steps:
+            validator.during_training(state.global_step)
     progress.close()
 
     results = validator.after_training(state.global_step) if args.run_validation else None
@@ -190,6 +187,18 @@ def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: i
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
+    )
+
+
+def make_lr_scheduler(args, optimizer: torch.optim.Optimizer, max_train_steps: int):
+    """The learning rate's course over `max_train_steps`, to be stepped once per optimizer step."""
+    return get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=max_train_steps,
+        num_cycles=args.lr_num_cycles,
+        power=args.lr_power,
     )
 
 

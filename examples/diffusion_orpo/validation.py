@@ -10,9 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from PIL.Image import Image
 
 from diffusion_orpo_loss import OrpoMetrics
+
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -52,13 +56,8 @@ class Validator:
     data: object
     compute_losses: Callable
 
-    def during_training(self, step: int, last: bool) -> None:
-        """Logs held-out metrics and images, but for the last step: what is measured after training serves for that.
-
-        Every process must call it.
-        """
-        if last:
-            return
+    def during_training(self, step: int) -> None:
+        """Logs held-out metrics and images. Every process must call it."""
         self.accelerator.log(self.measure(), step=step)
         self._log_images("validation", self.draw(), step)
         self.accelerator.wait_for_everyone()
@@ -95,6 +94,11 @@ class Validator:
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
             sums += values.double().sum(dim=1)
         count, *totals = self.accelerator.reduce(sums, "sum").tolist()
+        if count == 0:
+            logger.warning(
+                "None of the held-out samples holds a preference that can be read: there are no eval_* metrics"
+            )
+            return {}
         return {f"eval_{name}": total / count for name, total in zip(names, totals)}
 
     def draw(self) -> list[Image]:
