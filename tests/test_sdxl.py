@@ -37,12 +37,20 @@ def predict(unet) -> torch.Tensor:
         ).sample
 
 
+def time_ids_given_to_the_unet(model, batch: dict) -> torch.Tensor:
+    given = []
+    unet = lambda *args, added_cond_kwargs, return_dict: given.append(added_cond_kwargs["time_ids"]) or (None,)  # noqa: E731
+    model.predict(unet, torch.zeros(2, 4, 8, 8), torch.tensor([5, 5]), model.encode_prompts(batch["prompts"]), batch)
+    return given[0]
+
+
 def test_prompts_are_encoded_as_the_pipeline_does(tiny_sdxl):
     model = load(tiny_sdxl)
-    prompt_embeds, pooled_prompt_embeds = model.encode_prompts(PROMPTS)
-    expected, _, expected_pooled, _ = model.pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
-    assert torch.equal(prompt_embeds, expected)
-    assert torch.equal(pooled_prompt_embeds, expected_pooled)
+    embeds = model.encode_prompts(PROMPTS)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    expected, _, expected_pooled, _ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False)
+    assert torch.equal(embeds["prompt_embeds"], expected)
+    assert torch.equal(embeds["pooled_prompt_embeds"], expected_pooled)
 
 
 def test_time_ids_are_those_of_the_pipeline(tiny_sdxl):
@@ -52,12 +60,11 @@ def test_time_ids_are_those_of_the_pipeline(tiny_sdxl):
         "original_sizes": torch.tensor([[480, 640], [900, 700]]),
         "crop_top_lefts": torch.tensor([[0, 10], [9, 0]]),
     }
-    conditioning = model.conditioning(batch)["added_cond_kwargs"]
     expected = [
         model.pipeline._get_add_time_ids(size, corner, (64, 64), torch.float32, text_encoder_projection_dim=32)
         for size, corner in (((480, 640), (0, 10)), ((900, 700), (9, 0)))
     ]
-    assert torch.equal(conditioning["time_ids"], torch.cat(expected))
+    assert torch.equal(time_ids_given_to_the_unet(model, batch), torch.cat(expected))
 
 
 def test_latents_are_samples_of_the_vaes_posterior(tiny_sdxl):
@@ -65,11 +72,9 @@ def test_latents_are_samples_of_the_vaes_posterior(tiny_sdxl):
     model = load(tiny_sdxl, vae_encode_batch_size=3)
     pixel_values = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     posterior = model.pipeline.vae.encode(pixel_values / 127.5 - 1).latent_dist
+    moments = model.encode_images(pixel_values)
     draws = torch.stack(
-        [
-            model.encode_images(pixel_values, [torch.Generator().manual_seed(s + k) for k in (0, 1000)])
-            for s in range(400)
-        ]
+        [model.sample_latents(moments, [torch.Generator().manual_seed(s + k) for k in (0, 1000)]) for s in range(400)]
     )
     scale = model.pipeline.vae.config.scaling_factor
     error = (draws.mean(dim=0) - scale * posterior.mean) / (scale * posterior.std / 20)
@@ -84,7 +89,7 @@ def test_vae_encode_batch_size_bounds_the_batch_and_changes_nothing(tiny_sdxl):
         model = load(tiny_sdxl, vae_encode_batch_size=size)
         encode, sizes[size] = model.pipeline.vae.encode, []
         model.pipeline.vae.encode = lambda x, encode=encode, seen=sizes[size]: seen.append(len(x)) or encode(x)
-        latents[size] = model.encode_images(pixel_values, [torch.Generator().manual_seed(i) for i in range(5)])
+        latents[size] = model.encode_images(pixel_values)
     assert sizes == {1: [1] * 5, 2: [2, 2, 1], 8: [5]}
     torch.testing.assert_close(latents[1], latents[8], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(latents[2], latents[8], rtol=1e-4, atol=1e-5)
@@ -243,12 +248,12 @@ def test_sizes_are_not_rounded_in_half_precision(tiny_sdxl):
     model = load(tiny_sdxl, torch.bfloat16)
     sizes = torch.tensor([[1023, 1365], [1537, 771]])
     batch = {"prompts": ["a"], "original_sizes": sizes, "crop_top_lefts": torch.tensor([[0, 357], [301, 0]])}
-    time_ids = model.conditioning(batch)["added_cond_kwargs"]["time_ids"]
+    time_ids = time_ids_given_to_the_unet(model, batch)
     assert time_ids[:, :4].tolist() == [[1023, 1365, 0, 357], [1537, 771, 301, 0]]
 
 
 def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
-    assert load(tiny_sdxl).noise_scheduler.config.prediction_type == "epsilon"
+    assert load(tiny_sdxl).noise_process.scheduler.config.prediction_type == "epsilon"
     model = load(tiny_sdxl, prediction_type="v_prediction")
-    assert model.noise_scheduler.config.prediction_type == "v_prediction"
+    assert model.noise_process.scheduler.config.prediction_type == "v_prediction"
     assert model.pipeline.scheduler.config.prediction_type == "v_prediction"  # which draws

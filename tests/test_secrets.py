@@ -196,7 +196,7 @@ class Family:
     name, license, tags = "Family", "mit", ["a-tag"]
 
     @staticmethod
-    def inference_snippet(args, lora: str, prompt: str) -> str:
+    def inference_snippet(lora: str, prompt: str) -> str:
         return f"pipeline.load_lora_weights({lora!r})\nimage = pipeline({prompt!r}).images[0]\n"
 
 

@@ -9,7 +9,7 @@ from helpers import arguments
 from dataset import load_pairs
 from sdxl import StableDiffusionXL
 from train_diffusion_orpo_sdxl_lora import parse_args
-from training import compute_losses, make_optimizer, min_snr_weights
+from training import compute_losses, make_optimizer
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_both_images_of_a_pair_share_noise_timestep_and_prompt(setup):
     for name in ("original_sizes", "crop_top_lefts"):
         batch[name] = batch[name][:4].repeat(2, 1)
     model.pipeline.vae.encode = lambda x: SimpleNamespace(
-        latent_dist=SimpleNamespace(sample=lambda generators: x[:, :1, ::8, ::8].repeat(1, 4, 1, 1))
-    )
+        latent_dist=SimpleNamespace(parameters=x[:, :1, ::8, ::8].repeat(1, 8, 1, 1) - 40)
+    )  # of no variance: one generator serves both images of a pair, which draw different samples
     unet = Recorder(lambda call: torch.zeros_like(call.sample))
     _, metrics, timesteps = compute_losses(args, model, unet, batch)
     for value in (unet.sample, unet.timesteps, unet.text, *unet.added.values()):
@@ -61,7 +61,7 @@ def test_both_images_of_a_pair_share_noise_timestep_and_prompt(setup):
 def test_pairs_of_a_batch_get_different_noise_and_timesteps(setup):
     args, model, batch = setup()
     unet = Recorder(lambda call: torch.zeros_like(call.sample))
-    model.encode_images = lambda pixel_values, generators: torch.zeros(8, 4, 8, 8)
+    model.sample_latents = lambda moments, generators: torch.zeros(8, 4, 8, 8)
     compute_losses(args, model, unet, batch)
     assert len(unet.timesteps[:4].unique()) == 4
     noise = unet.sample[:4].flatten(1)
@@ -84,8 +84,8 @@ def test_epsilon_prediction_is_judged_by_the_shared_noise(setup):
     """A U-Net that knows winner's latents and schedule can name the noise: its winner's error is 0."""
     args, model, batch = setup()
     latents = torch.randn(8, 4, 8, 8)
-    model.encode_images = lambda pixel_values, generators: latents
-    alphas = model.noise_scheduler.alphas_cumprod.double()
+    model.sample_latents = lambda moments, generators: latents
+    alphas = model.noise_process.scheduler.alphas_cumprod.double()
 
     def true_noise(call):
         a = alphas[call.timesteps].view(-1, 1, 1, 1)
@@ -100,8 +100,8 @@ def test_v_prediction_has_a_target_for_each_image(setup):
     """v = sqrt(a) noise - sqrt(1 - a) latents, arXiv 2202.00512: a U-Net that gives each image its own v is right."""
     args, model, batch = setup(prediction_type="v_prediction")
     latents = torch.randn(8, 4, 8, 8)
-    model.encode_images = lambda pixel_values, generators: latents
-    alphas = model.noise_scheduler.alphas_cumprod.double()
+    model.sample_latents = lambda moments, generators: latents
+    alphas = model.noise_process.scheduler.alphas_cumprod.double()
 
     def true_velocity(call):
         a = alphas[call.timesteps].view(-1, 1, 1, 1)
@@ -115,22 +115,23 @@ def test_v_prediction_has_a_target_for_each_image(setup):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr_weights_by_the_schedules_betas(setup, prediction_type):
-    _, model, _ = setup(prediction_type=prediction_type)
+    _, model, _ = setup(prediction_type=prediction_type, snr_gamma=5.0)
     timesteps = torch.tensor([0, 10, 300, 999])
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # SDXL's schedule
     alphas = (1 - betas).cumprod(0)[timesteps]
     snr = alphas / (1 - alphas)
     expected = torch.minimum(snr, torch.tensor(5.0)) / (snr if prediction_type == "epsilon" else snr + 1)
-    weights = min_snr_weights(model.noise_scheduler, timesteps, 5.0)
+    weights = model.noise_process.weights(timesteps)
     torch.testing.assert_close(weights.double(), expected, rtol=1e-3, atol=0)
 
 
 def test_snr_gamma_weighs_the_loss(setup):
     args, model, batch = setup(snr_gamma=5.0)
     weighted, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
-    args.snr_gamma = None
+    weights = model.noise_process.weights(timesteps)
+    model.noise_process.snr_gamma = None
     plain, same_metrics, _ = compute_losses(args, model, model.denoiser, batch)
-    torch.testing.assert_close(weighted, plain * min_snr_weights(model.noise_scheduler, timesteps, 5.0))
+    torch.testing.assert_close(weighted, plain * weights)
     torch.testing.assert_close(metrics, same_metrics)
     assert not torch.allclose(weighted, plain)
 

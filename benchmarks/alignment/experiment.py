@@ -54,22 +54,22 @@ class Experiment:
 class EncodedSDXL(StableDiffusionXL):
     """SDXL whose images come as latents, and whose prompts are encoded once."""
 
-    def encode_images(self, pixel_values: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        return pixel_values
+    def sample_latents(self, moments: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        return moments
 
-    def encode_prompts(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         known = self.__dict__.setdefault("_known_prompts", {})
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if new:
-            known.update(zip(new, zip(*super().encode_prompts(new))))
-        embeds, pooled = zip(*(known[prompt] for prompt in prompts))
-        return torch.stack(embeds), torch.stack(pooled)
+            embeds = super().encode_prompts(new)
+            known.update((prompt, {name: rows[i] for name, rows in embeds.items()}) for i, prompt in enumerate(new))
+        return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in known[prompts[0]]}
 
 
 def load_model(base: str, learning_rate: float, seed: int) -> tuple[argparse.Namespace, EncodedSDXL]:
     """The base with a fresh LoRA, and the training scripts' flags."""
     parser = argparse.ArgumentParser()
-    add_training_arguments(parser, PAIRS_PER_STEP)
+    add_training_arguments(parser, StableDiffusionXL, PAIRS_PER_STEP)
     flags = {
         "pretrained_model_name_or_path": base,
         "output_dir": "unused",
@@ -87,7 +87,7 @@ def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: in
     """The pairs of (epoch, index) as a batch of the training scripts, with latents for images."""
     chosen = [index for _, index in keys]
     return {
-        "pixel_values": torch.cat([pairs.latents_w[chosen], pairs.latents_l[chosen]]),
+        "moments": torch.cat([pairs.latents_w[chosen], pairs.latents_l[chosen]]),
         "original_sizes": torch.full((2 * len(keys), 2), 64),
         "crop_top_lefts": torch.zeros(2 * len(keys), 2, dtype=torch.long),
         "prompts": [world.prompts[pairs.classes[index]] for index in chosen],

@@ -14,19 +14,24 @@ VALIDATION_PROMPTS = [
 ]
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, train_batch_size: int) -> None:
+def add_training_arguments(parser: argparse.ArgumentParser, family: type, train_batch_size: int) -> None:
     """Adds the flags of model, images, optimization, validation and output.
 
     Args:
         parser: gets the flags; the script adds those of its data source.
+        family: the model family, such as `StableDiffusionXL`; adds flags of its own and decides some defaults.
         train_batch_size: the default of `--train_batch_size`, in pairs per device.
     """
-    _add_model_arguments(parser.add_argument_group("model"))
+    group = parser.add_argument_group("model")
+    _add_model_arguments(group, family.lora_layers)
+    family.add_arguments(group)
     _add_image_arguments(parser.add_argument_group("images and captions"))
-    _add_loss_arguments(parser.add_argument_group("loss"))
+    group = parser.add_argument_group("loss")
+    _add_loss_arguments(group)
+    family.noise_process_class.add_arguments(group)
     _add_optimization_arguments(parser.add_argument_group("optimization"), train_batch_size)
     _add_validation_arguments(parser.add_argument_group("validation"))
-    _add_output_arguments(parser.add_argument_group("output"))
+    _add_output_arguments(parser.add_argument_group("output"), f"diffusion-orpo-lora-{family.slug}")
 
 
 # Lowest and highest value that a flag may have, the highest left out where there is none.
@@ -98,7 +103,7 @@ def _check_validation_scorer(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error(f"--validation_scorer: {error}")
 
 
-def _add_model_arguments(group) -> None:
+def _add_model_arguments(group, lora_layers: str) -> None:
     group.add_argument(
         "--pretrained_model_name_or_path",
         required=True,
@@ -117,8 +122,8 @@ def _add_model_arguments(group) -> None:
     group.add_argument("--lora_dropout", type=float, default=0.0, help="Dropout probability in the LoRA layers.")
     group.add_argument(
         "--lora_layers",
-        default="to_k,to_q,to_v,to_out.0",
-        help="Comma-separated names of the U-Net modules that get a LoRA. Default: all attention projections.",
+        default=lora_layers,
+        help="Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections.",
     )
 
 
@@ -153,16 +158,6 @@ def _add_loss_arguments(group) -> None:
         type=float,
         default=0.1,
         help="Weight of the odds ratio term: 0 is supervised fine-tuning on winners, larger values push harder.",
-    )
-    group.add_argument(
-        "--prediction_type",
-        choices=["epsilon", "v_prediction"],
-        help="What the U-Net predicts. Default: what the model's noise scheduler says.",
-    )
-    group.add_argument(
-        "--snr_gamma",
-        type=float,
-        help="Weighs each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
     )
 
 
@@ -239,10 +234,8 @@ def _add_validation_arguments(group) -> None:
     )
 
 
-def _add_output_arguments(group) -> None:
-    group.add_argument(
-        "--output_dir", default="diffusion-orpo-lora-sdxl", help="Folder of checkpoints, logs and the trained LoRA."
-    )
+def _add_output_arguments(group, name: str) -> None:
+    group.add_argument("--output_dir", default=name, help="Folder of checkpoints, logs and the trained LoRA.")
     group.add_argument("--checkpointing_steps", type=int, default=500, help="Optimizer steps between checkpoints.")
     group.add_argument("--checkpoints_total_limit", type=int, help="Keep this many of the newest. Default: all.")
     group.add_argument(
@@ -255,7 +248,7 @@ def _add_output_arguments(group) -> None:
         default="tensorboard",
         help='"tensorboard", "wandb", "comet_ml", "all" (those installed) or "none".',
     )
-    group.add_argument("--tracker_name", default="diffusion-orpo-lora-sdxl", help="Project name in the tracker.")
+    group.add_argument("--tracker_name", default=name, help="Project name in the tracker.")
     group.add_argument("--logging_dir", default="logs", help="TensorBoard's folder inside --output_dir.")
     group.add_argument("--push_to_hub", action="store_true", help="Upload LoRA, model card and images at the end.")
     group.add_argument(

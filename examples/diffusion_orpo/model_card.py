@@ -79,9 +79,10 @@ def _text(args, model, data, steps, results, gallery, prompts, lora) -> str:
         f"A LoRA for {_code(args.pretrained_model_name_or_path)}, trained on preference pairs with ORPO (odds ratio preference"
         " optimization, [arXiv 2403.07691](https://arxiv.org/abs/2403.07691)) for diffusion, without a reference"
         " model.\n",
-        f"## Use\n\n```python\n{model.inference_snippet(args, lora, prompts[0])}```\n",
+        f"## Use\n\n```python\n{model.inference_snippet(lora, prompts[0])}```\n",
         f"## Training\n\n- data: {_plain(data)}\n- optimizer steps: {steps}",
-        "\n".join(f"- {name}: {_plain(str(getattr(args, name)))}" for name in HYPERPARAMETERS) + "\n",
+        "\n".join(f"- {name}: {_plain(str(vars(args)[name]))}" for name in HYPERPARAMETERS if name in vars(args))
+        + "\n",
     ]
     if results and results.metrics:
         sections.append("## Held-out pairs\n\n| metric | with the LoRA | without |\n|---|---|---|")

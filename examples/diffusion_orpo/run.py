@@ -22,6 +22,7 @@ from huggingface_hub import create_repo, upload_folder
 from checkpoints import find_checkpoint, list_checkpoints, read_state
 from durable import remove_leftovers, rename, sync_all
 from model_card import save_model_card
+from model_family import LORA_FILE
 from preemption import EXIT_STATUS
 from processes import is_lost_connection, on_main_process
 from redaction import command_line_without_secrets, flags_without_secrets
@@ -31,7 +32,6 @@ from validation import ValidationResults
 
 logger = get_logger(__name__)
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -14,7 +14,7 @@ from training import train
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_shard_arguments(parser)
-    add_training_arguments(parser, train_batch_size=8)
+    add_training_arguments(parser, StableDiffusionXL, train_batch_size=8)
     args = parser.parse_args(input_args)
     check_training_arguments(parser, args)
     return args

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import compute_snr
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
@@ -52,9 +51,14 @@ def compute_losses(args, model, denoiser, batch: dict) -> tuple[torch.Tensor, Or
         The loss of each pair (B,), the metrics of each pair, and the timesteps (B,).
     """
     model_pred_w, model_pred_l, target, timesteps = predict_pairs(model, denoiser, batch)
-    weights = None if args.snr_gamma is None else min_snr_weights(model.noise_scheduler, timesteps, args.snr_gamma)
     losses, metrics = orpo_loss(
-        model_pred_w, model_pred_l, target, args.beta_orpo, weights=weights, reduction="none", return_metrics=True
+        model_pred_w,
+        model_pred_l,
+        target,
+        args.beta_orpo,
+        weights=model.noise_process.weights(timesteps),
+        reduction="none",
+        return_metrics=True,
     )
     return losses, metrics, timesteps
 
@@ -66,39 +70,24 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
         model, denoiser, batch: as `compute_losses` takes them.
 
     Returns:
-        The predictions for the winners and for the losers (B, 4, H/8, W/8); their target, one for both or one each;
+        The predictions for the winners and for the losers (B, C, H/8, W/8); their target, one for both or one each;
         and the timesteps (B,).
     """
-    noise_scheduler = model.noise_scheduler
+    # What a cache or encoded shards already hold is not encoded again.
+    moments = batch["moments"] if "moments" in batch else model.encode_images(batch["pixel_values"])
+    embeds = batch["embeds"] if "embeds" in batch else model.encode_prompts(batch["prompts"])
+
     # All randomness comes from the pair's own seed: not from its place in the batch, nor from the number of processes.
     generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
-    num_timesteps = noise_scheduler.config.num_train_timesteps
-    timesteps = torch.cat([torch.randint(num_timesteps, (1,), generator=g) for g in generators]).to(model.device)
-
-    latents = model.encode_images(batch["pixel_values"], generators * 2)  # (2B, 4, H/8, W/8)
+    timesteps = model.noise_process.sample_timesteps(generators).to(model.device)
+    latents = model.sample_latents(moments, generators * 2)  # (2B, C, H/8, W/8)
     latents_w, latents_l = latents.chunk(2)
     noise = randn_tensor(latents_w.shape, generators, model.device)  # the same for both images of a pair
 
-    noisy_latents = noise_scheduler.add_noise(latents, noise.repeat(2, 1, 1, 1), timesteps.repeat(2))
-    model_pred = denoiser(
-        noisy_latents.to(model.dtype), timesteps.repeat(2), **model.conditioning(batch), return_dict=False
-    )[0]
-
-    if noise_scheduler.config.prediction_type == "epsilon":
-        target = noise
-    else:  # v-prediction: the target holds the clean image, so each image has its own
-        target = tuple(noise_scheduler.get_velocity(x, noise, timesteps) for x in (latents_w, latents_l))
+    noisy_latents = model.noise_process.add_noise(latents, noise.repeat(2, 1, 1, 1), timesteps.repeat(2))
+    model_pred = model.predict(denoiser, noisy_latents, timesteps.repeat(2), embeds, batch)
+    target = model.noise_process.target(latents_w, latents_l, noise, timesteps)
     return *model_pred.chunk(2), target, timesteps
-
-
-def min_snr_weights(noise_scheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weight of each pair (B,): min(SNR, gamma) / SNR for epsilon prediction, / (SNR + 1) for v-prediction.
-
-    Source: arXiv 2303.09556, section 3.4.
-    """
-    snr = compute_snr(noise_scheduler, timesteps)
-    divisor = snr if noise_scheduler.config.prediction_type == "epsilon" else snr + 1
-    return snr.clamp(max=gamma) / divisor
 
 
 def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) -> int:

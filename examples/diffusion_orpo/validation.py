@@ -116,11 +116,12 @@ class Validator:
             return []
         self.model.denoiser.eval()
         args = self.args
-        return [
-            self.model.draw(prompt, args.seed + i, args.validation_inference_steps, args.validation_guidance_scale)
-            for prompt in args.validation_prompts
-            for i in range(args.num_validation_images)
-        ]
+        with self.model.encoders():
+            return [
+                self.model.draw(prompt, args.seed + i, args.validation_inference_steps, args.validation_guidance_scale)
+                for prompt in args.validation_prompts
+                for i in range(args.num_validation_images)
+            ]
 
     @cached_property
     def images_without_lora(self) -> list[Image]:
