@@ -56,18 +56,22 @@ class PairTransform:
             `pixel_values` uint8 (2, resolution, resolution, 3), winner first; `original_sizes` (2, 2) height and
             width; `crop_top_lefts` (2, 2) in pixels after resizing; `prompt`; `seed`.
         """
-        flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
-        flipped = self.random_flip and flip < 0.5
-        crop = (crop_y, crop_x) if self.random_crop else (0.5, 0.5)
+        flipped, crop, is_empty = self.draw(seed)
         images = [decode_image(pair.winner, f"{where}, winner"), decode_image(pair.loser, f"{where}, loser")]
         pixels, corners = zip(*(self._resize_and_crop(image, flipped, crop) for image in images))
         return {
             "pixel_values": torch.stack(pixels),
             "original_sizes": torch.tensor([(image.height, image.width) for image in images]),
             "crop_top_lefts": torch.tensor(corners),
-            "prompt": "" if empty < self.proportion_empty_prompts else pair.prompt,
+            "prompt": "" if is_empty else pair.prompt,
             "seed": seed,
         }
+
+    def draw(self, seed: int) -> tuple[bool, tuple[float, float], bool]:
+        """What is random about a pair: is it mirrored, where is the crop as (y, x) fractions of its room, is its prompt empty?"""
+        flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
+        crop = (crop_y, crop_x) if self.random_crop else (0.5, 0.5)
+        return bool(self.random_flip and flip < 0.5), crop, bool(empty < self.proportion_empty_prompts)
 
     def _resize_and_crop(self, image: Image.Image, flipped: bool, crop: tuple[float, float]):
         """Resizes the shorter side, keeping the aspect ratio; returns pixels (H, W, 3) and the crop's (top, left)."""
@@ -84,12 +88,27 @@ class PairTransform:
 
 
 def collate_pairs(samples: list[dict]) -> dict:
-    """Stacks B transformed pairs into a batch: images (2B, 3, H, W) and sizes (2B, 2), the B winners before the B losers."""
+    """Stacks B pairs into a batch, the B winners before the B losers.
+
+    Args:
+        samples: as `PairTransform` makes them, or, already encoded, with `moments` (2, 2C, h, w) in place of
+            `pixel_values`, and `embeds`, tensors by name, in place of `prompt`.
+
+    Returns:
+        `pixel_values` (2B, 3, H, W) or `moments` (2B, 2C, h, w); `original_sizes` and `crop_top_lefts` (2B, 2); `prompts`,
+        or `embeds` with tensors of B rows; `seeds`.
+    """
+    images = "moments" if "moments" in samples[0] else "pixel_values"
     batch = {
         name: torch.stack([sample[name] for sample in samples], dim=1).flatten(0, 1)
-        for name in ("pixel_values", "original_sizes", "crop_top_lefts")
+        for name in (images, "original_sizes", "crop_top_lefts")
     }
-    batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)
-    batch["prompts"] = [sample["prompt"] for sample in samples]
+    if images == "pixel_values":
+        batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)
+        batch["prompts"] = [sample["prompt"] for sample in samples]
+    else:
+        batch["embeds"] = {
+            name: torch.stack([sample["embeds"][name] for sample in samples]) for name in samples[0]["embeds"]
+        }
     batch["seeds"] = [sample["seed"] for sample in samples]
     return batch
