@@ -1,0 +1,88 @@
+"""What decides an encoding: which VAE, which text encoders, at which resolution and precision.
+
+Two encodings of the same identity are the same numbers, up to the libraries and the device that made them.
+"""
+
+import hashlib
+from pathlib import Path
+
+import diffusers
+import PIL
+import torch
+import transformers
+from huggingface_hub import hf_hub_download
+
+from checksums import sha256
+from model_family import vae_source
+
+
+LIBRARIES = {module.__name__: module.__version__ for module in (diffusers, PIL, torch, transformers)}
+
+
+def encoding_identity(family: type, args, dtype: torch.dtype) -> dict[str, str]:
+    """What decides the moments and prompt embeddings of a run, read from files alone: no model is loaded.
+
+    Args:
+        family: the model family, such as `StableDiffusionXL`.
+        args: the flags.
+        dtype: of the text encoders, and of a VAE that does not ask for float32.
+
+    Returns:
+        For each module its `module_identity`, and the flags that matter.
+    """
+    source, options = vae_source(args)
+    identity = {
+        "family": family.slug,
+        "resolution": str(args.resolution),
+        "precision": str(dtype).removeprefix("torch."),
+        "vae": module_identity(source, **options),
+    }
+    options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir}
+    for encoder in family.text_encoder_names:
+        for name in (encoder, encoder.replace("text_encoder", "tokenizer")):
+            identity[name] = module_identity(args.pretrained_model_name_or_path, **options, subfolder=name)
+    if "max_sequence_length" in args:
+        identity["max_sequence_length"] = str(args.max_sequence_length)
+    return identity
+
+
+def module_identity(
+    source: str,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | None = None,
+) -> str:
+    """Tells a module's weights from others: for a local folder the checksum of its files, else the commit on the Hub.
+
+    Args:
+        source: folder, or name on the Hub.
+        subfolder: of the module in it.
+        revision, variant, cache_dir: as for `from_pretrained`.
+    """
+    suffix = f" ({variant})" if variant else ""
+    folder = Path(source, subfolder or "")
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            digest.update(f"{path.name} {sha256(path)}\n".encode())
+        return f"sha256:{digest.hexdigest()}{suffix}"
+    is_tokenizer = (subfolder or "").startswith("tokenizer")
+    config = hf_hub_download(
+        source,
+        "tokenizer_config.json" if is_tokenizer else "config.json",
+        subfolder=subfolder,
+        revision=revision,
+        cache_dir=cache_dir,
+    )
+    commit = Path(config).parents[1 if subfolder else 0].name  # the Hub's cache has a folder for each commit
+    return f"{source}@{commit}{suffix}"
+
+
+def differences(saved: dict[str, str], current: dict[str, str]) -> list[str]:
+    """What two identities differ in, each as "name was this and is now that"."""
+    return [
+        f"{name} was {saved.get(name)} and is now {current.get(name)}"
+        for name in dict.fromkeys([*saved, *current])
+        if saved.get(name) != current.get(name)
+    ]
