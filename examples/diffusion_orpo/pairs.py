@@ -57,11 +57,11 @@ class PairTransform:
             width; `crop_top_lefts` (2, 2) in pixels after resizing; `prompt`; `seed`.
         """
         flipped, crop, is_empty = self.draw(seed)
-        images = [decode_image(pair.winner, f"{where}, winner"), decode_image(pair.loser, f"{where}, loser")]
-        pixels, corners = zip(*(self._resize_and_crop(image, flipped, crop) for image in images))
+        sides = [(pair.winner, f"{where}, winner"), (pair.loser, f"{where}, loser")]
+        pixels, original_sizes, corners = zip(*(self.image(encoded, name, flipped, crop) for encoded, name in sides))
         return {
             "pixel_values": torch.stack(pixels),
-            "original_sizes": torch.tensor([(image.height, image.width) for image in images]),
+            "original_sizes": torch.tensor(original_sizes),
             "crop_top_lefts": torch.tensor(corners),
             "prompt": "" if is_empty else pair.prompt,
             "seed": seed,
@@ -73,8 +73,22 @@ class PairTransform:
         crop = (crop_y, crop_x) if self.random_crop else (0.5, 0.5)
         return bool(self.random_flip and flip < 0.5), crop, bool(empty < self.proportion_empty_prompts)
 
-    def _resize_and_crop(self, image: Image.Image, flipped: bool, crop: tuple[float, float]):
-        """Resizes the shorter side, keeping the aspect ratio; returns pixels (H, W, 3) and the crop's (top, left)."""
+    def image(
+        self, encoded: bytes, where: str, flipped: bool = False, crop: tuple[float, float] = (0.5, 0.5)
+    ) -> tuple[torch.Tensor, tuple[int, int], tuple[int, int]]:
+        """Decodes an image, resizes its shorter side, keeping the aspect ratio, and crops it.
+
+        Args:
+            encoded: the image file.
+            where: names it in errors.
+            flipped: whether to mirror it.
+            crop: place of the crop, (y, x) as fractions of its room.
+
+        Returns:
+            Pixels uint8 (resolution, resolution, 3), original (height, width), and the crop's (top, left).
+        """
+        image = decode_image(encoded, where)
+        original_size = (image.height, image.width)
         scale = self.resolution / min(image.size)
         width, height = (max(self.resolution, round(side * scale)) for side in image.size)
         if image.size != (width, height):
@@ -84,7 +98,7 @@ class PairTransform:
         top, left = (round(u * (side - self.resolution)) for u, side in zip(crop, (height, width)))
         if width != height:
             image = image.crop((left, top, left + self.resolution, top + self.resolution))
-        return torch.from_numpy(np.array(image)), (top, left)
+        return torch.from_numpy(np.array(image)), original_size, (top, left)
 
 
 def collate_pairs(samples: list[dict]) -> dict:
