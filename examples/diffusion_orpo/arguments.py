@@ -32,6 +32,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, family: type, train_
     _add_optimization_arguments(parser.add_argument_group("optimization"), train_batch_size)
     _add_validation_arguments(parser.add_argument_group("validation"))
     _add_output_arguments(parser.add_argument_group("output"), f"diffusion-orpo-lora-{family.slug}")
+    parser.set_defaults(**family.defaults)
 
 
 # Lowest and highest value that a flag may have, the highest left out where there is none.
@@ -46,14 +47,19 @@ RANGES = {
     "dataloader_num_workers": (0,),
     "ddp_timeout": (1,),
     "gradient_accumulation_steps": (1,),
+    "guidance_scale": (0,),
     "learning_rate": (0,),
+    "logit_mean": (-10, 10),
+    "logit_std": (0, 10),
     "lora_dropout": (0, 1),
     "lr_num_cycles": (1,),
     "lr_warmup_steps": (0,),
     "max_bad_samples": (0, 1),
     "max_grad_norm": (0,),
+    "max_sequence_length": (1, 512),
     "max_train_samples": (1,),
     "max_train_steps": (1,),
+    "mode_scale": (-1, 1.75),
     "num_train_epochs": (1,),
     "num_validation_images": (1,),
     "num_validation_pairs": (0,),
@@ -70,8 +76,16 @@ RANGES = {
 }
 
 
-def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stops with a message where flags contradict each other or lie out of range, and fills in derived defaults."""
+def check_training_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, resolution_step: int = 8
+) -> None:
+    """Stops with a message where flags contradict each other or lie out of range, and fills in derived defaults.
+
+    Args:
+        parser: complains.
+        args: what it read.
+        resolution_step: --resolution is a multiple of it.
+    """
     if args.hub_token is not None and args.report_to not in ("tensorboard", "none"):
         parser.error(
             f"--hub_token with --report_to={args.report_to}: the tracker could record your token with the command line."
@@ -82,8 +96,8 @@ def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
         if value is not None and not lowest <= value <= (highest[0] if highest else sys.float_info.max):
             limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}, and finite"
             parser.error(f"--{name} must be {limits}; got {value}.")
-    if args.resolution % 8 != 0:
-        parser.error(f"--resolution must be a multiple of 8; got {args.resolution}.")
+    if args.resolution % resolution_step != 0:
+        parser.error(f"--resolution must be a multiple of {resolution_step}; got {args.resolution}.")
     if args.lora_alpha is None:
         args.lora_alpha = args.rank
     if args.validation_scorer is not None:
@@ -123,7 +137,8 @@ def _add_model_arguments(group, lora_layers: str) -> None:
     group.add_argument(
         "--lora_layers",
         default=lora_layers,
-        help="Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections.",
+        help="Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections, "
+        "and in FLUX.1 the feed-forward layers.",
     )
 
 

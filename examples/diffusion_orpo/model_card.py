@@ -12,7 +12,8 @@ from validation import ValidationResults
 HYPERPARAMETERS = (
     "beta_orpo learning_rate lr_scheduler lr_warmup_steps train_batch_size gradient_accumulation_steps mixed_precision"
     " use_8bit_adam max_grad_norm rank lora_alpha lora_dropout lora_layers resolution random_crop random_flip"
-    " proportion_empty_prompts snr_gamma prediction_type pretrained_vae_model_name_or_path seed"
+    " proportion_empty_prompts snr_gamma prediction_type weighting_scheme logit_mean logit_std mode_scale"
+    " guidance_scale max_sequence_length pretrained_vae_model_name_or_path seed"
 ).split()
 
 

@@ -47,6 +47,8 @@ class LatentDiffusion:
         noise_process_class: `DDPM` or `FlowMatching`.
         name, slug, tags, license: for the model card and the default names of folders.
         lora_layers: the default of --lora_layers.
+        defaults: of other flags, where a family has its own.
+        resolution_step: pixels that a side of an image is a multiple of.
         pipeline_options: more arguments for loading the pipeline.
         inference_dtype: that the model card recommends on a GPU.
 
@@ -65,12 +67,15 @@ class LatentDiffusion:
     tags: tuple[str, ...]
     license: str
     lora_layers = "to_k,to_q,to_v,to_out.0"
+    defaults: dict = {}
+    resolution_step = 8
     pipeline_options: dict = {}
     inference_dtype = "float16"
 
     def __init__(self, args, device: torch.device, dtype: torch.dtype) -> None:
         self.args, self.device, self.dtype = args, device, dtype
         logging.getLogger(self.pipeline_class.__module__).addFilter(first_truncation)
+        self._check_pipeline()
         self.noise_process = self.noise_process_class.load(args)
         self._vae_source, self._vae_options = vae_source(args)
         with torch.device("meta"):
@@ -94,7 +99,8 @@ class LatentDiffusion:
             denoiser, encoders: whether to load the denoiser, and VAE and text encoders.
 
         Raises:
-            ValueError: the model predicts something that its noise process does not know, or has no such --lora_layers.
+            ValueError: the model is of another family, predicts something that its noise process does not know, or has no
+                such --lora_layers.
         """
         model = cls(args, device, dtype)
         absent = {} if denoiser else {cls.denoiser_name: None}
@@ -108,6 +114,17 @@ class LatentDiffusion:
             if args.gradient_checkpointing:
                 model.denoiser.enable_gradient_checkpointing()
         return model
+
+    def _check_pipeline(self) -> None:
+        args = self.args
+        config = DiffusionPipeline.load_config(
+            args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir
+        )
+        if config["_class_name"] != self.pipeline_class.__name__:
+            raise ValueError(
+                f"--pretrained_model_name_or_path={args.pretrained_model_name_or_path} is a {config['_class_name']}:"
+                f" this script trains {self.name}, a {self.pipeline_class.__name__}."
+            )
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -139,6 +156,11 @@ class LatentDiffusion:
         self.pipeline.register_modules(**dict.fromkeys(self.encoder_names))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @property
+    def call_options(self) -> dict:
+        """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
+        return {}
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the VAE says of images: mean and log variance of the latents' distribution.
@@ -212,6 +234,7 @@ class LatentDiffusion:
             guidance_scale=guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
+            **self.call_options,
         ).images
         latents = self.unpack_latents(latents) / self.vae_config["scaling_factor"]
         latents = latents + (self.vae_config.get("shift_factor") or 0)
@@ -262,6 +285,7 @@ class LatentDiffusion:
                 f"    vae=AutoencoderKL.from_pretrained({args.pretrained_vae_model_name_or_path!r}, dtype=dtype),\n"
             )
         config = ", ".join(f"{name}={value!r}" for name, value in self.noise_process.sampler_config.items())
+        options = "".join(f", {name}={value!r}" for name, value in self.call_options.items())
         scheduler_line = f"pipeline.scheduler.register_to_config({config})\n" if config else ""
         return (
             "import torch\n"
@@ -272,7 +296,7 @@ class LatentDiffusion:
             f"    {args.pretrained_model_name_or_path!r},\n{vae_argument}    dtype=dtype,\n"
             ").to(device)\n"
             f"{scheduler_line}pipeline.load_lora_weights({lora!r})\n"
-            f"image = pipeline({prompt!r}).images[0]\n"
+            f"image = pipeline({prompt!r}{options}).images[0]\n"
             'image.save("image.png")\n'
         )
 
