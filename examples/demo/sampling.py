@@ -1,21 +1,23 @@
 """Draws many images with a pipeline, in batches, each from its own seed."""
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from faces import RESOLUTION
+from tiny_t5 import T5_LENGTH
 
 
-def load_pipeline(path: str) -> StableDiffusionXLPipeline:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(path, dtype=torch.float32)
+def load_pipeline(path: str) -> DiffusionPipeline:
+    """Loads the pipeline of any family."""
+    pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def draw(
-    pipeline: StableDiffusionXLPipeline,
+    pipeline: DiffusionPipeline,
     prompts: list[str],
     seeds: list[int],
     desc: str,
@@ -31,10 +33,11 @@ def draw(
         seeds: one per image: the same prompt and seed give the same initial noise, in any batch.
         desc: names the progress bar.
         steps: of the sampler.
-        guidance_scale: of classifier-free guidance; 1 for none.
+        guidance_scale: of classifier-free guidance, 1 for none; with FLUX, the scale that the model is told.
         batch_size: images at once.
     """
     images: list[Image] = []
+    options = {"max_sequence_length": T5_LENGTH} if hasattr(pipeline, "transformer") else {}
     with tqdm(total=len(prompts), desc=desc) as bar:
         for i in range(0, len(prompts), batch_size):
             images += pipeline(
@@ -44,6 +47,7 @@ def draw(
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch_size]],
+                **options,
             ).images
             bar.update(len(prompts[i : i + batch_size]))
     return images

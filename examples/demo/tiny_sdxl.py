@@ -46,6 +46,22 @@ def build_tokenizer(words: list[str]) -> CLIPTokenizer:
         )
 
 
+def build_text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """Of a CLIP text encoder of two layers for the tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=PROMPT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def build_tiny_sdxl(
     words: list[str], channels: tuple[int, int] = (32, 64), seed: int = 0
 ) -> StableDiffusionXLPipeline:
@@ -58,18 +74,7 @@ def build_tiny_sdxl(
     """
     torch.manual_seed(seed)
     tokenizer, tokenizer_2 = build_tokenizer(words), build_tokenizer(words)
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=PROMPT_LENGTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text_config = build_text_config(tokenizer)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=channels,

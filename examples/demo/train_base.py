@@ -1,21 +1,27 @@
-"""Trains the demo's base model from scratch on drawn faces, first the VAE, then U-Net and text encoders together.
+"""Trains the demo's base models from scratch on drawn faces, first the VAE, then denoiser and text encoders together.
 
-    python train_base.py --output_dir base
+    python train_base.py                # SDXL, and the VAE that all share
+    python train_base.py --family=sd3   # or sd, or flux: with that VAE
 
-It knows nothing of preferences. Its weights ship with the demo in float16; this script rebuilds them.
+They know nothing of preferences. Their weights ship with the demo in float16; this script rebuilds them.
 """
 
 import argparse
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
+import tiny_flux
+import tiny_sd
+import tiny_sd3
+from bases import SHARED_VAE, base_folder
 from faces import ALL_KINDS, RESOLUTION, random_face
 from tiny_sdxl import build_tiny_sdxl
 
@@ -92,19 +98,91 @@ def train_unet(
     average.copy_to(modules.parameters())
 
 
+def add_noise(scheduler, latents: torch.Tensor, generator: torch.Generator):
+    """Noisy latents, their timesteps (B,), and what the denoiser is to predict, as the pipeline's scheduler has it."""
+    noise = torch.randn(latents.shape, generator=generator)
+    steps = torch.randint(1000, (len(latents),), generator=generator)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        sigmas = scheduler.sigmas[steps].view(-1, 1, 1, 1)
+        return (1 - sigmas) * latents + sigmas * noise, scheduler.timesteps[steps], noise - latents
+    scheduler = DDPMScheduler.from_config(scheduler.config)
+    return scheduler.add_noise(latents, noise, steps), steps, scheduler.get_velocity(latents, noise, steps)
+
+
+def train_denoiser(pipeline, predict, latents: torch.Tensor, prompts: list[str], steps: int) -> None:
+    """Trains denoiser and text encoders of a pipeline that predicts velocity, as all here but SDXL do.
+
+    Args:
+        pipeline: with random weights but for the VAE.
+        predict: (pipeline, noisy latents, timesteps, different prompts, which of them each image has) -> prediction.
+        latents: (count, 4, 8, 8).
+        prompts: of these.
+        steps: of 32 images.
+    """
+    names = [name for name in pipeline.components if name.startswith(("unet", "transformer", "text_encoder"))]
+    modules = torch.nn.ModuleList([getattr(pipeline, name) for name in names])
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=2e-3, weight_decay=1e-3)
+    schedule = OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, pct_start=0.05)
+    average = EMAModel(modules.parameters(), decay=0.998)
+    generator = torch.Generator().manual_seed(2)
+    different = ["", *sorted(set(prompts))]
+    rows = torch.tensor([different.index(prompt) for prompt in prompts])
+    for _ in (bar := tqdm(range(steps), desc="Denoiser")):
+        chosen = torch.randint(len(latents), (32,), generator=generator)
+        dropped = torch.rand(32, generator=generator) < 0.1  # for guidance
+        noisy_latents, timesteps, target = add_noise(pipeline.scheduler, latents[chosen], generator)
+        prediction = predict(pipeline, noisy_latents, timesteps, different, rows[chosen].where(~dropped, 0))
+        loss = F.mse_loss(prediction, target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        average.step(modules.parameters())
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    average.copy_to(modules.parameters())
+
+
+def train_sdxl(images: torch.Tensor, prompts: list[str], vae_steps: int, steps: int) -> StableDiffusionXLPipeline:
+    pipeline = build_tiny_sdxl(WORDS)
+    train_vae(pipeline.vae, images, vae_steps)
+    train_unet(pipeline, encode_images(pipeline.vae, images), prompts, steps)
+    return pipeline
+
+
+def train_family(family: str, images: torch.Tensor, prompts: list[str], steps: int):
+    """Trains another family's pipeline on the latents of SDXL's VAE, which it gets with a shift where it takes one."""
+    vae = AutoencoderKL.from_pretrained(SHARED_VAE, torch_dtype=torch.float32)
+    latents = encode_images(vae, images)
+    if family != "sd":
+        shift = round(latents.mean().item() / vae.config.scaling_factor, 5)
+        vae.register_to_config(shift_factor=shift)
+        latents = latents - shift * vae.config.scaling_factor
+    module = {"sd": tiny_sd, "sd3": tiny_sd3, "flux": tiny_flux}[family]
+    pipeline = getattr(module, f"build_tiny_{family}")(WORDS, vae)
+    train_denoiser(pipeline, module.predict, latents, prompts, steps)
+    return pipeline
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="base", help="Folder for the pipeline.")
+    parser.add_argument("--family", choices=["sdxl", "sd", "sd3", "flux"], default="sdxl", help="Which model.")
+    parser.add_argument("--output_dir", help="Folder for the pipeline. Default: that of the demo.")
     parser.add_argument("--num_images", type=int, default=12000, help="Faces to draw.")
-    parser.add_argument("--vae_steps", type=int, default=2000)
-    parser.add_argument("--unet_steps", type=int, default=8000)
+    parser.add_argument("--vae_steps", type=int, default=2000, help="SDXL alone trains a VAE.")
+    parser.add_argument("--denoiser_steps", type=int, help="Default: 8000 for SDXL, else 5000.")
     args = parser.parse_args()
 
-    pipeline = build_tiny_sdxl(WORDS)
     images, prompts = draw_images(args.num_images, seed=0)
-    train_vae(pipeline.vae, images, args.vae_steps)
-    train_unet(pipeline, encode_images(pipeline.vae, images), prompts, args.unet_steps)
-    pipeline.to(torch.float16).save_pretrained(args.output_dir)
+    torch.manual_seed(0)
+    if args.family == "sdxl":
+        pipeline = train_sdxl(images, prompts, args.vae_steps, args.denoiser_steps or 8000)
+    else:
+        pipeline = train_family(args.family, images, prompts, args.denoiser_steps or 5000)
+    folder = Path(args.output_dir or base_folder(args.family))
+    pipeline.to(torch.float16).save_pretrained(folder)
+    if args.family != "sdxl":
+        next(folder.glob("vae/*.safetensors")).unlink()  # it is in SDXL's folder, and `bases.py` brings it
 
 
 if __name__ == "__main__":

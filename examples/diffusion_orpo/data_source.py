@@ -1,0 +1,54 @@
+"""Pairs from a data set or from shards, whichever the flags name."""
+
+import argparse
+
+from accelerate import Accelerator
+
+from dataset import PreferenceData, add_dataset_arguments, load_pairs
+from processes import main_process_first
+from shard_stream import ShardData, add_shard_arguments, load_shards
+
+
+DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples")
+SHARD_FLAGS = ("num_train_examples", "shuffle_buffer_size", "max_bad_samples")
+
+
+class OptionalFlags:
+    """Stands for a parser, and adds flags such that none is required, and that one of both sources is there once."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser, self.names = parser, set()
+
+    def add_argument_group(self, title: str) -> "OptionalFlags":
+        self.group = self.parser.add_argument_group(title)
+        return self
+
+    def add_argument(self, name: str, **options) -> None:
+        if name not in self.names:
+            self.names.add(name)
+            self.group.add_argument(name, **options | {"required": False})
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of both sources."""
+    flags = OptionalFlags(parser)
+    add_dataset_arguments(flags)
+    add_shard_arguments(flags)
+
+
+def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stops with a message where not exactly one source is named, or a flag of the other one is given."""
+    if (args.dataset_name is None) == (args.dataset_path is None):
+        parser.error("Name one source of pairs: --dataset_name for a data set, or --dataset_path for shards.")
+    source, others = ("shards", DATASET_FLAGS) if args.dataset_path else ("a data set", SHARD_FLAGS)
+    for name in others:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} means nothing for pairs from {source}.")
+
+
+def load_data(args, accelerator: Accelerator) -> PreferenceData | ShardData:
+    """Opens the source that the flags name; see `load_pairs` and `load_shards` for what is raised."""
+    if args.dataset_path is not None:
+        return load_shards(args, accelerator)
+    with main_process_first(accelerator):  # the others then find the data in the cache
+        return load_pairs(args)

@@ -1,0 +1,93 @@
+"""The noise process of SD3 and FLUX: a straight line from image to noise, with its velocity as the target.
+
+Timesteps are drawn, and losses weighted, by diffusers' own helpers (arXiv 2403.03206, section 3.1).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+
+
+@dataclass
+class FlowMatching:
+    """A noisy image is (1 - sigma) latents + sigma noise, and the denoiser predicts noise - latents.
+
+    Attributes:
+        scheduler: with the timesteps, 1000 sigma, shifted as the model's sampler shifts them.
+        weighting_scheme, logit_mean, logit_std, mode_scale: as the flags of these names.
+        sampler_config: what the sampler's configuration has to say, too: nothing.
+    """
+
+    scheduler: FlowMatchEulerDiscreteScheduler
+    weighting_scheme: str
+    logit_mean: float
+    logit_std: float
+    mode_scale: float
+    sampler_config: dict = field(default_factory=dict)
+
+    @classmethod
+    def add_arguments(cls, group) -> None:
+        group.add_argument(
+            "--weighting_scheme",
+            choices=["logit_normal", "mode", "sigma_sqrt", "cosmap", "none"],
+            default="logit_normal",
+            help="How noise levels count: logit_normal and mode draw some timesteps more often, sigma_sqrt and cosmap draw "
+            "all alike and weigh the loss, none does neither.",
+        )
+        group.add_argument(
+            "--logit_mean", type=float, default=0.0, help="Mean of logit_normal: larger values draw more noise."
+        )
+        group.add_argument("--logit_std", type=float, default=1.0, help="Standard deviation of logit_normal.")
+        group.add_argument(
+            "--mode_scale",
+            type=float,
+            default=1.29,
+            help="Scale of mode, from -1 to 1.75: above 0 draws the middle more often, below 0 the ends.",
+        )
+
+    @classmethod
+    def load(cls, args) -> "FlowMatching":
+        """Reads the schedule of the flags' model.
+
+        Raises:
+            ValueError: the model's scheduler is not one of flow matching.
+        """
+        source = args.pretrained_model_name_or_path
+        options = {"subfolder": "scheduler", "revision": args.revision, "cache_dir": args.cache_dir}
+        config = FlowMatchEulerDiscreteScheduler.load_config(source, **options)
+        if not config["_class_name"].startswith("FlowMatch"):
+            raise ValueError(f"{source} has the scheduler {config['_class_name']}, which is none of flow matching.")
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        return cls(scheduler, args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
+
+    def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
+        """A timestep for each generator (B,), as the weighting scheme distributes them."""
+        density = [
+            compute_density_for_timestep_sampling(
+                self.weighting_scheme, 1, self.logit_mean, self.logit_std, self.mode_scale, generator=generator
+            )
+            for generator in generators
+        ]
+        num_timesteps = self.scheduler.config.num_train_timesteps
+        indices = (torch.cat(density) * num_timesteps).long().clamp(0, num_timesteps - 1)  # 1 itself may be drawn
+        return self.scheduler.timesteps[indices]
+
+    def sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """The share of noise (B,), from 0 to 1."""
+        return timesteps / self.scheduler.config.num_train_timesteps
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        sigmas = self.sigmas(timesteps).view(-1, 1, 1, 1)
+        return (1 - sigmas) * latents + sigmas * noise
+
+    def target(
+        self, latents_w: torch.Tensor, latents_l: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The velocity, which holds the clean image, so that each image has its own."""
+        return noise - latents_w, noise - latents_l
+
+    def weights(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Weight of each pair (B,)."""
+        return compute_loss_weighting_for_sd3(self.weighting_scheme, self.sigmas(timesteps))

@@ -1,0 +1,74 @@
+"""FLUX.1: CLIP's pooled output, T5, flow matching on packed latents, and a guidance scale that the model is told."""
+
+import torch
+from diffusers import FluxPipeline
+
+from flow_matching import FlowMatching
+from model_family import LatentDiffusion
+
+
+class Flux(LatentDiffusion):
+    pipeline_class = FluxPipeline
+    denoiser_name = "transformer"
+    text_encoder_names = ("text_encoder", "text_encoder_2")
+    noise_process_class = FlowMatching
+    name, slug = "FLUX.1", "flux"
+    tags = ("flux", "flux-diffusers")
+    license = "other"
+    lora_layers = (
+        "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,"
+        "attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out,"
+        "ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2"
+    )
+    defaults = {"weighting_scheme": "none", "validation_guidance_scale": 3.5}
+    resolution_step = 16
+    inference_dtype = "bfloat16"
+
+    @classmethod
+    def add_arguments(cls, group) -> None:
+        group.add_argument(
+            "--max_sequence_length", type=int, default=512, help="Tokens of a prompt that T5 reads, at most 512."
+        )
+        group.add_argument(
+            "--guidance_scale",
+            type=float,
+            default=3.5,
+            help="Guidance scale that the model is told in training. FLUX.1-dev takes one; FLUX.1-schnell does not.",
+        )
+
+    @property
+    def call_options(self) -> dict:
+        return {"max_sequence_length": self.args.max_sequence_length}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """T5's hidden states (B, T5's tokens, 4096), and CLIP's pooled output (B, 768)."""
+        prompt_embeds, pooled_prompt_embeds, _ = self.pipeline.encode_prompt(
+            prompts, device=self.device, **self.call_options
+        )
+        return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
+
+    def predict(
+        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+    ) -> torch.Tensor:
+        count, channels, height, width = noisy_latents.shape
+        prompt_embeds = embeds["prompt_embeds"].repeat(2, 1, 1)
+        guidance = None
+        if self.denoiser.config.guidance_embeds:
+            guidance = torch.full((count,), self.args.guidance_scale, device=self.device)
+        # Tokens of 2x2 latents: (2B, h/2 * w/2, 4C), with their places in the image; all of a prompt's are at the origin.
+        model_pred = denoiser(
+            hidden_states=FluxPipeline._pack_latents(noisy_latents.to(self.dtype), count, channels, height, width),
+            timestep=timesteps / 1000,
+            guidance=guidance,
+            encoder_hidden_states=prompt_embeds,
+            pooled_projections=embeds["pooled_prompt_embeds"].repeat(2, 1),
+            txt_ids=torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
+            img_ids=FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype),
+            return_dict=False,
+        )[0]
+        return self.unpack_latents(model_pred)
+
+    def unpack_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        resolution = self.args.resolution
+        return FluxPipeline._unpack_latents(latents, resolution, resolution, self.pipeline.vae_scale_factor)

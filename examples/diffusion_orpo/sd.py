@@ -1,0 +1,32 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder. 2.1 at 768 pixels predicts velocity, as its scheduler says."""
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ddpm import DDPM
+from model_family import LatentDiffusion
+
+
+class StableDiffusion(LatentDiffusion):
+    pipeline_class = StableDiffusionPipeline
+    denoiser_name = "unet"
+    text_encoder_names = ("text_encoder",)
+    noise_process_class = DDPM
+    name, slug = "Stable Diffusion", "sd"
+    tags = ("stable-diffusion", "stable-diffusion-diffusers")
+    license = "creativeml-openrail-m"
+    defaults = {"resolution": 512, "validation_guidance_scale": 7.5}
+    pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """The encoder's last hidden states (B, 77, 768 or 1024)."""
+        prompt_embeds, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+        return {"prompt_embeds": prompt_embeds}
+
+    def predict(
+        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+    ) -> torch.Tensor:
+        return denoiser(
+            noisy_latents.to(self.dtype), timesteps, embeds["prompt_embeds"].repeat(2, 1, 1), return_dict=False
+        )[0]

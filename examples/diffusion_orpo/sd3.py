@@ -1,0 +1,59 @@
+"""Stable Diffusion 3 and 3.5: two CLIP text encoders, T5, and flow matching."""
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from flow_matching import FlowMatching
+from model_family import LatentDiffusion
+
+
+class StableDiffusion3(LatentDiffusion):
+    pipeline_class = StableDiffusion3Pipeline
+    denoiser_name = "transformer"
+    text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    noise_process_class = FlowMatching
+    name, slug = "Stable Diffusion 3", "sd3"
+    license = "other"
+    lora_layers = (
+        "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
+    )
+    defaults = {"validation_guidance_scale": 7.0}
+    resolution_step = 16
+    inference_dtype = "bfloat16"
+
+    @classmethod
+    def add_arguments(cls, group) -> None:
+        group.add_argument(
+            "--max_sequence_length",
+            type=int,
+            default=77,
+            help="Tokens of a prompt that T5 reads, at most 512; CLIP reads 77.",
+        )
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        version = "sd3.5" if "3.5" in self.args.pretrained_model_name_or_path else "sd3"
+        return version, f"{version}-diffusers"
+
+    @property
+    def call_options(self) -> dict:
+        return {"max_sequence_length": self.args.max_sequence_length}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """CLIP's and T5's hidden states one after the other (B, 77 + T5's tokens, 4096), and CLIP's pooled outputs (B, 2048)."""
+        prompt_embeds, _, pooled_prompt_embeds, _ = self.pipeline.encode_prompt(
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False, **self.call_options
+        )
+        return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
+
+    def predict(
+        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+    ) -> torch.Tensor:
+        return denoiser(
+            hidden_states=noisy_latents.to(self.dtype),
+            timestep=timesteps,
+            encoder_hidden_states=embeds["prompt_embeds"].repeat(2, 1, 1),
+            pooled_projections=embeds["pooled_prompt_embeds"].repeat(2, 1),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Aligns Stable Diffusion 3 or 3.5 with human preferences: trains a LoRA with ORPO on pairs from a data set or from shards."""
+
+import argparse
+import sys
+
+from arguments import add_training_arguments, check_training_arguments
+from data_source import add_data_arguments, check_data_arguments, load_data
+from run import start_run, weight_dtype
+from sd3 import StableDiffusion3
+from training import train
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_arguments(parser)
+    add_training_arguments(parser, StableDiffusion3, train_batch_size=4)
+    args = parser.parse_args(input_args)
+    check_data_arguments(parser, args)
+    check_training_arguments(parser, args, StableDiffusion3.resolution_step)
+    return args
+
+
+def main(input_args: list[str] | None = None) -> int:
+    args = parse_args(input_args)
+    with start_run(args) as (accelerator, checkpoint):
+        data = load_data(args, accelerator)
+        model = StableDiffusion3.load(args, accelerator.device, weight_dtype(accelerator))
+        return train(args, accelerator, checkpoint, model, data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
