@@ -258,7 +258,7 @@ def test_no_bit_of_a_png_changes_a_pixel_unnoticed(name):
 
 def test_the_longest_shape_that_is_taken_is_cropped():
     wide = encode(Image.new("RGB", (512, 16), "red"), "PNG")
-    image = PairTransform(32)._resize_and_crop(decode_image(wide, ""), False, (0.5, 0.5))[0]
+    image = PairTransform(32).image(wide, "")[0]
     assert image.shape == (32, 32, 3)
 
 

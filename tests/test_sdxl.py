@@ -257,3 +257,15 @@ def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
     model = load(tiny_sdxl, prediction_type="v_prediction")
     assert model.noise_process.scheduler.config.prediction_type == "v_prediction"
     assert model.pipeline.scheduler.config.prediction_type == "v_prediction"  # which draws
+
+
+def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
+    from model_family import first_truncation
+
+    first_truncation.seen = False
+    model = load(tiny_sdxl)
+    for _ in range(3):
+        model.encode_prompts(PROMPTS)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "The following part of your input was truncated because CLIP can only handle sequences up to 24 tokens"
+    ]

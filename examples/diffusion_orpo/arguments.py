@@ -98,6 +98,8 @@ def check_training_arguments(
             parser.error(f"--{name} must be {limits}; got {value}.")
     if args.resolution % resolution_step != 0:
         parser.error(f"--resolution must be a multiple of {resolution_step}; got {args.resolution}.")
+    if getattr(args, "cache_latents", False) and args.random_crop:
+        parser.error("--cache_latents keeps one crop of each image, the centre: leave --random_crop out.")
     if args.lora_alpha is None:
         args.lora_alpha = args.rank
     if args.validation_scorer is not None:

@@ -30,6 +30,12 @@ def add_dataset_arguments(parser) -> None:
     group.add_argument("--dataset_split_name", help="Split to train on. Default: the only one, else train.")
     group.add_argument("--max_train_samples", type=int, help="Train on the first so many pairs only.")
     group.add_argument(
+        "--cache_latents",
+        action="store_true",
+        help="Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
+        "are then loaded for validation images only.",
+    )
+    group.add_argument(
         "--num_validation_pairs",
         type=int,
         default=64,
@@ -59,7 +65,8 @@ def load_pairs(args) -> "PreferenceData":
         )
     if args.max_train_samples is not None:
         pairs = pairs.select(np.arange(min(args.max_train_samples + num_held_out, len(pairs))))
-    train, held_out = hold_out(pairs, pairs.check(), num_held_out)
+    images = pairs.check()
+    train, held_out = hold_out(pairs.with_digests(images), images, num_held_out)
     transform = PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
     return PreferenceData(train, held_out, transform, args.dataloader_num_workers)
 
@@ -103,12 +110,14 @@ class PreferenceData:
         held_out: pairs to validate on, or None.
         transform: of the training images; held-out images are cropped at the centre, and never mirrored.
         num_workers: processes that decode.
+        encodings: cached ones of all images and prompts, or None.
     """
 
     train: PreferenceRows
     held_out: PreferenceRows | None
     transform: PairTransform
     num_workers: int
+    encodings: "Encodings | None" = None  # noqa: F821
 
     @property
     def num_pairs(self) -> int:
@@ -137,7 +146,7 @@ class PreferenceData:
         """
         start = position["pairs_seen"] if position else 0
         order = EndlessOrder(self.num_pairs, batch_size, seed, start, rank, world_size)
-        loader = self._loader(TransformedPairs(self.train, self.transform, seed), order)
+        loader = self._loader(self._samples(self.train, self.transform, seed), order)
         return PairBatches(loader, pairs_seen=start, pairs_per_batch=batch_size * world_size)
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> DataLoader | None:
@@ -147,12 +156,16 @@ class PreferenceData:
         keys = [(0, index) for index in range(rank, len(self.held_out), world_size)]
         batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
         return self._loader(
-            TransformedPairs(self.held_out, PairTransform(self.transform.resolution), HELD_OUT_SEED), batches
+            self._samples(self.held_out, PairTransform(self.transform.resolution), HELD_OUT_SEED), batches
         )
 
-    def _loader(self, pairs: "TransformedPairs", batches) -> DataLoader:
+    def _samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> torch.utils.data.Dataset:
+        make = TransformedPairs if self.encodings is None else self.encodings.samples
+        return make(pairs, transform, seed)
+
+    def _loader(self, samples: torch.utils.data.Dataset, batches) -> DataLoader:
         return DataLoader(
-            pairs,
+            samples,
             batch_sampler=batches,
             collate_fn=collate_pairs,
             num_workers=self.num_workers,

@@ -21,12 +21,18 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class FirstTruncation(logging.Filter):
-    """Lets pipelines say once, and not at every step, that a prompt is longer than their tokenizers take."""
+    """Lets pipelines say once, and not at every step, that they cut a prompt which is longer than the tokenizer takes.
+
+    The tokenizer's own warning is not let through: it expects errors of the uncut prompt, which no encoder sees.
+    """
 
     seen = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "truncated because" not in record.getMessage():
+        message = record.getMessage()
+        if "Token indices sequence length is longer" in message:
+            return False
+        if "truncated because" not in message:
             return True
         is_first, self.seen = not self.seen, True
         return is_first
@@ -74,7 +80,8 @@ class LatentDiffusion:
 
     def __init__(self, args, device: torch.device, dtype: torch.dtype) -> None:
         self.args, self.device, self.dtype = args, device, dtype
-        logging.getLogger(self.pipeline_class.__module__).addFilter(first_truncation)
+        for name in (self.pipeline_class.__module__, "transformers.tokenization_utils_base"):
+            logging.getLogger(name).addFilter(first_truncation)
         self._check_pipeline()
         self.noise_process = self.noise_process_class.load(args)
         self._vae_source, self._vae_options = vae_source(args)

@@ -33,6 +33,8 @@ class PreferenceRows:
         rows: numbers of the rows that hold a preference.
         winner_is_0: for each of those, whether the first image is the preferred one.
         columns: names of first image, second image and caption.
+        num_ties: rows that were left out.
+        digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
     """
 
     dataset: Dataset
@@ -41,6 +43,7 @@ class PreferenceRows:
     winner_is_0: np.ndarray
     columns: tuple[str, str, str]
     num_ties: int = 0
+    digests: np.ndarray | None = None
 
     @classmethod
     def open(cls, dataset: Dataset, name: str) -> "PreferenceRows":
@@ -79,7 +82,16 @@ class PreferenceRows:
         return len(self.rows)
 
     def select(self, indices: np.ndarray) -> "PreferenceRows":
-        return replace(self, rows=self.rows[indices], winner_is_0=self.winner_is_0[indices])
+        digests = None if self.digests is None else self.digests[indices]
+        return replace(self, rows=self.rows[indices], winner_is_0=self.winner_is_0[indices], digests=digests)
+
+    def with_digests(self, images: list[tuple[bytes, bytes]]) -> "PreferenceRows":
+        """The same, knowing what `check` said of the images."""
+        digests = np.frombuffer(b"".join(hash for pair in images for hash in pair), dtype="V16").reshape(-1, 2)
+        return replace(self, digests=np.where(self.winner_is_0[:, None], digests, digests[:, ::-1]))
+
+    def prompts(self) -> list[str]:
+        return list(self.dataset.select_columns([self.columns[2]]).select(self.rows)[self.columns[2]])
 
     def where(self, index: int) -> str:
         """Names a pair in messages by the row it comes from."""
@@ -129,9 +141,8 @@ class PreferenceRows:
     @property
     def fingerprint(self) -> str:
         """Changes with rows, labels and captions."""
-        captions = self.dataset.select_columns([self.columns[2]]).select(self.rows)[self.columns[2]]
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.rows.tobytes(), self.winner_is_0.tobytes(), json.dumps(list(captions)).encode()):
+        for part in (self.rows.tobytes(), self.winner_is_0.tobytes(), json.dumps(self.prompts()).encode()):
             digest.update(part)
         return digest.hexdigest()
 

@@ -98,6 +98,8 @@ def make_accelerator(args, output_dir: Path) -> Accelerator:
         logging.getLogger(name).setLevel(logging.WARNING)
     for library in (datasets, transformers, diffusers):
         library.utils.logging.set_verbosity(logging.WARNING if accelerator.is_local_main_process else logging.ERROR)
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()  # of loading, which lasts seconds; those of downloads stay
     return accelerator
 
 

@@ -6,6 +6,7 @@ import sys
 
 from arguments import add_training_arguments, check_training_arguments
 from dataset import add_dataset_arguments, load_pairs
+from encoding_cache import cache_encodings
 from processes import main_process_first
 from run import start_run, weight_dtype
 from sdxl import StableDiffusionXL
@@ -26,7 +27,10 @@ def main(input_args: list[str] | None = None) -> int:
     with start_run(args) as (accelerator, checkpoint):
         with main_process_first(accelerator):  # the others then find the data in the cache
             data = load_pairs(args)
-        model = StableDiffusionXL.load(args, accelerator.device, weight_dtype(accelerator))
+        dtype = weight_dtype(accelerator)
+        if args.cache_latents:
+            data = cache_encodings(args, accelerator, StableDiffusionXL, dtype, data)
+        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not args.cache_latents)
         return train(args, accelerator, checkpoint, model, data)
 
 

@@ -1,0 +1,245 @@
+"""Latents and prompt embeddings of a whole data set, made once and kept in datasets' cache.
+
+Each image is encoded once, in however many pairs it is, and so is each prompt. What is kept of an image is the mean
+and log variance of its latents' distribution, so that each epoch samples latents anew, as it does without a cache.
+
+The work is cut into chunks that are cached each by itself: processes share them out, and a run that was stopped goes
+on where it was.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import (
+    Dataset,
+    Features,
+    Value,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+from safetensors.torch import load, save
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from dataset import PreferenceData
+from encoding_identity import LIBRARIES, encoding_identity
+from images import DECODER
+from pairs import PairTransform, sample_seed
+from preemption import shield_worker
+from processes import on_main_process, wait_for_reading
+from rows import PreferenceRows
+
+
+CHUNK = 512  # images or prompts: what a process that is stopped loses of its work, at most
+WRITTEN_AT_ONCE = 16
+FEATURES = Features(encoded=Value("large_binary"))  # the tensors of an image or of a prompt, as a safetensors file
+
+
+def cache_encodings(
+    args, accelerator: Accelerator, family: type, dtype: torch.dtype, data: PreferenceData
+) -> PreferenceData:
+    """Encodes all images and prompts of a data set, or finds them in the cache. Every process must call it.
+
+    VAE and text encoders are loaded only if something is to be encoded, and freed before this returns.
+
+    Args:
+        args: the flags.
+        accelerator: of the run.
+        family: the model family, such as `StableDiffusionXL`.
+        dtype: of the text encoders, and of a VAE that does not ask for float32.
+        data: the pairs.
+
+    Returns:
+        The same pairs, in batches that hold `moments` and `embeds`.
+
+    Raises:
+        OSError: the cache can't be written.
+    """
+    splits = [data.train] if data.held_out is None else [data.train, data.held_out]
+    images = find_images(splits)
+    prompts = list(dict.fromkeys(prompt for pairs in splits for prompt in pairs.prompts()))
+    if args.proportion_empty_prompts > 0 and "" not in prompts:
+        prompts.append("")
+
+    identity = on_main_process(accelerator, encoding_identity, family, args, dtype)
+    cache = ChunkCache(accelerator, args.cache_dir, [identity, DECODER, LIBRARIES])
+    encoder = Encoder(args, family, accelerator.device, dtype)
+    encodings = Encodings(
+        images={
+            flipped: cache.rows(
+                "mirrored images" if flipped else "images",
+                list(images),
+                lambda chunk: encoder.encode_images([images[digest] for digest in chunk], flipped),
+            )
+            for flipped in ((False, True) if args.random_flip else (False,))
+        },
+        image_rows={digest: row for row, digest in enumerate(images)},
+        prompts=cache.rows("prompts", prompts, encoder.encode_prompts),
+        prompt_rows={prompt: row for row, prompt in enumerate(prompts)},
+    )
+    return replace(data, encodings=encodings)
+
+
+# Where an image is: the rows it is met in first, the pair's index in them, and "winner" or "loser".
+Place = tuple[PreferenceRows, int, str]
+
+
+def find_images(splits: list[PreferenceRows]) -> dict[bytes, Place]:
+    """All different images, by their digests."""
+    images: dict[bytes, Place] = {}
+    for pairs in splits:
+        for index, digests in enumerate(pairs.digests.tolist()):
+            for side, digest in zip(("winner", "loser"), digests):
+                images.setdefault(digest, (pairs, index, side))
+    return images
+
+
+@dataclass
+class Encoder:
+    """Encodes images and prompts, with modules that are loaded when the first one comes."""
+
+    args: object
+    family: type
+    device: torch.device
+    dtype: torch.dtype
+
+    @cached_property
+    def model(self):
+        return self.family.load(self.args, self.device, self.dtype, denoiser=False)
+
+    def encode_images(self, places: list[Place], flipped: bool) -> Iterator[dict[str, torch.Tensor]]:
+        crops = DataLoader(
+            CentreCrops(places, PairTransform(self.args.resolution), flipped),
+            self.args.vae_encode_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=shield_worker,
+            generator=torch.Generator(),
+        )
+        for pixels, original_sizes, corners in crops:
+            moments = self.model.encode_images(pixels.permute(0, 3, 1, 2)).cpu()
+            for i in range(len(moments)):
+                yield {"moments": moments[i], "original_sizes": original_sizes[i], "crop_top_lefts": corners[i]}
+
+    def encode_prompts(self, prompts: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+        for i in range(0, len(prompts), WRITTEN_AT_ONCE):
+            batch = prompts[i : i + WRITTEN_AT_ONCE]
+            embeds = {name: rows.cpu() for name, rows in self.model.encode_prompts(batch).items()}
+            for j in range(len(batch)):
+                yield {name: rows[j] for name, rows in embeds.items()}
+
+
+@dataclass(frozen=True)
+class CentreCrops(torch.utils.data.Dataset):
+    """Images as they go into the VAE, with original size and crop."""
+
+    places: list[Place]
+    transform: PairTransform
+    flipped: bool
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pairs, index, side = self.places[i]
+        encoded, where = getattr(pairs[index], side), f"{pairs.where(index)}, {side}"
+        pixels, original_size, corner = self.transform.image(encoded, where, self.flipped)
+        return pixels, torch.tensor(original_size), torch.tensor(corner)
+
+
+@dataclass(frozen=True)
+class ChunkCache:
+    """Rows of tensors, made in chunks that datasets' cache knows by what decides them.
+
+    Attributes:
+        accelerator: of the run; its processes share the work.
+        cache_dir: of datasets; None for the default.
+        key: what decides a row, besides the item that it is made from.
+    """
+
+    accelerator: Accelerator
+    cache_dir: str | None
+    key: list
+
+    def rows(self, name: str, items: list, encode: Callable[[list], Iterator[dict[str, torch.Tensor]]]) -> Dataset:
+        """One row an item, made by `encode` where the cache has none."""
+        chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+        own = chunks[self.accelerator.process_index :: self.accelerator.num_processes]
+        is_shown = self.accelerator.is_local_main_process
+        disable_progress_bars()  # of datasets, one a chunk
+        with tqdm(total=sum(map(len, own)), desc=f"Encoding {name}", disable=not is_shown) as progress:
+            for chunk in own:
+                self._chunk(name, chunk, encode)
+                progress.update(len(chunk))
+        wait_for_reading(self.accelerator)
+        rows = concatenate_datasets([self._chunk(name, chunk, encode) for chunk in chunks])
+        enable_progress_bars()
+        return rows
+
+    def _chunk(self, name: str, chunk: list, encode: Callable) -> Dataset:
+        def generate() -> Iterator[dict[str, bytes]]:
+            for tensors in encode(chunk):
+                yield {"encoded": save({name: tensor.contiguous() for name, tensor in tensors.items()})}
+
+        try:
+            return Dataset.from_generator(
+                generate,
+                features=FEATURES,
+                cache_dir=self.cache_dir,
+                fingerprint=Hasher.hash([name, *self.key, chunk]),
+                writer_batch_size=WRITTEN_AT_ONCE,
+            )
+        except DatasetGenerationError as error:
+            raise error.__cause__ or error
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """All images and prompts of a data set, encoded.
+
+    Attributes:
+        images: their encodings, by whether they are mirrored.
+        image_rows: row of each image, by its digest.
+        prompts: their encodings.
+        prompt_rows: row of each prompt.
+    """
+
+    images: dict[bool, Dataset]
+    image_rows: dict[bytes, int]
+    prompts: Dataset
+    prompt_rows: dict[str, int]
+
+    def samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> "EncodedPairs":
+        """The same pairs as `TransformedPairs`, by the same keys, with everything random decided alike."""
+        image_rows = np.array([[self.image_rows[digest] for digest in pair] for pair in pairs.digests.tolist()])
+        prompt_rows = np.array([self.prompt_rows[prompt] for prompt in pairs.prompts()])
+        empty_prompt_row = self.prompt_rows.get("")
+        return EncodedPairs(self.images, image_rows, self.prompts, prompt_rows, empty_prompt_row, transform, seed)
+
+
+@dataclass(frozen=True)
+class EncodedPairs(torch.utils.data.Dataset):
+    """Pairs by (epoch, index), from the cache."""
+
+    images: dict[bool, Dataset]
+    image_rows: np.ndarray
+    prompts: Dataset
+    prompt_rows: np.ndarray
+    empty_prompt_row: int | None
+    transform: PairTransform
+    seed: int
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        seed = sample_seed(self.seed, epoch, index)
+        flipped, _, is_empty = self.transform.draw(seed)
+        images = [load(self.images[flipped][row]["encoded"]) for row in self.image_rows[index].tolist()]
+        prompt_row = self.empty_prompt_row if is_empty else int(self.prompt_rows[index])
+        sample = {name: torch.stack([image[name] for image in images]) for name in images[0]}
+        return sample | {"embeds": load(self.prompts[prompt_row]["encoded"]), "seed": seed}

@@ -1,0 +1,199 @@
+"""Training from cached latents and prompt embeddings: the same run, without VAE and text encoders."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from helpers import arguments, face_rows, logged, train, write_parquet
+
+import encoding_cache
+import train_diffusion_orpo_sdxl_lora
+from dataset import load_pairs
+from encoding_cache import Encoder, cache_encodings
+from encoding_identity import encoding_identity, module_identity
+from model_family import LatentDiffusion
+from sdxl import StableDiffusionXL
+
+
+CPU = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, is_local_main_process=True)
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> dict[str, list]:
+    """What is encoded for the cache."""
+    seen = {"images": [], "prompts": []}
+    encode_images, encode_prompts = Encoder.encode_images, Encoder.encode_prompts
+
+    def record_images(self, places, flipped):
+        seen["images"] += [(index, side, flipped) for _, index, side in places]
+        return encode_images(self, places, flipped)
+
+    def record_prompts(self, prompts):
+        seen["prompts"] += prompts
+        return encode_prompts(self, prompts)
+
+    monkeypatch.setattr(Encoder, "encode_images", record_images)
+    monkeypatch.setattr(Encoder, "encode_prompts", record_prompts)
+    return seen
+
+
+def open_encoded(model: str, data: str, cache_dir, accelerator=CPU, **flags):
+    flags = {"cache_latents": True, "cache_dir": cache_dir} | flags
+    args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(model, data, "unused", **flags))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding_cache, "on_main_process", lambda accelerator, function, *args: function(*args))
+        return cache_encodings(args, accelerator, StableDiffusionXL, torch.float32, load_pairs(args))
+
+
+@pytest.mark.parametrize("flags", [{}, {"random_flip": True, "proportion_empty_prompts": 0.5}])
+def test_it_is_the_same_run(tiny_sdxl, faces, tmp_path, flags):
+    """Losses of each step over more than an epoch, held-out metrics and the LoRA are those of a run without a cache."""
+    flags |= {"max_train_steps": 8, "train_batch_size": 4, "report_to": "tensorboard", "learning_rate": 1e-4}
+    flags |= {"run_validation": True, "num_validation_pairs": 4, "validation_prompts": "a", "cache_dir": tmp_path}
+    flags |= {"validation_inference_steps": 1}
+    plain = train(tiny_sdxl, faces, tmp_path / "plain", **flags)
+    cached = train(tiny_sdxl, faces, tmp_path / "cached", cache_latents=True, **flags)
+    torch.testing.assert_close(cached, plain, rtol=0, atol=2e-5)
+    logs = {name: logged(tmp_path / name) for name in ("plain", "cached")}
+    assert len(logs["plain"]["loss"]) == 8 and "eval_loss" in logs["plain"]
+    assert logs["cached"].keys() == logs["plain"].keys()
+    for name, values in logs["plain"].items():
+        np.testing.assert_allclose(logs["cached"][name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_vae_and_text_encoders_are_there_for_validation_images_only(tiny_sdxl, faces, tmp_path, monkeypatch):
+    seen = []
+    predict, draw = StableDiffusionXL.predict, LatentDiffusion.draw
+    monkeypatch.setattr(
+        StableDiffusionXL,
+        "predict",
+        lambda self, *args: seen.append(("step", self.has_encoders)) or predict(self, *args),
+    )
+    monkeypatch.setattr(
+        LatentDiffusion, "draw", lambda self, *args: seen.append(("draw", self.has_encoders)) or draw(self, *args)
+    )
+    flags = {"run_validation": True, "num_validation_pairs": 2, "validation_steps": 1, "validation_prompts": "a"}
+    flags |= {"validation_inference_steps": 1, "cache_dir": tmp_path / "cache"}
+    train(tiny_sdxl, faces, tmp_path / "lora", cache_latents=True, **flags)
+    assert set(seen) == {("step", False), ("draw", True)}
+
+
+def test_each_image_and_each_prompt_is_encoded_once(tiny_sdxl, tmp_path, encoded):
+    """Images stand in several pairs, as in Pick-a-Pic, and so do prompts."""
+    rows = face_rows(6, ties=0)
+    rows += [row | {"jpg_0": rows[0]["jpg_0"]} for row in rows[1:]]
+    rows[3]["caption"] = rows[0]["caption"]
+    data = open_encoded(tiny_sdxl, write_parquet(tmp_path / "data", rows), tmp_path / "cache")
+    assert data.num_pairs == 11
+    assert len(encoded["images"]) == len({row[name] for row in rows for name in ("jpg_0", "jpg_1")})
+    assert sorted(encoded["prompts"]) == sorted({row["caption"] for row in rows})
+
+
+def test_what_is_cached_is_not_encoded_again(tiny_sdxl, faces, tmp_path, encoded):
+    first = open_encoded(tiny_sdxl, faces, tmp_path)
+    assert (len(encoded["images"]), len(encoded["prompts"])) == (48, 24)
+    again = open_encoded(tiny_sdxl, faces, tmp_path, train_batch_size=7, seed=5)
+    assert (len(encoded["images"]), len(encoded["prompts"])) == (48, 24)
+    assert first.encodings.images[False][:]["encoded"] == again.encodings.images[False][:]["encoded"]
+    open_encoded(tiny_sdxl, faces, tmp_path, random_flip=True)  # asks for the mirrored ones, too
+    assert [flipped for _, _, flipped in encoded["images"][48:]] == [True] * 48
+
+
+def with_other_weights(model: str, folder, module: str) -> str:
+    shutil.copytree(model, folder)
+    (path,) = (folder / module).glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize("what", ["vae", "text_encoder_2", "resolution", "image", "library"])
+def test_what_would_be_encoded_otherwise_is_encoded_anew(tiny_sdxl, faces, tmp_path, encoded, monkeypatch, what):
+    open_encoded(tiny_sdxl, faces, tmp_path / "cache")
+    model, data, flags = tiny_sdxl, faces, {}
+    if what in ("vae", "text_encoder_2"):
+        model = with_other_weights(tiny_sdxl, tmp_path / "model", what)
+    elif what == "resolution":
+        flags["resolution"] = 32
+    elif what == "image":
+        rows = face_rows(28)
+        rows[0]["jpg_0"] = rows[1]["jpg_0"]
+        data = write_parquet(tmp_path / "data", rows)
+    else:
+        monkeypatch.setitem(encoding_cache.LIBRARIES, "torch", "99.0")
+    open_encoded(model, data, tmp_path / "cache", **flags)
+    assert len(encoded["images"]) == (48 + 47 if what == "image" else 2 * 48)
+
+
+def test_a_copy_of_the_model_is_the_same_model(tiny_sdxl, faces, tmp_path, encoded):
+    open_encoded(tiny_sdxl, faces, tmp_path / "cache")
+    open_encoded(shutil.copytree(tiny_sdxl, tmp_path / "copy"), faces, tmp_path / "cache")
+    assert len(encoded["images"]) == 48
+
+
+def test_an_encoding_that_was_stopped_goes_on_where_it_was(tiny_sdxl, faces, tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr(encoding_cache, "CHUNK", 10)
+    encode = AutoencoderKL.encode
+    calls = iter(range(4))  # of 8 images: the fourth one ends within the second chunk of 10
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda *args: (next(calls), encode(*args))[1])
+    monkeypatch.setattr(encoding_cache, "WRITTEN_AT_ONCE", 2)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        open_encoded(tiny_sdxl, faces, tmp_path, vae_encode_batch_size=4)
+    assert len(encoded["images"]) == 20
+    monkeypatch.setattr(AutoencoderKL, "encode", encode)
+    stopped = open_encoded(tiny_sdxl, faces, tmp_path, vae_encode_batch_size=4)
+    assert len(encoded["images"]) == 20 + 38
+    whole = open_encoded(tiny_sdxl, faces, tmp_path / "another", vae_encode_batch_size=4)
+    assert stopped.encodings.images[False][:]["encoded"] == whole.encodings.images[False][:]["encoded"]
+
+
+def test_processes_share_the_work(tiny_sdxl, faces, tmp_path, encoded, monkeypatch):
+    """Each of three processes encodes its own chunks; waiting is where the others do theirs."""
+    monkeypatch.setattr(encoding_cache, "CHUNK", 10)
+    shares = []
+
+    def run_others(accelerator):
+        monkeypatch.setattr(encoding_cache, "wait_for_reading", lambda accelerator: None)
+        shares.append(len(encoded["images"]))
+        for rank in (1, 2):
+            open_encoded(
+                tiny_sdxl, faces, tmp_path, SimpleNamespace(**vars(CPU) | {"process_index": rank, "num_processes": 3})
+            )
+
+    monkeypatch.setattr(encoding_cache, "wait_for_reading", run_others)
+    data = open_encoded(tiny_sdxl, faces, tmp_path, SimpleNamespace(**vars(CPU) | {"num_processes": 3}))
+    assert shares == [20]  # chunks 0 and 3 of 5
+    assert data.encodings.images[False].num_rows == 48
+
+
+def test_a_module_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    """A folder as the Hub's cache has it, found offline."""
+    for commit, ref in (("a" * 40, "main"), ("b" * 40, "other")):
+        snapshot = tmp_path / "models--me--my-model" / "snapshots" / commit / "vae"
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (snapshot.parents[2] / "refs").mkdir(exist_ok=True)
+        (snapshot.parents[2] / "refs" / ref).write_text(commit)
+    options = {"subfolder": "vae", "cache_dir": tmp_path}
+    assert module_identity("me/my-model", **options) == f"me/my-model@{'a' * 40}"
+    assert (
+        module_identity("me/my-model", **options, revision="other", variant="fp16") == f"me/my-model@{'b' * 40} (fp16)"
+    )
+
+
+def test_precision_is_part_of_the_identity(tiny_sdxl, faces):
+    args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, faces, "unused"))
+    identities = [encoding_identity(StableDiffusionXL, args, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert {name for name in identities[0] if identities[0][name] != identities[1][name]} == {"precision"}
+
+
+def test_random_crops_are_refused(tiny_sdxl, faces, capsys):
+    with pytest.raises(SystemExit):
+        train_diffusion_orpo_sdxl_lora.parse_args(
+            arguments(tiny_sdxl, faces, "unused", cache_latents=True, random_crop=True)
+        )
+    assert "--random_crop" in capsys.readouterr().err
