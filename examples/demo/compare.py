@@ -47,21 +47,25 @@ class Comparison:
     new_wrong: int
 
 
-def compare(base: str, lora: str, output: str) -> Comparison:
+def compare(
+    base: str, lora: str, output: str, seeds_per_prompt: int = SEEDS_PER_PROMPT, steps: int = 20
+) -> Comparison:
     """Draws with both models, measures, and writes the before/after picture.
 
     Args:
         base: folder of the base pipeline.
         lora: folder of `pytorch_lora_weights.safetensors`.
         output: the picture's file.
+        seeds_per_prompt: images of each prompt.
+        steps: of the sampler.
     """
-    kinds = [kind for kind in ALL_KINDS for _ in range(SEEDS_PER_PROMPT)]
+    kinds = [kind for kind in ALL_KINDS for _ in range(seeds_per_prompt)]
     prompts, seeds = [kind.prompt for kind in kinds], list(range(len(kinds)))
     pipeline = load_pipeline(base)
-    before = draw(pipeline, prompts, seeds, desc="Base model")
+    before = draw(pipeline, prompts, seeds, desc="Base model", steps=steps)
     pipeline.load_lora_weights(lora)
-    after = draw(pipeline, prompts, seeds, desc="With the LoRA")
-    save_grid(before[::SEEDS_PER_PROMPT], after[::SEEDS_PER_PROMPT], output)
+    after = draw(pipeline, prompts, seeds, desc="With the LoRA", steps=steps)
+    save_grid(before[::seeds_per_prompt], after[::seeds_per_prompt], output)
 
     readings = [(read_face(a), read_face(b)) for a, b in zip(before, after)]
     smiles = np.array([(a.smile, b.smile) for a, b in readings])

@@ -1,6 +1,7 @@
-"""The whole job, small and offline: pairs from a tiny SDXL, ORPO training with the real script, and the result.
+"""The whole job, small and offline: pairs from a tiny model, ORPO training with the real script, and the result.
 
-    python run_demo.py
+    python run_demo.py                # SDXL
+    python run_demo.py --family=sd3   # or sd, or flux
 
 The labels prefer the face that smiles more, with noise; no prompt names the mouth. Writes pairs, LoRA, the
 before/after picture and `results.json` into --output_dir.
@@ -15,19 +16,22 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from bases import assemble_base, base_folder
 from compare import compare
 from make_pairs import make_pairs
+from tiny_t5 import T5_LENGTH
 
 
-HERE = Path(__file__).resolve().parent
-SCRIPT = HERE.parent / "diffusion_orpo" / "train_diffusion_orpo_sdxl_lora.py"
+SCRIPTS = Path(__file__).resolve().parent.parent / "diffusion_orpo"
 
 
-def train(pairs: Path, output_dir: Path, steps: int) -> None:
+def train(family: str, base: str, pairs: Path, output_dir: Path, steps: int) -> None:
     """Starts the training script as a user does."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(SCRIPT)]
+    script = SCRIPTS / f"train_diffusion_orpo_{family}_lora.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(script)]
+    command += [f"--max_sequence_length={T5_LENGTH}"] if family in ("sd3", "flux") else []
     command += [
-        f"--pretrained_model_name_or_path={HERE / 'base'}",
+        f"--pretrained_model_name_or_path={base}",
         f"--dataset_name={pairs}",
         f"--output_dir={output_dir}",
         "--resolution=64",
@@ -49,19 +53,24 @@ def train(pairs: Path, output_dir: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=["sdxl", "sd", "sd3", "flux"], default="sdxl", help="Which model.")
     parser.add_argument("--output_dir", type=Path, default="demo-output", help="Folder for all that is made.")
     parser.add_argument("--num_pairs", type=int, default=1152, help="Preference pairs to draw.")
     parser.add_argument("--steps", type=int, default=300, help="Optimizer steps of 32 pairs.")
     args = parser.parse_args()
     lora = args.output_dir / "lora"
     shutil.rmtree(lora, ignore_errors=True)
+    if args.family == "sdxl":
+        base = str(base_folder("sdxl"))
+    else:
+        base = assemble_base(args.family, args.output_dir / "base")
 
     print("1/3 The base model draws pairs; the one that smiles more is preferred, with noise.", flush=True)
-    pairs = make_pairs(str(HERE / "base"), args.output_dir / "pairs", args.num_pairs)
+    pairs = make_pairs(base, args.output_dir / "pairs", args.num_pairs)
     print("2/3 ORPO trains a LoRA on them.", flush=True)
-    train(args.output_dir / "pairs", lora, args.steps)
+    train(args.family, base, args.output_dir / "pairs", lora, args.steps)
     print("3/3 Base model and LoRA draw the same prompts from the same seeds.", flush=True)
-    comparison = compare(str(HERE / "base"), str(lora), str(args.output_dir / "grid.png"))
+    comparison = compare(base, str(lora), str(args.output_dir / "grid.png"))
     held_out = json.loads((lora / "eval_results.json").read_text())
 
     results = {"pairs": pairs, "held_out": held_out, "comparison": asdict(comparison)}

@@ -18,6 +18,7 @@ def build_tiny_flux(
     num_layers: int = 2,
     num_single_layers: int = 4,
     num_heads: int = 4,
+    guidance_embeds: bool = True,
     seed: int = 0,
 ) -> FluxPipeline:
     """Builds the pipeline with random weights.
@@ -27,6 +28,7 @@ def build_tiny_flux(
         vae: with 4 latent channels.
         num_layers, num_single_layers: blocks of two streams and of one.
         num_heads: of the transformer's attention, 16 channels each.
+        guidance_embeds: as in FLUX.1-dev; FLUX.1-schnell has none.
         seed: of the weights.
     """
     torch.manual_seed(seed)
@@ -41,7 +43,7 @@ def build_tiny_flux(
         num_attention_heads=num_heads,
         joint_attention_dim=64,
         pooled_projection_dim=text_config.hidden_size,
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
     return FluxPipeline(

@@ -26,6 +26,7 @@ from faces import ALL_KINDS, RESOLUTION, random_face
 from tiny_sdxl import build_tiny_sdxl
 
 
+STEPS = {"sdxl": 8000, "sd": 3000, "sd3": 5000, "flux": 3000}
 WORDS = sorted({word for kind in ALL_KINDS for word in re.findall(r"\w+", kind.prompt)})
 
 
@@ -153,6 +154,7 @@ def train_sdxl(images: torch.Tensor, prompts: list[str], vae_steps: int, steps: 
 def train_family(family: str, images: torch.Tensor, prompts: list[str], steps: int):
     """Trains another family's pipeline on the latents of SDXL's VAE, which it gets with a shift where it takes one."""
     vae = AutoencoderKL.from_pretrained(SHARED_VAE, torch_dtype=torch.float32)
+    vae.register_to_config(_name_or_path="base/vae")
     latents = encode_images(vae, images)
     if family != "sd":
         shift = round(latents.mean().item() / vae.config.scaling_factor, 5)
@@ -166,19 +168,20 @@ def train_family(family: str, images: torch.Tensor, prompts: list[str], steps: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=["sdxl", "sd", "sd3", "flux"], default="sdxl", help="Which model.")
+    parser.add_argument("--family", choices=list(STEPS), default="sdxl", help="Which model.")
     parser.add_argument("--output_dir", help="Folder for the pipeline. Default: that of the demo.")
     parser.add_argument("--num_images", type=int, default=12000, help="Faces to draw.")
     parser.add_argument("--vae_steps", type=int, default=2000, help="SDXL alone trains a VAE.")
-    parser.add_argument("--denoiser_steps", type=int, help="Default: 8000 for SDXL, else 5000.")
+    parser.add_argument("--denoiser_steps", type=int, help="Default: as many as the demo's bases had.")
     args = parser.parse_args()
 
     images, prompts = draw_images(args.num_images, seed=0)
+    steps = args.denoiser_steps or STEPS[args.family]
     torch.manual_seed(0)
     if args.family == "sdxl":
-        pipeline = train_sdxl(images, prompts, args.vae_steps, args.denoiser_steps or 8000)
+        pipeline = train_sdxl(images, prompts, args.vae_steps, steps)
     else:
-        pipeline = train_family(args.family, images, prompts, args.denoiser_steps or 5000)
+        pipeline = train_family(args.family, images, prompts, steps)
     folder = Path(args.output_dir or base_folder(args.family))
     pipeline.to(torch.float16).save_pretrained(folder)
     if args.family != "sdxl":

@@ -2,14 +2,16 @@
 
 import argparse
 
+import torch
 from accelerate import Accelerator
 
 from dataset import PreferenceData, add_dataset_arguments, load_pairs
+from encoding_cache import cache_encodings
 from processes import main_process_first
 from shard_stream import ShardData, add_shard_arguments, load_shards
 
 
-DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples")
+DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples", "cache_latents")
 SHARD_FLAGS = ("num_train_examples", "shuffle_buffer_size", "max_bad_samples")
 
 
@@ -46,9 +48,20 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
             parser.error(f"--{name} means nothing for pairs from {source}.")
 
 
-def load_data(args, accelerator: Accelerator) -> PreferenceData | ShardData:
-    """Opens the source that the flags name; see `load_pairs` and `load_shards` for what is raised."""
+def load_data(args, accelerator: Accelerator, family: type, dtype: torch.dtype) -> PreferenceData | ShardData:
+    """Opens the source that the flags name, and encodes it where they say so.
+
+    Args:
+        args: the flags.
+        accelerator: of the run.
+        family: the model family, such as `StableDiffusion3`.
+        dtype: of its frozen weights.
+
+    Raises:
+        ValueError, OSError: see `load_pairs` and `load_shards`.
+    """
     if args.dataset_path is not None:
         return load_shards(args, accelerator)
     with main_process_first(accelerator):  # the others then find the data in the cache
-        return load_pairs(args)
+        data = load_pairs(args)
+    return cache_encodings(args, accelerator, family, dtype, data) if args.cache_latents else data

@@ -24,8 +24,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
     with start_run(args) as (accelerator, checkpoint):
-        data = load_data(args, accelerator)
-        model = Flux.load(args, accelerator.device, weight_dtype(accelerator))
+        dtype = weight_dtype(accelerator)
+        data = load_data(args, accelerator, Flux, dtype)
+        model = Flux.load(args, accelerator.device, dtype, encoders=not args.cache_latents)
         return train(args, accelerator, checkpoint, model, data)
 
 
