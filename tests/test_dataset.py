@@ -21,7 +21,7 @@ def open_data(folder: str, **flags) -> PreferenceData:
 
 def winners_smile(data: PreferenceData) -> bool:
     from faces import read_face
-    from pairs import decode_image
+    from images import decode_image
 
     pairs = [data.train[i] for i in range(len(data.train))]
     smile = [
@@ -242,9 +242,9 @@ def test_resuming_decodes_nothing_that_was_seen(faces, monkeypatch):
     import pairs
 
     decoded = []
-    original = pairs.decode_image
+    original = pairs.decode_at_least
     data = open_data(faces)
-    monkeypatch.setattr(pairs, "decode_image", lambda image, where: decoded.append(where) or original(image, where))
+    monkeypatch.setattr(pairs, "decode_at_least", lambda *a: decoded.append(a[1]) or original(*a))
     next(iter(data.training_batches(2, 0, {"pairs_seen": 10_000}, rank=0, world_size=1)))
     assert len(decoded) == 4
 

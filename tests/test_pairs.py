@@ -8,7 +8,8 @@ import torch
 from helpers import encode
 from PIL import Image
 
-from pairs import PairTransform, PreferencePair, collate_pairs, decode_image, sample_seed
+from images import decode_image
+from pairs import PairTransform, PreferencePair, collate_pairs, sample_seed
 from schema import parse_label
 
 

@@ -161,9 +161,9 @@ def test_resuming_opens_no_shard_that_is_through_and_decodes_nothing_seen(folder
     for _ in islice(stream, 20):
         pass
     opened, decoded = [], []
-    original_open, original_decode = shards._open, pairs.decode_image
+    original_open, original_decode = shards._open, pairs.decode_at_least
     monkeypatch.setattr(shards, "_open", lambda url: opened.append(url) or original_open(url))
-    monkeypatch.setattr(pairs, "decode_image", lambda *a: decoded.append(a[1]) or original_decode(*a))
+    monkeypatch.setattr(pairs, "decode_at_least", lambda *a: decoded.append(a[1]) or original_decode(*a))
     prompts(source, 1, position=stream.position)
     assert len(opened) == 1 and len(decoded) == 2
 

@@ -1,6 +1,7 @@
 """What an encoded image of a data set may be, and how it becomes RGB pixels. The data are scraped: nothing is taken on trust."""
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -20,6 +21,8 @@ MAX_SCANS = 100  # of a JPEG: a progressive one has about 10, and each costs a p
 
 # Caches of checked images know them by this. The number changes whenever other images are refused.
 DECODER = f"2, Pillow {PIL.__version__}"
+
+EXIF_ORIENTATION = 0x0112
 
 OTHER_MODES = {"I", "F", "LAB", "HSV"}  # their values have no range that is known
 
@@ -51,6 +54,20 @@ def open_image(encoded: bytes, where: str) -> Image.Image:
     return image
 
 
+class Decoded(NamedTuple):
+    """An upright RGB image, perhaps smaller than its file's.
+
+    Attributes:
+        image: its pixels; where a side of the original is no multiple of `scale`, the last ones are cut off by its edge.
+        original_size: height and width in the file, upright.
+        scale: pixels of the file for each of the image's, 1, 2, 4 or 8.
+    """
+
+    image: Image.Image
+    original_size: tuple[int, int]
+    scale: int
+
+
 def decode_image(encoded: bytes, where: str) -> Image.Image:
     """Decodes an image to RGB, upright: of an animation the first frame, and what is transparent over white.
 
@@ -63,11 +80,35 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
     Raises:
         ValueError: `open_image` refuses it, or it can't be decoded to its end.
     """
+    return _decode(encoded, where, None).image
+
+
+def decode_at_least(encoded: bytes, where: str, side: int) -> Decoded:
+    """The same, but a JPEG is decoded at the smallest scale whose shorter side is not below `side`.
+
+    From each block of 8 x 8 pixels that a JPEG holds as frequencies, 4 x 4, 2 x 2 or 1 x 1 are made of the lowest ones
+    alone: half, a quarter or an eighth of its size, for less time than decoding and resizing take.
+
+    Args:
+        encoded, where: as for `decode_image`, and the same is raised.
+        side: pixels.
+    """
+    return _decode(encoded, where, side)
+
+
+def _decode(encoded: bytes, where: str, side: int | None) -> Decoded:
     image = open_image(encoded, where)
+    width, height = image.size
     try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        # Turning or mirroring would bring a pixel that the edge cuts off to the left or the top.
+        can_shrink = side is not None and (orientation == 1 or width % 8 == height % 8 == 0)
+        drafted = image.draft(None, (side, side)) if can_shrink else None  # None of other formats, too
+        scale = round(width / drafted[1][2]) if drafted else 1
         ImageOps.exif_transpose(image, in_place=True)
         image.load()
-        return _to_rgb(image)
+        original_size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        return Decoded(_to_rgb(image), original_size, scale)
     except Exception as error:
         reason = printable(str(error))
         raise ValueError(f"{where}: not a readable image ({reason}). Remove or replace this row.") from error
@@ -87,11 +128,17 @@ def _beyond_limits(encoded: bytes, image: Image.Image) -> str | None:
         return f"it is {width} x {height}, a side is shorter than {MIN_SIDE} pixels"
     if max(width, height) > MAX_ASPECT * min(width, height):
         return f"it is {width} x {height}, a side is more than {MAX_ASPECT} times the other"
-    if image.format in ("JPEG", "MPO") and encoded.count(b"\xff\xda") > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and _count_scans(encoded) > MAX_SCANS:
         return f"it is a JPEG of more than {MAX_SCANS} scans"
     if image.mode in OTHER_MODES:
         return f"its pixels are of Pillow's mode {image.mode}"
     return None
+
+
+def _count_scans(encoded: bytes) -> int:
+    """Scans of a JPEG, by their marker FF DA: its places at even and at odd offsets, ten times faster than bytes.count."""
+    pairs = (np.frombuffer(encoded, "<u2", (len(encoded) - offset) // 2, offset) for offset in (0, 1))
+    return sum(np.count_nonzero(words == 0xDAFF) for words in pairs)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
