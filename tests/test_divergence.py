@@ -20,7 +20,9 @@ from sdxl import StableDiffusionXL
 def models(monkeypatch) -> list[StableDiffusionXL]:
     """The models that runs have loaded."""
     loaded, load = [], StableDiffusionXL.load
-    monkeypatch.setattr(StableDiffusionXL, "load", lambda *args: loaded.append(load(*args)) or loaded[-1])
+    monkeypatch.setattr(
+        StableDiffusionXL, "load", lambda *args, **options: loaded.append(load(*args, **options)) or loaded[-1]
+    )
     return loaded
 
 

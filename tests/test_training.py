@@ -1,15 +1,21 @@
 """The training step in the open, without the loop."""
 
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from helpers import arguments
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset import load_pairs
+from encoding_cache import cache_encodings
+from model_family import advise_tf32
 from sdxl import StableDiffusionXL
 from train_diffusion_orpo_sdxl_lora import parse_args
-from training import compute_losses, make_optimizer
+from training import Window, compute_losses, make_optimizer
 
 
 @pytest.fixture
@@ -159,3 +165,97 @@ def test_the_optimizer_gets_its_flags(tiny_sdxl, faces):
     optimizer.step()
     assert (parameter < 1).all()
     assert any(state.dtype == torch.uint8 for state in optimizer.state[parameter].values() if torch.is_tensor(state))
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that hand a tensor's value to Python: on a GPU the host waits for each."""
+
+    names = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim")
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._schema.name.removeprefix("aten::") in self.names
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("flags", [{}, {"snr_gamma": 5.0, "prediction_type": "v_prediction"}])
+def test_a_micro_step_never_waits_for_the_device(setup, flags):
+    args, model, batch = setup(**flags)
+    window = Window()
+    with HostReads() as reads:
+        losses, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
+        losses.mean().backward()
+        window.add(losses, metrics, timesteps)
+        assert reads.count == 0
+        losses.mean().item()
+        assert reads.count == 1  # it does count
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
+    flags = {"cache_latents": cached, "cache_dir": tmp_path}
+    args = parse_args(arguments(tiny_sdxl, faces, tmp_path, **flags))
+    accelerator = Accelerator(mixed_precision="fp16")
+    data = load_pairs(args)
+    if cached:
+        data = cache_encodings(args, accelerator, StableDiffusionXL, torch.float16, data)
+    model = StableDiffusionXL.load(args, accelerator.device, torch.float16, encoders=not cached)
+    batches = iter(data.training_batches(4, seed=0, position=None, rank=0, world_size=1))
+    for mode in ("default", "error"):  # the first step may copy schedules
+        batch = next(batches)
+        torch.cuda.set_sync_debug_mode(mode)
+        losses, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
+        losses.mean().backward()
+        Window().add(losses, metrics, timesteps)
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_images_and_prompts_are_encoded_once_a_step(setup):
+    """4 pairs are 8 images in one call of the denoiser, and 4 prompts."""
+    args, model, batch = setup()
+    seen = {"prompts": [], "images": 0, "denoiser": []}
+    encode_images, encode_prompts = model.encode_images, model.encode_prompts
+    model.encode_prompts = lambda prompts: seen["prompts"].append(len(prompts)) or encode_prompts(prompts)
+    model.encode_images = lambda pixels: seen.update(images=seen["images"] + len(pixels)) or encode_images(pixels)
+
+    def denoiser(sample, *args, **kwargs):
+        seen["denoiser"].append(len(sample))
+        return model.denoiser(sample, *args, **kwargs)
+
+    compute_losses(args, model, denoiser, batch)
+    assert seen == {"prompts": [4], "images": 8, "denoiser": [8]}
+
+
+def test_compiled_blocks_compute_the_same(setup, monkeypatch):
+    """With the compiler's own first half, which traces forward and backward; its second half compiles C++ for minutes."""
+    compile_blocks = partialmethod(UNet2DConditionModel.compile_repeated_blocks, backend="aot_eager")
+    monkeypatch.setattr(UNet2DConditionModel, "compile_repeated_blocks", compile_blocks)
+    args, model, batch = setup()
+    torch.manual_seed(0)
+    _, compiled, _ = setup(compile=True)
+    compiled.denoiser.load_state_dict(model.denoiser.state_dict())
+    blocks = [module for module in compiled.denoiser.modules() if module._compiled_call_impl is not None]
+    assert {type(block).__name__ for block in blocks} == {"BasicTransformerBlock"}
+    gradients = []
+    for either in (model, compiled):
+        losses, _, _ = compute_losses(args, either, either.denoiser, batch)
+        losses.mean().backward()
+        gradients.append([p.grad for p in either.denoiser.parameters() if p.requires_grad])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "dtype, device, allow, capability, is_given",
+    [
+        (torch.float32, "cuda", False, (8, 0), True),
+        (torch.float32, "cuda", True, (8, 0), False),
+        (torch.float32, "cuda", False, (7, 5), False),  # has no TF32
+        (torch.float16, "cuda", False, (9, 0), False),
+        (torch.float32, "cpu", False, (9, 0), False),
+    ],
+)
+def test_tf32_advice(monkeypatch, caplog, dtype, device, allow, capability, is_given):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    advise_tf32(dtype, torch.device(device), allow)
+    assert ("--allow_tf32" in caplog.text) == is_given

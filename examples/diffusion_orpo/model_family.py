@@ -16,12 +16,17 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from schema import printable
+from transfer import draw_noise, to_device
+
+
+logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class FirstTruncation(logging.Filter):
-    """Lets pipelines say once, and not at every step, that they cut a prompt which is longer than the tokenizer takes.
+    """Lets it be said once, and not at every step, that a prompt is cut which is longer than the tokenizer takes.
 
     The tokenizer's own warning is not let through: it expects errors of the uncut prompt, which no encoder sees.
     """
@@ -80,7 +85,7 @@ class LatentDiffusion:
 
     def __init__(self, args, device: torch.device, dtype: torch.dtype) -> None:
         self.args, self.device, self.dtype = args, device, dtype
-        for name in (self.pipeline_class.__module__, "transformers.tokenization_utils_base"):
+        for name in (__name__, self.pipeline_class.__module__, "transformers.tokenization_utils_base"):
             logging.getLogger(name).addFilter(first_truncation)
         self._check_pipeline()
         self.noise_process = self.noise_process_class.load(args)
@@ -112,6 +117,7 @@ class LatentDiffusion:
         model = cls(args, device, dtype)
         absent = {} if denoiser else {cls.denoiser_name: None}
         if encoders:
+            advise_tf32(model.vae_dtype, device, args.allow_tf32)
             model._load_pipeline(vae=model._load_vae(), **absent)
         else:
             model._load_pipeline(**dict.fromkeys(model.encoder_names), **absent)
@@ -120,6 +126,10 @@ class LatentDiffusion:
             model._add_lora()
             if args.gradient_checkpointing:
                 model.denoiser.enable_gradient_checkpointing()
+            if device.type == "cuda" and cls.denoiser_name == "unet":
+                model.denoiser.to(memory_format=torch.channels_last)  # as cuDNN's convolutions want it
+            if args.compile:
+                model.denoiser.compile_repeated_blocks()
         return model
 
     def _check_pipeline(self) -> None:
@@ -145,6 +155,11 @@ class LatentDiffusion:
     @property
     def has_encoders(self) -> bool:
         return self.pipeline.vae is not None
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """Float32 where the VAE's configuration asks for it: it would overflow in half precision."""
+        return torch.float32 if self.vae_config["force_upcast"] else self.dtype
 
     @contextmanager
     def encoders(self) -> Iterator[None]:
@@ -181,7 +196,7 @@ class LatentDiffusion:
         vae, size = self.pipeline.vae, self.args.vae_encode_batch_size
         with torch.no_grad():
             moments = [
-                vae.encode(pixels.to(self.device, vae.dtype) / 127.5 - 1).latent_dist.parameters
+                vae.encode(to_device(pixels, self.device).to(vae.dtype) / 127.5 - 1).latent_dist.parameters
                 for pixels in pixel_values.split(size)
             ]
         return torch.cat(moments)
@@ -196,7 +211,8 @@ class LatentDiffusion:
         Returns:
             Shifted and scaled latents (N, C, h, w), float32.
         """
-        latents = DiagonalGaussianDistribution(moments.to(self.device)).sample(generators).float()
+        posterior = DiagonalGaussianDistribution(moments.float())
+        latents = posterior.mean + posterior.std * draw_noise(generators, posterior.mean.shape[1:], moments.device)
         return (latents - (self.vae_config.get("shift_factor") or 0)) * self.vae_config["scaling_factor"]
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -326,8 +342,7 @@ class LatentDiffusion:
                 getattr(self.pipeline, name).requires_grad_(False)
 
     def _load_vae(self) -> AutoencoderKL:
-        dtype = torch.float32 if self.vae_config["force_upcast"] else self.dtype  # it would overflow in half precision
-        return AutoencoderKL.from_pretrained(self._vae_source, dtype=dtype, **self._vae_options)
+        return AutoencoderKL.from_pretrained(self._vae_source, dtype=self.vae_dtype, **self._vae_options)
 
     def _add_lora(self) -> None:
         args = self.args
@@ -346,6 +361,28 @@ class LatentDiffusion:
             )
         )
         cast_training_params(self.denoiser, dtype=torch.float32)
+
+
+def advise_tf32(vae_dtype: torch.dtype, device: torch.device, allow_tf32: bool) -> None:
+    """Says so where a VAE is to run in float32 on a GPU that could do it in TF32, several times as fast, and will not."""
+    if vae_dtype == torch.float32 and device.type == "cuda" and not allow_tf32:
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            logger.warning(
+                "The VAE runs in float32, and its matrix products without TF32: --allow_tf32 speeds them up, a VAE that"
+                " works in half precision (--pretrained_vae_model_name_or_path) more, and --cache_latents most."
+            )
+
+
+def clip_tokens(tokenizer, prompts: list[str], device: torch.device) -> torch.Tensor:
+    """Tokens (B, 77) of B prompts, as pipelines make them, but copied without waiting for the device."""
+    limit = tokenizer.model_max_length
+    for prompt, tokens in zip(prompts, tokenizer(prompts).input_ids):
+        if len(tokens) > limit:
+            logger.warning(
+                f"A prompt of {len(tokens)} tokens is truncated because CLIP reads {limit}: {printable(prompt)}"
+            )
+    options = {"padding": "max_length", "max_length": limit, "truncation": True, "return_tensors": "pt"}
+    return to_device(tokenizer(prompts, **options).input_ids, device)
 
 
 def vae_source(args) -> tuple[str, dict]:

@@ -4,7 +4,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from ddpm import DDPM
-from model_family import LatentDiffusion
+from model_family import LatentDiffusion, clip_tokens
+from transfer import to_device
 
 
 class StableDiffusionXL(LatentDiffusion):
@@ -19,10 +20,14 @@ class StableDiffusionXL(LatentDiffusion):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Both encoders' penultimate hidden states (B, 77, 2048), and the second one's pooled output (B, 1280)."""
-        prompt_embeds, _, pooled_prompt_embeds, _ = self.pipeline.encode_prompt(
-            prompts, device=self.device, do_classifier_free_guidance=False
-        )
-        return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
+        pipeline, hidden_states = self.pipeline, []
+        for tokenizer, text_encoder in (
+            (pipeline.tokenizer, pipeline.text_encoder),
+            (pipeline.tokenizer_2, pipeline.text_encoder_2),
+        ):
+            output = text_encoder(clip_tokens(tokenizer, prompts, self.device), output_hidden_states=True)
+            hidden_states.append(output.hidden_states[-2])
+        return {"prompt_embeds": torch.cat(hidden_states, dim=-1), "pooled_prompt_embeds": output.text_embeds}
 
     def predict(
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
@@ -32,7 +37,7 @@ class StableDiffusionXL(LatentDiffusion):
         time_ids = torch.cat([batch["original_sizes"], batch["crop_top_lefts"], target_sizes], dim=1)
         added_conditions = {
             "text_embeds": embeds["pooled_prompt_embeds"].repeat(2, 1),
-            "time_ids": time_ids.to(self.device, torch.float32),  # bfloat16 would round 1023 to 1024
+            "time_ids": to_device(time_ids.float(), self.device),  # bfloat16 would round 1023 to 1024
         }
         return denoiser(
             noisy_latents.to(self.dtype),

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
 from checkpoints import (
@@ -32,6 +31,7 @@ from divergence import count_skipped, stop_if_not_finite
 from gradient_share import log_loser_share
 from preemption import StopSignals
 from run import finish_run, flush_trackers, report_preemption, start_trackers
+from transfer import draw_noise, to_device
 from validation import Validator
 
 
@@ -73,21 +73,32 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
         The predictions for the winners and for the losers (B, C, H/8, W/8); their target, one for both or one each;
         and the timesteps (B,).
     """
-    # What a cache or encoded shards already hold is not encoded again.
-    moments = batch["moments"] if "moments" in batch else model.encode_images(batch["pixel_values"])
-    embeds = batch["embeds"] if "embeds" in batch else model.encode_prompts(batch["prompts"])
+    moments, embeds = encode(model, batch)
 
     # All randomness comes from the pair's own seed: not from its place in the batch, nor from the number of processes.
     generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
-    timesteps = model.noise_process.sample_timesteps(generators).to(model.device)
+    timesteps = to_device(model.noise_process.sample_timesteps(generators), model.device)
     latents = model.sample_latents(moments, generators * 2)  # (2B, C, H/8, W/8)
     latents_w, latents_l = latents.chunk(2)
-    noise = randn_tensor(latents_w.shape, generators, model.device)  # the same for both images of a pair
+    noise = draw_noise(generators, latents_w.shape[1:], model.device)  # the same for both images of a pair
 
     noisy_latents = model.noise_process.add_noise(latents, noise.repeat(2, 1, 1, 1), timesteps.repeat(2))
     model_pred = model.predict(denoiser, noisy_latents, timesteps.repeat(2), embeds, batch)
     target = model.noise_process.target(latents_w, latents_l, noise, timesteps)
     return *model_pred.chunk(2), target, timesteps
+
+
+def encode(model, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The moments of the images' latents (2B, 2C, H/8, W/8), and the prompts' embeddings: those in the batch, or made now."""
+    if "moments" in batch:
+        moments = to_device(batch["moments"], model.device)
+    else:
+        moments = model.encode_images(batch["pixel_values"])
+    if "embeds" in batch:
+        embeds = {name: to_device(rows, model.device) for name, rows in batch["embeds"].items()}
+    else:
+        embeds = model.encode_prompts(batch["prompts"])
+    return moments, embeds
 
 
 def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) -> int:
@@ -192,9 +203,10 @@ def show_progress(progress: tqdm, logs: dict, pairs_per_s: float, problems: dict
 
 
 def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: int) -> torch.optim.Optimizer:
-    """AdamW, or its 8-bit variant."""
-    optimizer_class = torch.optim.AdamW
+    """AdamW, in one kernel on a GPU, or its 8-bit variant."""
+    optimizer_class, options = torch.optim.AdamW, {"fused": parameters[0].is_cuda}
     if args.use_8bit_adam:
+        options = {}
         try:
             from bitsandbytes.optim import AdamW8bit as optimizer_class
         except ImportError as error:
@@ -205,6 +217,7 @@ def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: i
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
+        **options,
     )
 
 
