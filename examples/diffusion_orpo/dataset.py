@@ -1,4 +1,4 @@
-"""Pairs from a data set that fits on disk, in an order that seed and epoch decide: Hub, parquet, or imagefolder."""
+"""Pairs from a data set that fits on disk, in an order that seed and epoch decide: Hub, parquet, or image files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from itertools import count
 
 import numpy as np
 import torch
-from datasets import get_dataset_split_names, load_dataset
+from datasets import Dataset, get_dataset_split_names, load_dataset
 from torch.utils.data import DataLoader
 
+from folders import is_pair_folders, load_pair_folders
 from pairs import PairTransform, collate_pairs, sample_seed
 from preemption import shield_worker
 from rows import HELD_OUT_SEED, PreferenceRows, hold_out
@@ -23,8 +24,8 @@ def add_dataset_arguments(parser) -> None:
     group.add_argument(
         "--dataset_name",
         required=True,
-        help="Identifier of a data set on the Hub, a local folder of parquet files, or an imagefolder with metadata. "
-        "Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+        help="Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
+        "folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
     )
     group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
     group.add_argument("--dataset_split_name", help="Split to train on. Default: the only one, else train.")
@@ -54,10 +55,7 @@ def load_pairs(args) -> "PreferenceData":
         ValueError: split or columns are not there, a label, caption or image is bad, or no pairs are left. Names the
             row where there is one.
     """
-    split = choose_split(args.dataset_name, args.dataset_config_name, args.dataset_split_name)
-    with _readable(args.dataset_name):
-        dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, cache_dir=args.cache_dir)
-    pairs = PreferenceRows.open(dataset, name=f"{args.dataset_name} ({split})")
+    pairs = PreferenceRows.open(*open_rows(args))
     num_held_out = args.num_validation_pairs if args.run_validation else 0
     if num_held_out >= len(pairs):
         raise ValueError(
@@ -69,6 +67,20 @@ def load_pairs(args) -> "PreferenceData":
     train, held_out = hold_out(pairs.with_digests(images), images, num_held_out)
     transform = PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
     return PreferenceData(train, held_out, transform, args.dataloader_num_workers)
+
+
+def open_rows(args) -> tuple[Dataset, str]:
+    """All rows of the flags' data set and split, unchecked, and their name for messages.
+
+    Raises:
+        ValueError: they can't be read.
+    """
+    if is_pair_folders(args.dataset_name):
+        return load_pair_folders(args), f"{args.dataset_name} (chosen, rejected)"
+    split = choose_split(args.dataset_name, args.dataset_config_name, args.dataset_split_name)
+    with _readable(args.dataset_name):
+        dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, cache_dir=args.cache_dir)
+    return dataset, f"{args.dataset_name} ({split})"
 
 
 def choose_split(name: str, config: str | None, split: str | None) -> str:
