@@ -1,0 +1,552 @@
+"""The check of a preference data set: it refuses what training refuses, counts all that is wrong, and shows who won."""
+
+import argparse
+import json
+import logging
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Features, Value
+from datasets import Image as ImageFeature
+from faults.samples import images as sample_images
+from helpers import FEATURES, arguments, encode, face_rows, train, write_parquet, write_shards
+from PIL import Image
+from transformers import AutoTokenizer
+
+import check_preferences
+from dataset import load_pairs, open_rows
+from pairs import PairTransform
+from preference_sources import RowSource, image_facts
+from repeated_pairs import find_repeated
+from shard_stream import ShardData
+from shards import find_shards
+from train_diffusion_orpo_sdxl_lora import parse_args
+
+
+TRL_FEATURES = Features(chosen=ImageFeature(), rejected=ImageFeature(), prompt=Value("string"))
+
+
+def check(output_dir: Path, **flags) -> tuple[int, dict]:
+    """Runs the command; returns its exit status and report."""
+    flags = {"num_workers": 1, "num_sample_pairs": 0, "output_dir": output_dir} | flags
+    line = []
+    for name, value in flags.items():
+        line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    status = check_preferences.main(line)
+    return status, json.loads((output_dir / "report.json").read_text())
+
+
+def why_training_refuses(folder: str, **flags) -> str | None:
+    try:
+        load_pairs(parse_args(arguments("unused", folder, "unused", **flags)))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def messages(report: dict) -> list[str]:
+    return [message for problem in report.get("problems", []) for message in problem["first"]]
+
+
+# Data sets
+
+
+def with_cells(**cells) -> list[dict]:
+    """Eight rows, the last one a tie; `jpg_0_3=...` replaces a cell."""
+    rows = face_rows(8, ties=1)
+    for name, value in cells.items():
+        column, _, row = name.rpartition("_")
+        rows[int(row)][column] = value
+    return rows
+
+
+TRUNCATED = face_rows(1, ties=0)[0]["jpg_0"][:900]
+SETS = {
+    "good": (with_cells(), {}),
+    "bad image of a tie": (with_cells(jpg_0_7=b"no image"), {}),
+    "label that is none": (with_cells(label_0_2=0.7, label_0_5=None), {}),
+    "caption that is none": (with_cells(caption_4=None), {}),
+    "empty caption": (with_cells(caption_4=""), {}),
+    "truncated image": (with_cells(jpg_1_3=TRUNCATED), {}),
+    "no image": (with_cells(jpg_0_6=b"<html>"), {}),
+    "empty image": (with_cells(jpg_0_0=None), {}),
+    "only ties": ([row | {"label_0": 0.5} for row in with_cells()], {}),
+    "other columns": ([{"image": row["jpg_0"], "text": row["caption"]} for row in with_cells()], {}),
+    "paths for images": ([row | {"jpg_0": "a.jpg"} for row in with_cells()], {}),
+    "bad row that is not used": (with_cells(jpg_0_6=b"<html>"), {"max_train_samples": 4}),
+    "bad row that is used": (with_cells(jpg_0_3=b"<html>"), {"max_train_samples": 4}),
+    "bad row that is held out": (
+        with_cells(jpg_0_4=b"<html>"),
+        {"max_train_samples": 4, "run_validation": True, "num_validation_pairs": 1},
+    ),
+    "bad label of a row that is not used": (with_cells(label_0_6=7.0), {"max_train_samples": 2}),
+    "all held out": (with_cells(), {"run_validation": True, "num_validation_pairs": 7}),
+    "no such split": (with_cells(), {"dataset_split_name": "test"}),
+}
+WITHOUT_BAD_ROWS = {"only ties", "other columns", "paths for images", "all held out", "no such split"}
+ACCEPTED = {"good", "bad image of a tie", "empty caption", "bad row that is not used"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_verdict_is_that_of_training(tmp_path, name):
+    rows, flags = SETS[name]
+    features = FEATURES if set(rows[0]) == set(FEATURES) and not isinstance(rows[0]["jpg_0"], str) else None
+    folder = write_parquet(tmp_path / "data", rows, features=features)
+    reason = why_training_refuses(folder, **flags)
+    status, report = check(tmp_path / "out", dataset_name=folder, **flags)
+    assert (reason is None) == (name in ACCEPTED)
+    assert status == (reason is not None) and report["accepted"] == (reason is None) and report["reason"] == reason
+    if reason is None or name in WITHOUT_BAD_ROWS:
+        assert messages(report) == []
+    else:
+        assert any(reason.endswith(message) for message in messages(report)), (reason, messages(report))
+
+
+def broken_imagefolder(folder: Path, files: set[str]) -> str:
+    (folder / "train").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (folder / "train" / name).write_bytes(face_rows(1, ties=0)[0]["jpg_0"] if name in files else b"<html>")
+    lines = [{"chosen_file_name": "a.jpg", "rejected_file_name": f"{name}.jpg", "prompt": "a"} for name in "bc"]
+    (folder / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder)
+
+
+@pytest.mark.parametrize("files", [{"a.jpg", "b.jpg", "c.jpg"}, {"a.jpg", "b.jpg"}])
+def test_imagefolders_are_judged_as_by_training_and_name_the_file(tmp_path, files):
+    folder = broken_imagefolder(tmp_path / "data", files)
+    reason = why_training_refuses(folder)
+    status, report = check(tmp_path / "out", dataset_name=folder)
+    assert status == (reason is not None) == ("c.jpg" not in files)
+    assert [("row 1, rejected" in message, "c.jpg" in message) for message in messages(report)] == [
+        (True, True)
+    ] * status
+
+
+def test_a_path_in_a_table_is_not_followed(tmp_path):
+    """It could name any file of this machine; here it names an image, which nothing else would refuse."""
+    image = face_rows(1, ties=0)[0]["jpg_0"]
+    (tmp_path / "private.jpg").write_bytes(image)
+    cells = [{"bytes": None, "path": str(tmp_path / "private.jpg")}, {"bytes": image, "path": None}]
+    table = pa.table({"chosen": pa.array(cells), "rejected": pa.array(cells[::-1][:1] * 2), "prompt": ["a", "b"]})
+    (tmp_path / "data").mkdir()
+    pq.write_table(table.cast(TRL_FEATURES.arrow_schema), tmp_path / "data" / "train.parquet")
+    status, report = check(tmp_path / "out", dataset_name=str(tmp_path / "data"), num_sample_pairs=4)
+    assert status == 1 and report["pairs"] == 1
+    assert [message.split(".")[0] for message in messages(report)] == ["row 0, chosen holds a path and no image"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_all_that_is_wrong_is_counted_by_kind_and_the_first_rows_are_named(tmp_path, num_workers):
+    rows = [face_rows(2, ties=0)[i % 2] for i in range(200)]
+    for i in range(10, 19):
+        rows[i] = rows[i] | {"jpg_0": b"no image"}
+    rows[150] = rows[150] | {"jpg_0": None, "jpg_1": TRUNCATED, "label_0": 3.0, "caption": None}
+    rows[170] = rows[170] | {"label_0": 0.5}
+    folder = write_parquet(tmp_path / "data", rows)
+    status, report = check(tmp_path / "out", dataset_name=folder, num_workers=num_workers)
+    assert status == 1
+    assert {problem["kind"]: problem["count"] for problem in report["problems"]} == {
+        "undecodable image": 10,
+        "missing image": 1,
+        "bad label": 1,
+        "bad caption": 1,
+    }
+    undecodable = next(problem for problem in report["problems"] if problem["kind"] == "undecodable image")
+    assert [message.split(":")[0] for message in undecodable["first"]] == [f"row {i}, jpg_0" for i in range(10, 15)]
+    assert (report["rows"], report["pairs"], report["bad_rows"]) == (200, 189, 10)
+    assert report["labels"] == {"first_preferred": 100, "second_preferred": 98, "ties": 1, "bad": 1}
+
+
+def test_an_accepted_set_is_as_good_when_it_is_decoded_again(faces, tmp_path):
+    """What training's own loading let pass is not decoded a second time; nothing may hide behind that."""
+    dataset, name = open_rows(parse_args(arguments("unused", faces, "unused")))
+    again, trusting = (RowSource.open(dataset, name, None, decode) for decode in (True, False))
+    found = [source.inspect(source.rows) for source in (again, trusting)]
+    assert found[0] == found[1] and not any(pair.problems for pair in found[0])
+
+
+@pytest.mark.parametrize("name", sample_images())
+def test_size_and_format_from_the_header_are_those_of_the_decoded_image(name):
+    encoded = sample_images()[name]
+    assert image_facts(encoded, "", decode=False) == image_facts(encoded, "")
+
+
+# Shards
+
+
+def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Counter]:
+    """Whether a training process gets through an epoch, and the kinds of the different bad samples that it logs."""
+    logged = set()
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.add(record.getMessage())
+    logging.getLogger("shard_reader").addHandler(handler)
+    try:
+        data = ShardData(find_shards([str(folder)]), 0, PairTransform(8), 0, 1, max_bad_samples)
+        stream = data.training_batches(1, seed=0, position=None, rank=0, world_size=1)
+        next(batch for batch in stream if stream.places[0][0] > 0)  # the first of the second epoch
+        accepted = True
+    except (ValueError, OSError):
+        accepted = False
+    finally:
+        logging.getLogger("shard_reader").removeHandler(handler)
+    return accepted, Counter(message.split(": ")[1] for message in logged)
+
+
+def cut_off(folder: Path) -> None:
+    shard = folder / "train-00001.tar"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+
+def miscount(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][1]["samples"] -= 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+ROWS = face_rows(20, ties=2)
+SHARDS = {
+    "good": (ROWS, {}, None, True),
+    "no image": ([row | {"jpg_0": b"<html>"} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
+    "missing label": (ROWS, {3: "label_0.txt"}, None, False),
+    "bad label": ([row | {"label_0": 0.7} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
+    "breaks off": (ROWS, {}, cut_off, False),
+    "longer than its manifest says": (ROWS, {}, miscount, False),
+    "only ties": (face_rows(8, ties=8), {}, None, False),
+    "no shards": ([], {}, None, False),
+}
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_shards_are_judged_as_a_training_process_judges_them(tmp_path, name):
+    rows, leave_out, damage, good = SHARDS[name]
+    folder = write_shards(tmp_path / "shards", rows, per_shard=7, leave_out=leave_out)
+    if damage:
+        damage(folder)
+    for number, allowed in enumerate((0.01, 1.0)):
+        accepted, kinds = what_training_reads(folder, allowed)
+        status, report = check(tmp_path / f"out-{number}", dataset_path=str(folder), max_bad_samples=allowed)
+        assert (status == 0) == report["accepted"] == accepted, report["reason"]
+    assert good == (name == "good") and (accepted or not good)
+    if accepted:
+        assert Counter({problem["kind"]: problem["count"] for problem in report["problems"]}) == kinds
+
+
+def test_the_share_of_bad_samples_decides_and_a_bad_shard_is_pointed_out(tmp_path):
+    rows = [row | {"jpg_0": b"<html>"} if i == 4 else row for i, row in enumerate(face_rows(40))]
+    folder = write_shards(tmp_path / "shards", rows, per_shard=10)
+    for allowed, status in ((0.024, 1), (0.025, 0)):
+        found, report = check(tmp_path / "out", dataset_path=str(folder), max_bad_samples=allowed)
+        assert found == status == (not what_training_reads(folder, allowed)[0])
+    assert any("10.0% of the samples of" in note and "train-00000.tar" in note for note in report["notes"])
+    held_out = {"run_validation": True, "num_validation_pairs": 5}
+    assert check(tmp_path / "out", dataset_path=str(folder), max_bad_samples=0.0, **held_out)[0] == 0
+    assert check(tmp_path / "out", dataset_path=str(folder), run_validation=True, num_validation_pairs=40)[0] == 1
+
+
+def test_shards_and_the_rows_they_were_made_of_give_the_same_counts(tmp_path):
+    rows = face_rows(24)
+    rows[5] = rows[4]
+    of_rows = check(tmp_path / "a", dataset_name=write_parquet(tmp_path / "data", rows))[1]
+    of_shards = check(tmp_path / "b", dataset_path=str(write_shards(tmp_path / "s", rows, 7)), num_workers=2)[1]
+    for name in ("rows", "pairs", "labels", "prompts", "images", "problems"):
+        assert of_rows[name] == of_shards[name], name
+    assert of_rows["repeated"]["duplicates"] == {"count": 1, "first": [["row 4", "row 5"]]}
+    assert "train-00000.tar, sample 5" in of_shards["repeated"]["duplicates"]["first"][0][1]
+
+
+def test_a_token_in_a_command_is_not_written(tmp_path, capsys):
+    folder = write_shards(tmp_path / "shards", face_rows(6), per_shard=6, manifest=False)
+    command = f"pipe:cat {folder}/train-00000.tar # hf_PLANTEDTOKEN"
+    status, report = check(tmp_path / "out", dataset_path=command)
+    assert status == 0 and report["pairs"] == 2
+    assert "PLANTED" not in json.dumps(report) + capsys.readouterr().out
+
+
+# What repeats
+
+
+def test_repeated_pairs_are_those_that_comparing_each_with_each_finds():
+    rng = np.random.default_rng(0)
+    for size, images in ((0, 1), (1, 3), (60, 4), (200, 12)):
+        winners, losers = rng.integers(0, images, (2, size), dtype=np.uint64)
+        prompts = rng.integers(0, 2, size, dtype=np.uint64)
+        pairs = list(zip(winners.tolist(), losers.tolist(), prompts.tolist()))
+        found = find_repeated(winners, losers, prompts)
+        earlier = [[j for j in range(i) if pairs[j] == pairs[i]] for i in range(size)]
+        assert found.duplicates == [(js[0], i) for i, js in enumerate(earlier) if js]
+        assert found.identical == [i for i, (winner, loser, _) in enumerate(pairs) if winner == loser]
+        groups = defaultdict(list)
+        for i, (winner, loser, prompt) in enumerate(pairs):
+            groups[frozenset((winner, loser)), prompt].append(i)
+        assert found.contradictions == sorted(g for g in groups.values() if len({pairs[i][0] for i in g}) > 1)
+        uses = Counter(image for winner, loser, _ in pairs for image in {winner, loser})
+        assert found.num_images == len(uses)
+        assert [n for n, _ in found.most_used] == sorted(uses.values(), reverse=True)[:5]
+
+
+def test_contradictions_duplicates_and_identical_images_are_named_and_do_not_stop_training(tmp_path):
+    rows = face_rows(12, ties=0)
+    rows[3] = rows[2] | {"label_0": 1 - rows[2]["label_0"]}
+    rows[5] = rows[4] | {"jpg_0": rows[4]["jpg_1"], "jpg_1": rows[4]["jpg_0"], "label_0": 1 - rows[4]["label_0"]}
+    rows[7] = rows[6] | {"caption": "another prompt", "label_0": 1 - rows[6]["label_0"]}
+    rows[9] = rows[9] | {"jpg_1": rows[9]["jpg_0"]}
+    status, report = check(tmp_path / "out", dataset_name=write_parquet(tmp_path / "data", rows))
+    repeated = report["repeated"]
+    assert status == 0
+    assert repeated["contradictions"] == {"count": 1, "first": [["row 2", "row 3"]]}
+    assert repeated["duplicates"] == {"count": 1, "first": [["row 4", "row 5"]]}  # the same pair, its sides swapped
+    assert repeated["identical_images"] == {"count": 1, "first": [["row 9"]]}
+    assert sum("Contradicting" in note or "repeat" in note or "with itself" in note for note in report["notes"]) == 3
+
+
+# Sizes, formats, prompts
+
+
+def noise(width: int, height: int, format: str, seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return encode(Image.fromarray(pixels), format)
+
+
+def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
+    rows = [
+        {"chosen": noise(300, 600, "PNG", i), "rejected": noise(260, 130, "JPEG", i), "prompt": "a"} for i in range(4)
+    ]
+    features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
+    folder = write_parquet(tmp_path / "data", rows, features=features)
+    images = check(tmp_path / "out", dataset_name=folder, resolution=256)[1]["images"]
+    assert images["shorter_side"]["winners"] == [0, 4, 0, 0, 0, 0, 0] and images["shorter_side"]["losers"][0] == 4
+    assert images["aspect"]["winners"][1] == images["aspect"]["losers"][-1] == 4  # 1:2 and 2:1 are within their bounds
+    assert images["formats"] == {"winners": {"PNG": 4}, "losers": {"JPEG": 4}}
+    assert (images["enlarged"], images["winner_has_more_pixels"], images["winner_has_fewer_pixels"]) == (4, 4, 0)
+    notes = " ".join(check(tmp_path / "out", dataset_name=folder, resolution=256)[1]["notes"])
+    assert "compression" in notes and "sharpness" in notes and "50.0% of the images are smaller" in notes
+
+
+def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipeline(tiny_sdxl, tmp_path):
+    prompts = ["a red ball " * n for n in range(1, 40)]
+    rows = [row | {"caption": prompt} for row, prompt in zip(face_rows(39, ties=0), prompts)]
+    rows.append(rows[-1])  # one pair more, and the same prompt
+    folder = write_parquet(tmp_path / "data", rows)
+    _, report = check(tmp_path / "out", dataset_name=folder, pretrained_model_name_or_path=tiny_sdxl)
+    tokens = report["prompts"]["tokens"]
+    assert set(tokens) == {"tokenizer", "tokenizer_2"}
+    for name, found in tokens.items():
+        tokenizer = AutoTokenizer.from_pretrained(tiny_sdxl, subfolder=name)
+        kept = [len(tokenizer(prompt, truncation=True)["input_ids"]) for prompt in prompts]
+        full = [len(tokenizer(prompt, truncation=False)["input_ids"]) for prompt in prompts]
+        cut = sum(a < b for a, b in zip(kept, full))
+        assert 0 < cut < len(prompts)
+        assert found["cut"] == cut and found["share_of_pairs_cut"] == (cut + 1) / 40
+        assert (found["limit"], found["longest"], found["median"]) == (max(kept), max(full), np.median(full))
+    assert sum("won't see its end" in note for note in report["notes"]) == 2
+
+
+def test_a_pipeline_that_is_not_there_is_named(faces, tmp_path):
+    with pytest.raises(SystemExit, match="--pretrained_model_name_or_path=.*nowhere"):
+        check(tmp_path / "out", dataset_name=faces, pretrained_model_name_or_path=tmp_path / "nowhere")
+
+
+# The picture
+
+
+def test_the_contact_sheet_shows_the_winner_left_in_a_green_frame(tmp_path):
+    red, blue = (encode(Image.new("RGB", size, colour)) for size, colour in (((90, 60), "red"), ((40, 80), "blue")))
+    rows = [
+        {"jpg_0": red, "jpg_1": blue, "label_0": 1.0, "caption": "a"},
+        {"jpg_0": blue, "jpg_1": red, "label_0": 0.0, "caption": "b " * 500},
+        {"jpg_0": blue, "jpg_1": red, "label_0": 0.5, "caption": "a tie"},
+        {"jpg_0": b"no image", "jpg_1": red, "label_0": 0.0, "caption": "bad"},
+    ]
+    check(tmp_path / "out", dataset_name=write_parquet(tmp_path / "data", rows), num_sample_pairs=9)
+    sheet = np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png")).astype(int)
+    red, green, blue = np.moveaxis(sheet, -1, 0)
+    is_red, is_blue = (red > 200) & (green < 60) & (blue < 60), (blue > 200) & (red < 60) & (green < 60)
+    is_green = (green > 120) & (red < 60) & (blue < 100)
+    cells = np.split(np.arange(sheet.shape[1]), [sheet.shape[1] // 2])  # two pairs, beside each other
+    for cell in cells:
+        assert is_red[:, cell].sum() > 20_000 and is_blue[:, cell].sum() > 20_000
+        winner, loser = (np.argwhere(mask[:, cell]) for mask in (is_red, is_blue))
+        assert winner[:, 1].max() < loser[:, 1].min()
+        framed = np.argwhere(is_green[:, cell])
+        for mask, side in ((winner, 1), (loser, 0)):
+            (top, left), (bottom, right) = mask.min(axis=0), mask.max(axis=0)
+            edges = [(top - 3, (left + right) // 2), (bottom + 3, (left + right) // 2)]
+            assert all((framed == edge).all(axis=1).any() == side for edge in edges)
+        below = sheet[winner[:, 0].max() + 20 :, cell]
+        assert (below < 100).any()  # the prompt
+    assert np.abs(np.ptp(np.argwhere(is_red[:, cells[0]]), axis=0) / [60, 90] - 256 / 90).max() < 0.1  # not stretched
+
+
+# Folders
+
+
+def write_folders(folder: Path, prompts: str = "captions", suffix: str = "jpg") -> tuple[str, list[tuple]]:
+    """Eleven pairs, 0 to 10, with their prompts in one of the places; also returns winner, loser and prompt of each."""
+    pairs = []
+    for side in ("chosen", "rejected"):
+        (folder / side).mkdir(parents=True)
+    for i, row in enumerate(face_rows(11, ties=0)):
+        winner, loser = (row["jpg_0"], row["jpg_1"])[:: 1 if row["label_0"] else -1]
+        pairs.append((winner, loser, f"{row['caption']}, number {i}"))
+        (folder / "chosen" / f"{i}.{suffix}").write_bytes(winner)
+        (folder / "rejected" / f"{i}.JPEG").write_bytes(loser)
+        if prompts == "captions":
+            (folder / "chosen" / f"{i}.txt").write_text(pairs[-1][2] + "\n")
+    if prompts == "prompts.txt":
+        (folder / prompts).write_text("\ufeff" + "".join(f"{prompt}\r\n" for *_, prompt in pairs), encoding="utf-8")
+    elif prompts == "metadata.jsonl":
+        key = ["prompt", "caption", "text"]
+        lines = [{"file_name": f"chosen/{i}.{suffix}", key[i % 3]: prompt} for i, (*_, prompt) in enumerate(pairs)]
+        (folder / prompts).write_text("\n".join(map(json.dumps, lines[::-1])))
+    return str(folder), pairs
+
+
+@pytest.mark.parametrize("prompts", ["captions", "prompts.txt", "metadata.jsonl"])
+def test_folders_give_each_image_its_partner_and_prompt_in_natural_order(tmp_path, prompts):
+    folder, pairs = write_folders(tmp_path / "data", prompts)
+    train = load_pairs(parse_args(arguments("unused", folder, "unused"))).train
+    assert [(p.winner, p.loser, p.prompt) for p in (train[i] for i in range(len(train)))] == pairs
+    status, report = check(tmp_path / "out", dataset_name=folder)
+    assert (status, report["pairs"], report["problems"]) == (0, 11, [])
+
+
+def test_training_from_folders_equals_training_from_a_table_of_the_same_pairs(tiny_sdxl, tmp_path):
+    folder, pairs = write_folders(tmp_path / "folders")
+    rows = [dict(zip(("chosen", "rejected", "prompt"), pair)) for pair in pairs]
+    features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
+    table = write_parquet(tmp_path / "table", rows, features=features)
+    one, other = (train(tiny_sdxl, data, tmp_path / name) for name, data in (("a", folder), ("b", table)))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def change(folder: Path, name: str) -> None:
+    data = folder / "chosen" / "3.jpg"
+    match name:
+        case "unpaired image":
+            (folder / "rejected" / "3.JPEG").unlink()
+        case "two images of one name":
+            (folder / "chosen" / "3.png").write_bytes(data.read_bytes())
+        case "folder in a folder":
+            (folder / "chosen" / "more").mkdir()
+        case "no prompt":
+            (folder / "chosen" / "3.txt").unlink()
+        case "contradicting prompts":
+            (folder / "rejected" / "3.txt").write_text("another prompt")
+        case "several places of prompts":
+            (folder / "prompts.txt").write_text("a\n" * 11)
+        case "unreadable prompt":
+            (folder / "chosen" / "3.txt").write_bytes(b"caf\xe9")
+        case "no prompts":
+            for path in folder.rglob("*.txt"):
+                path.unlink()
+        case "bad prompts file":
+            change(folder, "no prompts")
+            (folder / "prompts.txt").write_text("a\n" * 10)
+        case "undecodable image":
+            data.write_bytes(data.read_bytes()[:700])
+
+
+FOLDER_PROBLEMS = (
+    "unpaired image",
+    "two images of one name",
+    "folder in a folder",
+    "no prompt",
+    "contradicting prompts",
+    "several places of prompts",
+    "unreadable prompt",
+    "no prompts",
+    "bad prompts file",
+    "undecodable image",
+)
+
+
+@pytest.mark.parametrize("name", FOLDER_PROBLEMS)
+def test_folders_that_are_not_as_they_must_be_are_refused_with_the_file(tmp_path, name):
+    folder, _ = write_folders(tmp_path / "data")
+    change(tmp_path / "data", name)
+    reason = why_training_refuses(folder)
+    status, report = check(tmp_path / "out", dataset_name=folder)
+    assert status == 1 and report["reason"] == reason is not None
+    assert [problem["kind"] for problem in report["problems"]] == [name]
+    (message,) = messages(report)
+    assert message in reason or name == "undecodable image" and "3.jpg" in message
+    assert report["pairs"] == (11 if name not in ("unpaired image", "undecodable image") else 10)
+
+
+def test_folders_count_all_problems_and_the_images_beside_them(tmp_path):
+    folder, _ = write_folders(tmp_path / "data")
+    for i in range(8):
+        (tmp_path / "data" / "chosen" / f"{i}.txt").unlink()
+    (tmp_path / "data" / "rejected" / "9.JPEG").write_bytes(b"<html>")
+    status, report = check(tmp_path / "out", dataset_name=folder)
+    counts = {problem["kind"]: problem["count"] for problem in report["problems"]}
+    assert status == 1 and counts == {"no prompt": 8, "undecodable image": 1}
+    assert "3 more problems" in why_training_refuses(folder)
+
+
+def test_what_is_passed_over_is_said(tmp_path, caplog):
+    folder, _ = write_folders(tmp_path / "data")
+    (tmp_path / "data" / "chosen" / "3.npz").write_bytes(b"latents")
+    (tmp_path / "data" / "chosen" / "left over.txt").write_text("a")
+    (tmp_path / "data" / "rejected" / ".DS_Store").write_bytes(b"")
+    assert why_training_refuses(folder) is None
+    assert "1 .npz files" in caplog.text and "1 prompts without an image" in caplog.text
+    status, report = check(tmp_path / "out", dataset_name=folder)
+    assert status == 0 and report["passed_over"] == {".npz files": 1, "prompts without an image": 1}
+
+
+def test_an_image_that_was_replaced_is_checked_again(tmp_path):
+    folder, _ = write_folders(tmp_path / "data")
+    assert why_training_refuses(folder) is None
+    (tmp_path / "data" / "chosen" / "3.jpg").write_bytes(b"<html>")
+    assert "row 3, chosen" in why_training_refuses(folder)
+
+
+def test_an_imagefolder_that_calls_its_folders_so_stays_one(tmp_path):
+    folder, pairs = write_folders(tmp_path / "data", prompts="none")
+    lines = [
+        {"chosen_file_name": f"chosen/{i}.jpg", "rejected_file_name": f"rejected/{10 - i}.JPEG", "prompt": str(i)}
+        for i in range(11)
+    ]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    train = load_pairs(parse_args(arguments("unused", folder, "unused"))).train
+    assert {(p.winner, p.loser) for p in (train[i] for i in range(11))} == {
+        (pairs[i][0], pairs[10 - i][1]) for i in range(11)
+    }
+
+
+def test_folders_have_no_splits(tmp_path):
+    folder, _ = write_folders(tmp_path / "data")
+    assert why_training_refuses(folder, dataset_split_name="train") is None
+    assert "--dataset_split_name" in why_training_refuses(folder, dataset_split_name="validation")
+
+
+# The flags
+
+
+def actions() -> list[argparse.Action]:
+    parsers = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", lambda self, args: parsers.append(self) or exit())
+        with pytest.raises(SystemExit):
+            check_preferences.parse_args([])
+    return [action for action in parsers[0]._actions if action.dest != "help"]
+
+
+def test_the_readme_lists_the_flags_as_they_are():
+    readme = (Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "README.md").read_text()
+    section = readme.split("Checking data (`check_preferences.py`)")[1].split("\n\n")[1]
+    rows = [f"| `--{action.dest}` |" for action in actions()]
+    assert [line[: len(row)] for line, row in zip(section.splitlines()[2:], rows, strict=True)] == rows
+    assert all(" ".join(action.help.split()) in section for action in actions())
+
+
+def test_a_source_is_required_and_only_one(capsys):
+    for line in ([], ["--dataset_name=a", "--dataset_path=b"], ["--dataset_name=a", "--num_sample_pairs=-1"]):
+        with pytest.raises(SystemExit) as ended:
+            check_preferences.parse_args(line)
+        assert ended.value.code == 2
