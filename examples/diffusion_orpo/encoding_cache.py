@@ -8,6 +8,7 @@ on where it was.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from datasets import (
     Dataset,
     Features,
     Value,
+    are_progress_bars_disabled,
     concatenate_datasets,
     disable_progress_bars,
     enable_progress_bars,
@@ -153,6 +155,18 @@ class CentreCrops(torch.utils.data.Dataset):
         return pixels, torch.tensor(original_size), torch.tensor(corner)
 
 
+@contextmanager
+def one_bar_for_all() -> Iterator[None]:
+    """Keeps datasets from drawing a progress bar for each chunk."""
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
+
+
 @dataclass(frozen=True)
 class ChunkCache:
     """Rows of tensors, made in chunks that datasets' cache knows by what decides them.
@@ -172,15 +186,12 @@ class ChunkCache:
         chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
         own = chunks[self.accelerator.process_index :: self.accelerator.num_processes]
         is_shown = self.accelerator.is_local_main_process
-        disable_progress_bars()  # of datasets, one a chunk
-        with tqdm(total=sum(map(len, own)), desc=f"Encoding {name}", disable=not is_shown) as progress:
+        with one_bar_for_all(), tqdm(total=sum(map(len, own)), desc=f"Encoding {name}", disable=not is_shown) as bar:
             for chunk in own:
                 self._chunk(name, chunk, encode)
-                progress.update(len(chunk))
-        wait_for_reading(self.accelerator)
-        rows = concatenate_datasets([self._chunk(name, chunk, encode) for chunk in chunks])
-        enable_progress_bars()
-        return rows
+                bar.update(len(chunk))
+            wait_for_reading(self.accelerator)
+            return concatenate_datasets([self._chunk(name, chunk, encode) for chunk in chunks])
 
     def _chunk(self, name: str, chunk: list, encode: Callable) -> Dataset:
         def generate() -> Iterator[dict[str, bytes]]:
