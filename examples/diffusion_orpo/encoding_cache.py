@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from dataset import PreferenceData
 from encoding_identity import LIBRARIES, encoding_identity
 from images import DECODER
-from pairs import PairTransform, sample_seed
+from pairs import TRANSFORM, PairTransform, sample_seed
 from preemption import shield_worker
 from processes import on_main_process, wait_for_reading
 from rows import PreferenceRows
@@ -71,7 +71,7 @@ def cache_encodings(
         prompts.append("")
 
     identity = on_main_process(accelerator, encoding_identity, family, args, dtype)
-    cache = ChunkCache(accelerator, args.cache_dir, [identity, DECODER, LIBRARIES])
+    cache = ChunkCache(accelerator, args.cache_dir, [identity, TRANSFORM, DECODER, LIBRARIES])
     encoder = Encoder(args, family, accelerator.device, dtype)
     encodings = Encodings(
         images={

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from images import decode_at_least
 
 
+# Cached encodings know the pixels that they were made from by this. The number changes whenever an image gives others.
+TRANSFORM = 1
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """Two encoded images for one prompt, of which people preferred the first.
