@@ -37,7 +37,7 @@ class FlowMatching:
             "all alike and weigh the loss, none does neither.",
         )
         group.add_argument(
-            "--logit_mean", type=float, default=0.0, help="Mean of logit_normal: larger values draw more noise."
+            "--logit_mean", type=float, default=0.0, help="Mean of logit_normal: larger values draw less noise."
         )
         group.add_argument("--logit_std", type=float, default=1.0, help="Standard deviation of logit_normal.")
         group.add_argument(

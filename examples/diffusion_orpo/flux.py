@@ -57,14 +57,17 @@ class Flux(LatentDiffusion):
         if self.denoiser.config.guidance_embeds:
             guidance = torch.full((count,), self.args.guidance_scale, device=self.device)
         # Tokens of 2x2 latents: (2B, h/2 * w/2, 4C), with their places in the image; all of a prompt's are at the origin.
+        with self.device:  # or the places would be made on the CPU, and the step would wait for their copy
+            image_ids = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype)
+            text_ids = torch.zeros(prompt_embeds.shape[1], 3, dtype=self.dtype)
         model_pred = denoiser(
             hidden_states=FluxPipeline._pack_latents(noisy_latents.to(self.dtype), count, channels, height, width),
             timestep=timesteps / 1000,
             guidance=guidance,
             encoder_hidden_states=prompt_embeds,
             pooled_projections=embeds["pooled_prompt_embeds"].repeat(2, 1),
-            txt_ids=torch.zeros(prompt_embeds.shape[1], 3, device=self.device, dtype=self.dtype),
-            img_ids=FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype),
+            txt_ids=text_ids,
+            img_ids=image_ids,
             return_dict=False,
         )[0]
         return self.unpack_latents(model_pred)

@@ -47,6 +47,11 @@ class StableDiffusion3(LatentDiffusion):
         )
         return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
 
+    def _load_pipeline(self, **modules) -> None:
+        super()._load_pipeline(**modules)
+        if self.denoiser is not None:  # what --compile compiles; diffusers names the blocks of its other models
+            self.denoiser._repeated_blocks = ["JointTransformerBlock"]
+
     def predict(
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
     ) -> torch.Tensor:
