@@ -188,6 +188,12 @@ def test_resuming_on_two_processes_equals_the_uninterrupted_run(tiny_sdxl, faces
     torch.testing.assert_close(lora_weights(tmp_path / "lora"), lora_weights(two_process_run), rtol=0, atol=0)
 
 
+def test_two_processes_train_from_one_cache(tiny_sdxl, faces, two_process_run, tmp_path):
+    line = arguments(tiny_sdxl, faces, tmp_path / "lora", **FLAGS, cache_latents=True, cache_dir=tmp_path / "cache")
+    assert_ok(two_processes(line))
+    torch.testing.assert_close(lora_weights(tmp_path / "lora"), lora_weights(two_process_run), rtol=1e-3, atol=2e-5)
+
+
 def test_resuming_on_one_process_goes_on_with_the_next_pair(tiny_sdxl, faces, two_process_run, tmp_path):
     resumed = train(
         tiny_sdxl,
