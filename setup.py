@@ -49,8 +49,10 @@ setup(
         + WEBDATASET
         + BENCHMARK
         + [
+            "atelier-diffusion",
             "awscli",
             "hypothesis",
+            "lightning",
             "markdown-it-py",
             "moto[server]",
             "mpmath",
