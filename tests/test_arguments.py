@@ -6,11 +6,20 @@ from pathlib import Path
 
 import pytest
 
+import train_diffusion_orpo_flux_lora
+import train_diffusion_orpo_sd3_lora
+import train_diffusion_orpo_sd_lora
 import train_diffusion_orpo_sdxl_lora
 import train_diffusion_orpo_sdxl_lora_wds
 
 
-SCRIPTS = (train_diffusion_orpo_sdxl_lora, train_diffusion_orpo_sdxl_lora_wds)
+SCRIPTS = (
+    train_diffusion_orpo_sdxl_lora,
+    train_diffusion_orpo_sdxl_lora_wds,
+    train_diffusion_orpo_sd_lora,
+    train_diffusion_orpo_sd3_lora,
+    train_diffusion_orpo_flux_lora,
+)
 
 
 def flags(script) -> dict[str, argparse.Action]:
