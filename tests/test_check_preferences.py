@@ -19,8 +19,9 @@ from transformers import AutoTokenizer
 
 import check_preferences
 from dataset import load_pairs, open_rows
+from inspection import image_facts
 from pairs import PairTransform
-from preference_sources import RowSource, image_facts
+from preference_sources import RowSource
 from repeated_pairs import find_repeated
 from shard_stream import ShardData
 from shards import find_shards
@@ -317,12 +318,12 @@ def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
     ]
     features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
     folder = write_parquet(tmp_path / "data", rows, features=features)
-    images = check(tmp_path / "out", dataset_name=folder, resolution=256)[1]["images"]
+    report = check(tmp_path / "out", dataset_name=folder, resolution=256)[1]
+    images, notes = report["images"], " ".join(report["notes"])
     assert images["shorter_side"]["winners"] == [0, 4, 0, 0, 0, 0, 0] and images["shorter_side"]["losers"][0] == 4
     assert images["aspect"]["winners"][1] == images["aspect"]["losers"][-1] == 4  # 1:2 and 2:1 are within their bounds
     assert images["formats"] == {"winners": {"PNG": 4}, "losers": {"JPEG": 4}}
     assert (images["enlarged"], images["winner_has_more_pixels"], images["winner_has_fewer_pixels"]) == (4, 4, 0)
-    notes = " ".join(check(tmp_path / "out", dataset_name=folder, resolution=256)[1]["notes"])
     assert "compression" in notes and "sharpness" in notes and "50.0% of the images are smaller" in notes
 
 
@@ -545,8 +546,14 @@ def test_the_readme_lists_the_flags_as_they_are():
     assert all(" ".join(action.help.split()) in section for action in actions())
 
 
-def test_a_source_is_required_and_only_one(capsys):
-    for line in ([], ["--dataset_name=a", "--dataset_path=b"], ["--dataset_name=a", "--num_sample_pairs=-1"]):
+def test_one_source_is_required_and_numbers_have_limits(capsys):
+    out_of_range = [["--dataset_name=a", flag] for flag in ("--num_sample_pairs=-1", "--max_train_samples=0")]
+    for line in (
+        [],
+        ["--dataset_name=a", "--dataset_path=b"],
+        *out_of_range,
+        ["--dataset_path=a", "--max_bad_samples=2"],
+    ):
         with pytest.raises(SystemExit) as ended:
             check_preferences.parse_args(line)
         assert ended.value.code == 2

@@ -17,11 +17,13 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from arguments import RANGES
 from contact_sheet import contact_sheet
 from dataset import load_pairs, open_rows
 from folders import is_pair_folders, read_pair_folders
+from inspection import PairSource, inspect_all
 from preference_report import PreferenceReport
-from preference_sources import STOPS, RowSource, ShardSource, inspect_all
+from preference_sources import STOPS, RowSource, ShardSource
 from prompt_lengths import load_tokenizers
 from redaction import without_secrets
 from report_text import render
@@ -48,9 +50,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
     args = parser.parse_args(input_args)
-    for name, lowest in {"max_train_samples": 1, "num_validation_pairs": 0, "num_sample_pairs": 0}.items():
-        if (getattr(args, name) or lowest) < lowest:
-            parser.error(f"--{name} must be at least {lowest}; got {getattr(args, name)}.")
+    for name, (lowest, *highest) in (RANGES | {"num_sample_pairs": (0,), "num_workers": (0,)}).items():
+        value = getattr(args, name, None)
+        if value is not None and not lowest <= value <= min(highest, default=value):
+            limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}"
+            parser.error(f"--{name} must be {limits}; got {value}.")
     return args
 
 
@@ -186,12 +190,12 @@ def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, count
     return None if good else "There are only ties or bad samples. Check what made the shards."
 
 
-def _count(source: RowSource | ShardSource, counts: PreferenceReport, num_workers: int) -> None:
+def _count(source: PairSource, counts: PreferenceReport, num_workers: int) -> None:
     for pair in tqdm(inspect_all(source, num_workers), total=len(source), desc="Looking at pairs", unit="pair"):
         counts.add(pair)
 
 
-def write_contact_sheet(args: argparse.Namespace, source: RowSource | ShardSource, keys: list, title: str) -> None:
+def write_contact_sheet(args: argparse.Namespace, source: PairSource, keys: list, title: str) -> None:
     """Draws some of the pairs with these keys, the same ones each time."""
     number = min(args.num_sample_pairs, len(keys))
     chosen = [keys[i] for i in sorted(np.random.default_rng(0).choice(len(keys), number, replace=False))]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from preference_sources import STOPS, InspectedPair, digest
+from inspection import InspectedPair, digest
+from preference_sources import STOPS
 from prompt_lengths import PromptLengths
 from repeated_pairs import find_repeated
 

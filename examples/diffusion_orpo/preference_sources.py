@@ -1,21 +1,16 @@
-"""Every pair of a data set or of shards, looked at as training does, by several processes.
+"""Every pair of a data set or of shards, looked at as training does.
 
 Training stops at the first bad row; here it's named and the next one is looked at.
 """
 
-import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from PIL import ExifTags
 
-from images import decode_image, open_image
+from inspection import ImageFacts, InspectedPair, image_facts
 from pairs import PreferencePair
 from redaction import without_secrets
 from rows import PreferenceRows, _encoded_bytes
@@ -24,58 +19,7 @@ from shards import BadSample, Shards, read_samples, to_pair
 
 
 ROWS_PER_TASK = 64
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 STOPS = "shard that stops the run"
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What is counted of an image: its file's hash (64 bits), its size when upright, its format."""
-
-    digest: int
-    width: int
-    height: int
-    format: str
-
-
-@dataclass(frozen=True)
-class InspectedPair:
-    """What is counted of a row or sample.
-
-    Attributes:
-        key: shard (0 in a data set) and place in it.
-        label: 1 where the first image is preferred, 0 where the second is, 0.5 for a tie, None where it is bad.
-        prompt: None where it is bad, and of ties.
-        winner, loser: None where they are bad, and of ties, which training doesn't decode.
-        problems: kind and message of each thing that is wrong.
-    """
-
-    key: tuple[int, int]
-    label: float | None = None
-    prompt: str | None = None
-    winner: ImageFacts | None = None
-    loser: ImageFacts | None = None
-    problems: tuple[tuple[str, str], ...] = ()
-
-
-def digest(content: bytes) -> int:
-    """64 bits of a hash: among 10 million, two differ in it with a probability of 0.999997."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def image_facts(encoded: bytes, where: str, decode: bool = True) -> ImageFacts:
-    """Reads an image's header, and decodes it unless it's known to be good.
-
-    Raises:
-        ValueError: training would not take it.
-    """
-    image = open_image(encoded, where)
-    if decode:
-        width, height = decode_image(encoded, where).size
-    else:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-        width, height = image.size[::-1] if turned else image.size
-    return ImageFacts(digest(encoded), width, height, image.format)
 
 
 @dataclass(frozen=True)
@@ -267,37 +211,3 @@ class ShardSource:
         if problems:
             return InspectedPair(key, label, pair.prompt, problems=tuple(problems))
         return InspectedPair(key, label, pair.prompt, *facts)
-
-
-def inspect_all(source: RowSource | ShardSource, num_workers: int) -> Iterator[InspectedPair]:
-    """All rows or samples in order. Several processes look at parts of them; what is kept of a part is a few facts.
-
-    Args:
-        source: what to look at.
-        num_workers: processes. Up to 1: this one alone.
-    """
-    tasks = source.tasks()
-    if min(num_workers, len(tasks)) <= 1:
-        for task in tasks:
-            yield from source.inspect(task)
-        return
-    with ProcessPoolExecutor(num_workers, initializer=_use_source, initargs=(source,)) as pool:
-        try:
-            for found in pool.map(_inspect_task, tasks):
-                yield from found
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "A process that decodes images was killed, perhaps for memory: lower --num_workers."
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _use_source(source: RowSource | ShardSource) -> None:
-    global _source
-    _source = source
-
-
-def _inspect_task(task) -> list[InspectedPair]:
-    return _source.inspect(task)
