@@ -140,6 +140,21 @@ def test_a_path_in_a_table_is_not_followed(tmp_path):
     assert [message.split(".")[0] for message in messages(report)] == ["row 0, chosen holds a path and no image"]
 
 
+@pytest.mark.parametrize("column", ["caption", "label_0"])
+def test_text_that_is_not_utf8_is_one_bad_row(tmp_path, column):
+    rows = face_rows(4, ties=0)
+    values = {name: [row[name] for row in rows] for name in rows[0]}
+    buffers = pa.array([b"1", b"1", b"\xff\xfe", b"0"], pa.binary()).buffers()
+    values[column] = pa.StringArray.from_buffers(4, *buffers[1:])
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(values), tmp_path / "data" / "train.parquet")
+    status, report = check(tmp_path / "out", dataset_name=str(tmp_path / "data"), num_sample_pairs=4)
+    assert status == 1 and (report["pairs"], report["bad_rows"]) == (3, 1)
+    assert report["reason"].endswith(messages(report)[0]) and messages(report)[0].startswith(
+        f"row 2: {column} can't be"
+    )
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_all_that_is_wrong_is_counted_by_kind_and_the_first_rows_are_named(tmp_path, num_workers):
     rows = [face_rows(2, ties=0)[i % 2] for i in range(200)]
