@@ -133,6 +133,12 @@ def _add_model_arguments(group, lora_layers: str) -> None:
     group.add_argument("--revision", help="Revision of the pretrained model.")
     group.add_argument("--variant", help="Variant of the pretrained model's files, e.g. fp16.")
     group.add_argument("--cache_dir", help="Folder for downloaded models and data sets.")
+    group.add_argument(
+        "--quantize_base",
+        choices=["8bit", "nf4"],
+        help="Load the denoiser's linear layers in 8 or 4 bits with bitsandbytes: less memory, slower. The LoRA trains in "
+        "float32 all the same, and loads into the model that is not quantized. Needs a GPU.",
+    )
     group.add_argument("--rank", type=int, default=4, help="Rank of the LoRA matrices.")
     group.add_argument("--lora_alpha", type=float, help="The LoRA is scaled by alpha / rank. Default: the rank.")
     group.add_argument("--lora_dropout", type=float, default=0.0, help="Dropout probability in the LoRA layers.")

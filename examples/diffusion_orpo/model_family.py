@@ -16,6 +16,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from quantization import quantization_options
 from schema import printable
 from transfer import draw_noise, to_device
 
@@ -326,6 +327,7 @@ class LatentDiffusion:
     def _load_pipeline(self, **modules) -> None:
         """Loads the pipeline's modules but for those given, which may be None."""
         args = self.args
+        quantize = None if self.denoiser_name in modules else args.quantize_base
         self.pipeline = self.pipeline_class.from_pretrained(
             args.pretrained_model_name_or_path,
             dtype=self.dtype,
@@ -333,6 +335,7 @@ class LatentDiffusion:
             revision=args.revision,
             cache_dir=args.cache_dir,
             **self.pipeline_options,
+            **quantization_options(quantize, self.denoiser_name, self.dtype),
             **modules,
         ).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
