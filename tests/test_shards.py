@@ -116,7 +116,7 @@ def test_64_ranks_of_8_workers_see_every_sample_once_and_stay_in_step(tmp_path, 
         return ((ordinal, {"__key__": (int(url[:-4]), ordinal)}) for ordinal in range(first, last))
 
     monkeypatch.setattr(shard_reader, "read_samples", fake_read)
-    monkeypatch.setattr(shard_reader, "transform_sample", lambda t, members, seed, where: (members, None))
+    monkeypatch.setattr(shard_reader, "transform_sample", lambda e, t, members, seed, where: (members, None))
     monkeypatch.setattr(shard_reader, "collate_pairs", lambda samples: {"ids": [s["__key__"] for s in samples]})
     seen, steps = Counter(), set()
     for part in range(64 * 8):

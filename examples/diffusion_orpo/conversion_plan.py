@@ -23,13 +23,22 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class EncodingJob:
+    """How samples are encoded: the flags that say so, as a training script takes them, and what they come down to."""
+
+    flags: list[str]
+    identity: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Job:
     """A planned conversion of one split: all that a task needs to know.
 
     Attributes:
         files: of the split, in order; a file's place here is part of its rows' keys.
         units: one a shard.
-        plan: fingerprint of what decides the shards' bytes: rows, their files' footers, and keep_ties.
+        plan: fingerprint of what decides the shards' bytes: rows, their files' footers, keep_ties, and the encoding.
+        encoding: None where images pass through as they are.
     """
 
     dataset_path: str
@@ -40,14 +49,19 @@ class Job:
     files: list[str]
     units: list[Unit]
     plan: str
+    encoding: EncodingJob | None = None
 
     @property
     def rows(self) -> int:
         return sum(unit.rows for unit in self.units)
 
 
-def plan_job(args) -> Job:
+def plan_job(args, encoding: EncodingJob | None = None) -> Job:
     """Divides the rows of the split into shards. The same files and flags give the same plan, on any machine.
+
+    Args:
+        args: the flags.
+        encoding: how samples are encoded, if they are.
 
     Raises:
         ValueError: files, split or columns are not there, or there are no rows.
@@ -67,8 +81,10 @@ def plan_job(args) -> Job:
     sources = gather(pieces, args.shard_size_mb * 1e6)
     units = [Unit(f"{split}-{number:05d}.tar", source) for number, source in enumerate(sources)]
     decisive = [args.keep_ties, [asdict(unit) for unit in units], [footer.sha256 for footer in footers]]
+    if encoding is not None:
+        decisive.append(encoding.identity)
     plan = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-    return Job(args.dataset_path, args.output_dir, args.cache_dir, split, args.keep_ties, files, units, plan)
+    return Job(args.dataset_path, args.output_dir, args.cache_dir, split, args.keep_ties, files, units, plan, encoding)
 
 
 def cut_row_groups(groups: list[tuple[int, int]], size: float) -> Iterator[tuple[int, int, float]]:

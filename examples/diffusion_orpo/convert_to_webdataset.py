@@ -4,7 +4,13 @@
     python convert_to_webdataset.py --dataset_path pickapic --output_dir shards
     python convert_to_webdataset.py --output_dir shards --verify
 
-Encoded images pass through untouched. A conversion that was stopped continues where it was when started again.
+Images pass through as they are. With --encode, samples hold what VAE and text encoders say of images and prompt instead,
+and the shards train without either:
+
+    python convert_to_webdataset.py --dataset_path pickapic --output_dir encoded --encode --mixed_precision fp16 \
+        --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0
+
+A conversion that was stopped continues where it was when started again.
 """
 
 import argparse
@@ -17,9 +23,10 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,12 +38,13 @@ import ray.data
 from pyarrow.fs import FileSelector
 from tqdm.auto import tqdm
 
-from conversion_plan import Job, plan_job
+from conversion_plan import EncodingJob, Job, Unit, plan_job
 from images import open_image
 from manifest import (
     CHUNK_BYTES,
     MANIFEST,
     BadRow,
+    Encoding,
     Manifest,
     Shard,
     find_damage,
@@ -55,6 +63,18 @@ logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format
 LABELS = {1.0: "jpg_0", 0.0: "jpg_1", 0.5: "tie"}
+
+# The training scripts' flags that decide an encoding; those scripts read them.
+ENCODING_FLAGS = {
+    "pretrained_model_name_or_path": "Model whose VAE and text encoders encode: a folder, or a name on the Hub.",
+    "pretrained_vae_model_name_or_path": "Folder or name of a VAE to use instead of the model's own.",
+    "revision": "Revision of the model.",
+    "variant": "Variant of the model's files, e.g. fp16.",
+    "resolution": "Pixels a side of the crops. Default: as in training, 1024 for SDXL.",
+    "max_sequence_length": "Tokens of a prompt that T5 reads. Default: as in training.",
+    "mixed_precision": "no, fp16 or bf16: what the training will run in. Default: no.",
+    "vae_encode_batch_size": "Images that the VAE encodes at once. Default: 8.",
+}
 
 OBJECT_STORE_BYTES = 200 << 20  # no image goes through it
 
@@ -81,7 +101,21 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="Convert nothing; compare the shards in --output_dir with the manifest."
     )
+    group = parser.add_argument_group("encoding")
+    group.add_argument(
+        "--encode",
+        action="store_true",
+        help="Write latents of both images, cropped at the centre, and the prompt's embeddings. On all GPUs that Ray "
+        "knows of, else on this machine's cores.",
+    )
+    for name, text in ENCODING_FLAGS.items():
+        group.add_argument(f"--{name}", help=text)
     args = parser.parse_args(input_args)
+    given = [name for name in ENCODING_FLAGS if getattr(args, name) is not None]
+    if given and not args.encode:
+        parser.error(f"--{given[0]} means nothing without --encode.")
+    if args.encode and args.pretrained_model_name_or_path is None:
+        parser.error("--encode needs --pretrained_model_name_or_path.")
     if args.dataset_path is None and not args.verify:
         parser.error("--dataset_path is needed, except with --verify.")
     if args.split is not None and not re.fullmatch(r"\w+", args.split):
@@ -103,7 +137,7 @@ def main(input_args: list[str] | None = None) -> None:
         os.makedirs(args.output_dir, exist_ok=True)
     if os.path.isdir(args.dataset_path):
         args.dataset_path = os.path.abspath(args.dataset_path)
-    job = plan_job(args)
+    job = plan_job(args, plan_encoding(args) if args.encode else None)
     finished, in_manifest = find_finished(job)
     if in_manifest and len(finished) == len(job.units):
         print(f"{args.output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
@@ -115,6 +149,21 @@ def main(input_args: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     samples = sum(shard.samples for shard in new.values())
     print(f"{samples} pairs in {len(new)} shards, {seconds:.1f} s, {samples / seconds:.1f} pairs/s. {summary}")
+
+
+def plan_encoding(args) -> EncodingJob:
+    """What the flags of the encoding come down to.
+
+    Raises:
+        ValueError, OSError: the model is of no family that is known, or not there.
+    """
+    from row_encoder import identify
+
+    for name in ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"):
+        if os.path.isdir(getattr(args, name) or ""):
+            setattr(args, name, os.path.abspath(getattr(args, name)))  # actors run elsewhere
+    flags = [f"--{name}={getattr(args, name)}" for name in ENCODING_FLAGS if getattr(args, name) is not None]
+    return EncodingJob(flags, identify(flags))
 
 
 def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
@@ -141,7 +190,8 @@ def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
     if strangers:
         raise ValueError(
             f"{job.output_dir} has shards of split {job.split} ({min(strangers)} for one) from other files or rows,"
-            " or made with another --shard_size_mb or --keep_ties. Choose another --output_dir, or empty this one."
+            " or made with another --shard_size_mb, --keep_ties or encoding. Choose another --output_dir, or empty this"
+            " one."
         )
     return {shard.name: shard for shard, _ in known if sizes.get(shard.name) == shard.bytes}, in_manifest
 
@@ -180,7 +230,14 @@ def run(job: Job, finished: dict[str, Shard], ray_address: str | None) -> Iterat
         return
     rows_done = sum(unit.rows for unit in job.units if unit.name in finished)
     with ray_session(ray_address), tqdm(total=job.rows, initial=rows_done, unit=" rows", desc=job.split) as bar:
-        tasks = ray.data.from_items(todo, override_num_blocks=len(todo)).map(convert_unit, fn_kwargs={"job": job})
+        units = ray.data.from_items(todo, override_num_blocks=len(todo))
+        if job.encoding is None:
+            tasks = units.map(convert_unit, fn_kwargs={"job": job})
+        else:
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            actors = {"concurrency": min(gpus, len(todo)), "num_gpus": 1} if gpus else {"concurrency": 1}
+            scripts = os.path.dirname(os.path.abspath(__file__))
+            tasks = units.map(UnitEncoder, fn_constructor_kwargs={"job": job, "scripts": scripts}, **actors)
         for row in tasks.iter_rows():
             shard = Shard.from_dict(json.loads(row["shard"]))
             if bad := shard.bad_rows:
@@ -189,12 +246,13 @@ def run(job: Job, finished: dict[str, Shard], ray_address: str | None) -> Iterat
             yield shard
 
 
-def convert_unit(row: dict, job: Job) -> dict[str, str]:
+def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
     """Reads the rows of a unit and writes its shard, then what the shard holds, for a run that continues this one.
 
     Args:
         row: `item`, the unit's number.
         job: the conversion.
+        encoder: a `RowEncoder`, where samples are encoded.
 
     Returns:
         `shard`: the manifest's entry, as JSON.
@@ -203,24 +261,69 @@ def convert_unit(row: dict, job: Job) -> dict[str, str]:
     labels, bad_rows, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], 0
     with written_whole(folder, unit.name, job.cache_dir) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
-            for source in unit.source:
-                for number, values in read_rows(job.dataset_path, source):
-                    try:
-                        label, members = read_pair(values, f"{source.file}, row {number}")
-                    except ValueError as error:
-                        bad_rows.append(BadRow(source.file, number, str(error)))
-                        continue
-                    labels[LABELS[label]] += 1
-                    if label != 0.5 or job.keep_ties:
-                        key = f"{job.split}-{job.files.index(source.file):05d}-{number:08d}"
-                        add_sample(tar, key, members)
-                        samples += 1
+            for file, number, result in convert_rows(unit, job, encoder):
+                if isinstance(result, ValueError):
+                    bad_rows.append(BadRow(file, number, str(result)))
+                    continue
+                label, members = result
+                labels[LABELS[label]] += 1
+                if is_sample(result, job):
+                    add_sample(tar, f"{job.split}-{job.files.index(file):05d}-{number:08d}", members)
+                    samples += 1
         with open(path, "rb") as file:
             digest, size = sha256(file), file.tell()
     shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows)
     with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
     return {"shard": json.dumps(asdict(shard))}
+
+
+class UnitEncoder:
+    """An actor: loads VAE and text encoders once, and converts one unit after the other.
+
+    Args:
+        job: the conversion.
+        scripts: folder of this file. It must be there on the actor's node, too.
+    """
+
+    def __init__(self, job: Job, scripts: str) -> None:
+        sys.path.append(scripts)
+        from row_encoder import RowEncoder
+
+        self.job, self.encoder = job, RowEncoder(job.encoding.flags)
+
+    def __call__(self, row: dict) -> dict[str, str]:
+        return convert_unit(row, self.job, self.encoder)
+
+
+def convert_rows(
+    unit: Unit, job: Job, encoder
+) -> Iterator[tuple[str, int, tuple[float, dict[str, bytes]] | ValueError]]:
+    """Yields each row's file and number, and its label and the sample's members, or what is wrong with it."""
+    rows = ((source.file, *row) for source in unit.source for row in read_rows(job.dataset_path, source))
+    while batch := list(islice(rows, encoder.batch_rows if encoder else 1)):
+        places = [(file, number) for file, number, _ in batch]
+        results = [_attempt(read_pair, values, f"{file}, row {number}") for file, number, values in batch]
+        if encoder is not None:
+            wanted = [i for i, result in enumerate(results) if is_sample(result, job)]
+            named = [("{}, row {}".format(*places[i]), results[i][1]) for i in wanted]
+            for i, members in zip(wanted, encoder.encode(named)):
+                results[i] = members if isinstance(members, ValueError) else (results[i][0], members)
+        for place, result in zip(places, results):
+            yield *place, result
+
+
+def is_sample(result: tuple | ValueError, job: Job) -> bool:
+    """Whether a row is to be written: it is good, and no tie unless these are kept."""
+    return not isinstance(result, ValueError) and (result[0] != 0.5 or job.keep_ties)
+
+
+def _attempt(function: Callable, *args):
+    """The result, or the ValueError that was raised."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        return error
 
 
 def read_pair(values: dict[str, pa.Scalar], where: str) -> tuple[float, dict[str, bytes]]:
@@ -287,9 +390,21 @@ def finish(job: Job, shards: list[Shard]) -> None:
     folder = open_folder(job.output_dir)
     names = [entry.path for entry in folder.get_file_info(FileSelector(""))]
     old = read_manifest(job.output_dir) if MANIFEST in names else Manifest()
-    write_manifest(job.output_dir, old.with_split(job.split, job.plan, shards))
+    encoding = describe_encoding(job, shards) if job.encoding else None
+    write_manifest(job.output_dir, old.with_split(job.split, job.plan, shards, encoding))
     for name in filter(re.compile(rf"\.+{job.split}-\d+\.(json|tar\.partial|json\.partial)").fullmatch, names):
         folder.delete_file(name)
+
+
+def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
+    """The manifest's entry for the encoding: what the first sample of all holds, every other one must hold, too."""
+    from row_encoder import describe
+    from tar_samples import walk_samples
+
+    first = next(shard for shard in shards if shard.samples)
+    with open_folder(job.output_dir).open_input_stream(first.name) as file:
+        _, members = next(walk_samples(file, "r|", 0, 1))
+    return describe(job.encoding.flags, members["encoded.safetensors"])
 
 
 def verify(output_dir: str) -> None:

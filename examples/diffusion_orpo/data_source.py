@@ -61,7 +61,7 @@ def load_data(args, accelerator: Accelerator, family: type, dtype: torch.dtype) 
         ValueError, OSError: see `load_pairs` and `load_shards`.
     """
     if args.dataset_path is not None:
-        return load_shards(args, accelerator)
+        return load_shards(args, accelerator, family, dtype)
     with main_process_first(accelerator):  # the others then find the data in the cache
         data = load_pairs(args)
     return cache_encodings(args, accelerator, family, dtype, data) if args.cache_latents else data

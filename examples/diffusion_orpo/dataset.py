@@ -137,6 +137,11 @@ class PreferenceData:
         return len(self.train)
 
     @property
+    def is_encoded(self) -> bool:
+        """Whether batches hold latents and embeddings, so that a run needs neither VAE nor text encoders."""
+        return self.encodings is not None
+
+    @property
     def fingerprint(self) -> str:
         """Tells other pairs from these."""
         return self.train.fingerprint

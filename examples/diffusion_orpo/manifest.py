@@ -21,6 +21,7 @@ from schema import printable
 MANIFEST = "manifest.json"
 VERSION = 1
 CHUNK_BYTES = 1 << 22
+DTYPES = ("float16", "bfloat16", "float32")  # of latents and embeddings
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,59 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What the samples of a split hold in place of images and embeddings of their prompts.
+
+    Attributes:
+        identity: what decides them: VAE, text encoders, resolution, precision.
+        libraries: versions that made them.
+        tensors: those of a sample, by name: dtype and shape.
+    """
+
+    identity: dict[str, str]
+    libraries: dict[str, str]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+    @classmethod
+    def from_dict(cls, entry: dict) -> "Encoding":
+        for name in ("identity", "libraries"):
+            if not all(isinstance(text, str) for item in entry[name].items() for text in item):
+                raise ValueError(f"the encoding's {name} are no texts")
+        tensors = {name: (str(dtype), tuple(shape)) for name, (dtype, shape) in entry["tensors"].items()}
+        sizes = {"original_sizes": ("int64", (2, 2)), "crop_top_lefts": ("int64", (2, 2))}
+        moments = {name: tensors.get("moments_0") for name in ("moments_0", "moments_1")}
+        if not (sizes | moments).items() <= tensors.items():
+            raise ValueError(f"the encoding is of {printable(repr(tensors))}")
+        for name, (dtype, shape) in tensors.items():
+            if dtype not in DTYPES and name not in sizes or not all(type(n) is int and n > 0 for n in shape):
+                raise ValueError(f"the encoding's {printable(name)} is of {printable(repr((dtype, shape)))}")
+        return cls(entry["identity"], entry["libraries"], tensors)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All shards of a folder.
 
     Attributes:
         shards: ordered by split and name.
         plans: for each split the fingerprint of the plan that its shards follow, so that no two plans get mixed.
+        encodings: of those splits that hold encoded samples.
     """
 
     shards: list[Shard] = field(default_factory=list)
     plans: dict[str, str] = field(default_factory=dict)
+    encodings: dict[str, Encoding] = field(default_factory=dict)
 
     def of_split(self, split: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
 
-    def with_split(self, split: str, plan: str, shards: list[Shard]) -> "Manifest":
+    def with_split(self, split: str, plan: str, shards: list[Shard], encoding: Encoding | None = None) -> "Manifest":
         """The same with these shards in place of those that the split had."""
         others = [shard for shard in self.shards if shard.split != split]
         ordered = sorted(others + shards, key=lambda shard: (shard.split, shard.name))
-        return Manifest(ordered, dict(sorted((self.plans | {split: plan}).items())))
+        encodings = {name: value for name, value in self.encodings.items() if name != split}
+        encodings |= {split: encoding} if encoding else {}
+        return Manifest(ordered, dict(sorted((self.plans | {split: plan}).items())), dict(sorted(encodings.items())))
 
 
 def open_folder(url: str) -> SubTreeFileSystem:
@@ -172,16 +207,29 @@ def read_manifest(url: str) -> Manifest:
         entries = json.loads(content)
         if entries["version"] != VERSION:
             raise ValueError(f"its version is {entries['version']!r} instead of {VERSION}")
-        return Manifest([Shard.from_dict(entry) for entry in entries["shards"]], entries.get("plans", {}))
+        return Manifest(
+            [Shard.from_dict(entry) for entry in entries["shards"]], entries.get("plans", {}), read_encodings(entries)
+        )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{url}/{MANIFEST} can't be read ({printable(repr(error))}): convert the data set anew."
         ) from error
 
 
+def read_encodings(entries: dict) -> dict[str, Encoding]:
+    """The encodings in a manifest's entries, by split.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: they are none.
+    """
+    return {split: Encoding.from_dict(entry) for split, entry in entries.get("encodings", {}).items()}
+
+
 def write_manifest(url: str, manifest: Manifest) -> None:
     """Writes the manifest, whole or not at all."""
     entries = {"version": VERSION, **asdict(manifest)}
+    if not manifest.encodings:
+        del entries["encodings"]
     with written_whole(open_folder(url), MANIFEST) as path:
         path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

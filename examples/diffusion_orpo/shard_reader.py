@@ -9,6 +9,8 @@ from itertools import count
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from encoded_samples import read_encoded
+from manifest import Encoding
 from pairs import PairTransform, collate_pairs, sample_seed
 from redaction import without_secrets
 from shard_order import Run, part_of_epoch, shuffled_order
@@ -19,10 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def transform_sample(
-    transform: PairTransform, members: dict[str, bytes], seed: int, where: str
+    encoding: Encoding | None, transform: PairTransform, members: dict[str, bytes], seed: int, where: str
 ) -> tuple[dict | None, BadSample | None]:
-    """Reads, decodes and transforms a sample: (sample, None), (None, None) for a tie, or (None, what is wrong)."""
+    """Reads, decodes and transforms a sample: (sample, None), (None, None) for a tie, or (None, what is wrong).
+
+    What has an encoding was transformed before.
+    """
     try:
+        if encoding is not None:
+            return read_encoded(encoding, members, seed), None
         pair = to_pair(members)
         return (None if pair is None else transform(pair, seed, where)), None
     except BadSample as error:
@@ -68,7 +75,7 @@ class ShardReader(IterableDataset):
     Attributes:
         shards: all of them.
         skip: samples at the beginning of each shard that are not for training.
-        transform: of the images.
+        transform: of the images, where the shards hold any.
         batch_size: pairs.
         buffer_size: samples to shuffle among.
         max_bad_samples: share of a reader's samples in an epoch that may be bad.
@@ -166,4 +173,5 @@ class ShardReader(IterableDataset):
             return None, BadSample("unreadable", "the shard ends or breaks off before it")
         index = int(self.shards.counts[:shard].sum()) + ordinal  # in the listing of all shards
         seed = sample_seed(self.seed, epoch, index)
-        return transform_sample(self.transform, members, seed, self.shards.where(shard, ordinal, members))
+        where = self.shards.where(shard, ordinal, members)
+        return transform_sample(self.shards.encoding, self.transform, members, seed, where)

@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from encoded_samples import check_encoding
 from pairs import PairTransform, collate_pairs, sample_seed
 from preemption import shield_worker
-from processes import wait_for_reading
+from processes import on_main_process, wait_for_reading
 from shard_reader import ShardReader, transform_sample
 from shards import Shards, find_shards, read_samples, shard_name
 
@@ -63,16 +64,24 @@ def add_shard_arguments(parser) -> None:
     )
 
 
-def load_shards(args, accelerator: Accelerator) -> "ShardData":
+def load_shards(args, accelerator: Accelerator, family: type, dtype: torch.dtype) -> "ShardData":
     """Finds and counts the shards of the flags, on one process for all, and splits off the held-out samples.
 
+    Args:
+        args: the flags.
+        accelerator: of the run.
+        family: the model family, such as `StableDiffusionXL`.
+        dtype: of its frozen weights.
+
     Raises:
-        ValueError: shards are missing or hold too little.
+        ValueError: shards are missing or hold too little, or were encoded by other encoders than the run's.
         OSError: a URL can't be read.
     """
     found = find_shards(args.dataset_path, args.num_train_examples) if accelerator.is_main_process else None
     wait_for_reading(accelerator)
     (shards,) = broadcast_object_list([found])
+    if shards.encoding is not None:
+        on_main_process(accelerator, check_encoding, args, family, dtype, shards)
     held_out = args.num_validation_pairs if args.run_validation else 0
     if held_out >= shards.counts.sum():
         raise ValueError(
@@ -108,6 +117,11 @@ class ShardData:
     def num_pairs(self) -> int:
         """Samples in an epoch, over all processes; ties among them are passed over."""
         return int(self.shards.counts.sum()) - self.num_held_out
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether batches hold latents and embeddings, so that a run needs neither VAE nor text encoders."""
+        return self.shards.encoding is not None
 
     @property
     def skip(self) -> np.ndarray:
@@ -164,7 +178,9 @@ class ShardData:
                 if place % world_size != rank:
                     continue
                 where = self.shards.where(shard, ordinal, members)
-                sample, problem = transform_sample(transform, members, sample_seed(0, 0, place), where)
+                sample, problem = transform_sample(
+                    self.shards.encoding, transform, members, sample_seed(0, 0, place), where
+                )
                 if problem is not None:
                     logger.warning(f"{where}, held out: {problem.kind}: {problem}")
                 samples += [] if sample is None else [sample]

@@ -1,6 +1,7 @@
 """WebDataset shards: where they are, how many pairs each holds, and what is in them.
 
-A sample has the members `original_prompt.txt`, `jpg_0.*`, `jpg_1.*`, `label_0.txt` and, if it likes, `label_1.txt`.
+A sample has the members `original_prompt.txt`, `jpg_0.*`, `jpg_1.*`, `label_0.txt` and, if it likes, `label_1.txt`. In shards
+that are encoded, `encoded.safetensors` takes the place of the images: see `encoded_samples.py`.
 """
 
 import glob
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from webdataset.gopen import Pipe, gopen
 from webdataset.utils import enforce_security
 
-from manifest import MANIFEST
+from manifest import MANIFEST, Encoding, read_encodings
 from pairs import PreferencePair
 from redaction import without_secrets
 from schema import parse_label, printable
@@ -58,10 +59,12 @@ class Shards:
     Attributes:
         urls: paths, `s3://`, `https://`, or `pipe:` commands.
         counts: samples in each.
+        encoding: of all samples; None where they hold images.
     """
 
     urls: tuple[str, ...]
     counts: np.ndarray
+    encoding: Encoding | None = None
 
     def where(self, shard: int, ordinal: int, members: dict | None) -> str:
         """Names a sample in messages: by its key, or by its place where it can't be read."""
@@ -80,21 +83,33 @@ def find_shards(patterns: list[str], num_samples: int | None = None) -> Shards:
         OSError: a URL can't be read, or a command fails.
     """
     urls = tuple(url for pattern in patterns for url in _expand(pattern))
-    manifests = {manifest_url: _sizes(manifest_url) for manifest_url in dict.fromkeys(map(_manifest_url, urls))}
-    counts = []
-    for url in tqdm(urls, desc="Counting samples", disable=None not in manifests.values()):
-        sizes, name = manifests[_manifest_url(url)], shard_name(url)
+    manifests = {manifest_url: _listing(manifest_url) for manifest_url in dict.fromkeys(map(_manifest_url, urls))}
+    counts, encodings = [], []
+    for url in tqdm(urls, desc="Counting samples", disable=(None, {}) not in manifests.values()):
+        (sizes, encoded), name = manifests[_manifest_url(url)], shard_name(url)
         if sizes is not None and name not in sizes:
             raise ValueError(
                 f"{without_secrets(url)} is not in {without_secrets(_manifest_url(url))}: convert the data again, or check"
                 " the pattern."
             )
         counts.append(_count_samples(url) if sizes is None else sizes[name])
+        encodings.append(encoded.get(name))
     if sum(counts) == 0:
         raise ValueError(f"The {len(urls)} shards of {' '.join(map(without_secrets, patterns))} hold no samples.")
     if num_samples is not None and num_samples != sum(counts):
         raise ValueError(f"--num_train_examples={num_samples}, but the shards hold {sum(counts)}.")
-    return Shards(urls, np.array(counts))
+    odd = next((i for i, encoding in enumerate(encodings) if not _same_encoding(encoding, encodings[0])), None)
+    if odd is not None:
+        raise ValueError(
+            f"{without_secrets(urls[0])} and {without_secrets(urls[odd])} hold different things: images, or what other"
+            " encoders made of them. Train from one kind."
+        )
+    return Shards(urls, np.array(counts), encodings[0])
+
+
+def _same_encoding(a: Encoding | None, b: Encoding | None) -> bool:
+    """Whether samples of both may stand in one batch. Libraries may differ."""
+    return a is b or (a is not None and b is not None and (a.identity, a.tensors) == (b.identity, b.tensors))
 
 
 def read_samples(url: str, first: int, last: int, count: int | None = None) -> Iterator[tuple[int, dict]]:
@@ -131,13 +146,29 @@ def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
     Raises:
         BadSample: a member is missing or no plain file, or label or prompt can't be read.
     """
+    label, prompt = read_label(members, ("jpg_0.*", "jpg_1.*"))
+    if label == 0.5:
+        return None
+    images = [next(data for name, data in members.items() if name.startswith(f"{i}.")) for i in ("jpg_0", "jpg_1")]
+    winner, loser = images if label == 1 else images[::-1]
+    return PreferencePair(winner, loser, prompt)
+
+
+def read_label(members: dict[str, bytes], others: tuple[str, ...]) -> tuple[float, str]:
+    """Reads a sample's label and prompt.
+
+    Args:
+        members: as `walk_samples` gives them.
+        others: names of the members that the sample must have, too; `jpg_0.*` stands for any format.
+
+    Raises:
+        BadSample: a member is missing or no plain file, or label or prompt can't be read.
+    """
     if "__error__" in members:
         raise BadSample("bad member", members["__error__"])
-    images = [
-        next((data for name, data in members.items() if name.startswith(f"{i}.")), None) for i in ("jpg_0", "jpg_1")
-    ]
     texts = {name: members.get(f"{name}.txt") for name in ("original_prompt", "label_0")}
-    if None in images or None in texts.values():
+    there = [any(name.startswith(other.rstrip("*")) for name in members) for other in others]
+    if not all(there) or None in texts.values():
         found = sorted(name for name in members if not name.startswith("__"))
         raise BadSample("missing member", f"has only {printable(', '.join(found)) or 'other members'}")
     try:
@@ -150,10 +181,7 @@ def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
         raise BadSample("bad label", str(error)) from error
     if label + other != 1:
         raise BadSample("bad label", f"label_0 {label} and label_1 {other} contradict each other")
-    if label == 0.5:
-        return None
-    winner, loser = images if label == 1 else images[::-1]
-    return PreferencePair(winner, loser, prompt)
+    return label, prompt
 
 
 def _expand(pattern: str) -> list[str]:
@@ -199,8 +227,9 @@ def _manifest_url(url: str) -> str:
     return f"{before}{MANIFEST}{after}"
 
 
-def _sizes(manifest_url: str) -> dict[str, int] | None:
-    """Samples of each shard in the manifest, by the shard's name; None where there is no manifest."""
+def _listing(manifest_url: str) -> tuple[dict[str, int] | None, dict[str, Encoding]]:
+    """Samples of each shard in the manifest, by the shard's name, None where there is no manifest; and the encodings of
+    those that are encoded."""
     try:
         with _open(manifest_url) as stream:
             content = stream.read()
@@ -208,14 +237,17 @@ def _sizes(manifest_url: str) -> dict[str, int] | None:
                 stream.wait_for_child()
     except OSError as error:
         logger.warning(f"No manifest can be had ({error}): every shard is read once to count its samples.")
-        return None
+        return None, {}
     try:
-        sizes = {shard["name"]: shard["samples"] for shard in json.loads(content)["shards"]}
+        entries = json.loads(content)
+        sizes = {shard["name"]: shard["samples"] for shard in entries["shards"]}
         for name, samples in sizes.items():
             if type(samples) is not int or not 0 <= samples <= MAX_SHARD_SAMPLES:
                 raise ValueError(f"{printable(repr(name))} has {printable(repr(samples))} samples")
-        return sizes
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        encodings = read_encodings(entries)
+        splits = {shard["name"]: shard.get("split") for shard in entries["shards"]}
+        return sizes, {name: encodings[split] for name, split in splits.items() if split in encodings}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{without_secrets(manifest_url)} is no manifest of shards ({error!r}): convert the data again."
         ) from error

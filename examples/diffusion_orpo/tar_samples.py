@@ -16,7 +16,7 @@ from schema import printable
 
 
 # What a sample is made of; its other members are passed over.
-WANTED = re.compile(r"(jpg_[01]\..+|original_prompt\.txt|label_[01]\.txt)", re.DOTALL)
+WANTED = re.compile(r"(jpg_[01]\..+|original_prompt\.txt|label_[01]\.txt|encoded\.safetensors)", re.DOTALL)
 
 # Headers that give the next member another name or size, or do so for all members.
 EXTENSIONS = (

@@ -26,7 +26,7 @@ def main(input_args: list[str] | None = None) -> int:
     with start_run(args) as (accelerator, checkpoint):
         dtype = weight_dtype(accelerator)
         data = load_data(args, accelerator, Flux, dtype)
-        model = Flux.load(args, accelerator.device, dtype, encoders=not args.cache_latents)
+        model = Flux.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
         return train(args, accelerator, checkpoint, model, data)
 
 

@@ -30,7 +30,7 @@ def main(input_args: list[str] | None = None) -> int:
         dtype = weight_dtype(accelerator)
         if args.cache_latents:
             data = cache_encodings(args, accelerator, StableDiffusionXL, dtype, data)
-        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not args.cache_latents)
+        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
         return train(args, accelerator, checkpoint, model, data)
 
 

@@ -23,8 +23,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
     with start_run(args) as (accelerator, checkpoint):
-        data = load_shards(args, accelerator)
-        model = StableDiffusionXL.load(args, accelerator.device, weight_dtype(accelerator))
+        dtype = weight_dtype(accelerator)
+        data = load_shards(args, accelerator, StableDiffusionXL, dtype)
+        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
         return train(args, accelerator, checkpoint, model, data)
 
 

@@ -246,15 +246,15 @@ def manifest(data: bytes) -> str:
     path = folder / "manifest.json"
     path.write_bytes(data)
     refusals = 0
-    for read in (lambda: shards._sizes(str(path)), lambda: read_manifest(str(folder))):
+    for read in (lambda: shards._listing(str(path)), lambda: read_manifest(str(folder))):
         try:
             found = read()
         except ValueError as error:
             require(str(path) in str(error), f"message without place: {error}")
             refusals += 1
             continue
-        if isinstance(found, dict):
-            require(all(type(n) is int and 0 <= n <= 10**7 for n in found.values()), f"samples {found}")
+        if isinstance(found, tuple):
+            require(all(type(n) is int and 0 <= n <= 10**7 for n in found[0].values()), f"samples {found}")
         else:
             require(all(Path(shard.name).name == shard.name for shard in found.shards), "a name leads elsewhere")
     return "refused" if refusals == 2 else "accepted"

@@ -1,0 +1,95 @@
+"""Samples of encoded shards: latents in place of images, embeddings in place of the prompt.
+
+`encoded.safetensors` holds `moments_0` and `moments_1` (2C, h, w), mean and log variance of either image's latents;
+`original_sizes` and `crop_top_lefts` (2, 2); and the prompt's embeddings as `embeds.*`. All samples of a split have the same
+dtypes and shapes, which its manifest lists, so that whatever else comes is known to be bad.
+"""
+
+import torch
+from safetensors.torch import load
+
+from encoding_identity import differences, encoding_identity
+from manifest import Encoding
+from schema import printable
+from shards import BadSample, Shards, read_label
+
+
+MEMBER = "encoded.safetensors"
+MAX_SIDE = 1 << 24  # of an original image, and of what is cropped; float32 knows every number up to here
+
+
+def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> dict | None:
+    """Reads an encoded sample, as `collate_pairs` takes it; None for a tie.
+
+    Args:
+        encoding: the manifest's entry.
+        members: as `walk_samples` gives them.
+        seed: of the noise.
+
+    Raises:
+        BadSample: a member is missing, or holds anything else than the manifest says.
+    """
+    label, _ = read_label(members, (MEMBER,))
+    if label == 0.5:
+        return None
+    try:
+        tensors = load(members[MEMBER])
+    except Exception as error:  # SafetensorError, and KeyError for a dtype that torch does not know
+        raise BadSample("bad encoding", printable(str(error))) from error
+    found = {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != encoding.tensors:
+        name = next(
+            name for name in sorted(found.keys() | encoding.tensors) if found.get(name) != encoding.tensors.get(name)
+        )
+        raise BadSample(
+            "bad encoding",
+            f"{printable(name)} is {found.get(name, 'missing')}, the manifest says {encoding.tensors.get(name, 'nothing')}",
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            if not tensor.sum(dtype=torch.float32).isfinite():
+                raise BadSample("bad encoding", f"{name} holds values that are not finite")
+        elif tensor.min() < 0 or tensor.max() > MAX_SIDE:
+            raise BadSample("bad encoding", f"{name} is {tensor.tolist()}")
+    order = (0, 1) if label == 1 else (1, 0)
+    return {
+        "moments": torch.stack([tensors[f"moments_{i}"] for i in order]),
+        "original_sizes": tensors["original_sizes"][order, :],
+        "crop_top_lefts": tensors["crop_top_lefts"][order, :],
+        "embeds": {
+            name.removeprefix("embeds."): value for name, value in tensors.items() if name.startswith("embeds.")
+        },
+        "seed": seed,
+    }
+
+
+def check_encoding(args, family: type, dtype: torch.dtype, shards: Shards) -> None:
+    """Compares what made encoded shards with what this run would encode with.
+
+    Args:
+        args: the flags.
+        family: the model family.
+        dtype: of its frozen weights.
+        shards: that are encoded.
+
+    Raises:
+        ValueError: VAE, text encoders, resolution or precision are others, or a flag asks for what these shards don't
+            hold. Names each difference.
+    """
+    wanted = {
+        "--random_crop": args.random_crop,
+        "--random_flip": args.random_flip,
+        "--proportion_empty_prompts": args.proportion_empty_prompts > 0,
+    }
+    refused = [flag for flag, is_wanted in wanted.items() if is_wanted]
+    if refused:
+        raise ValueError(
+            f"{' and '.join(refused)}: encoded shards hold one crop of each image, the centre, and no empty prompt. Leave"
+            " the flag out, or train from shards of images."
+        )
+    other = differences(shards.encoding.identity, encoding_identity(family, args, dtype))
+    if other:
+        raise ValueError(
+            f"--dataset_path: these shards were encoded otherwise: {'; '.join(other)}. Train with the same, or encode"
+            " them again: convert_to_webdataset.py --encode."
+        )

@@ -1,0 +1,142 @@
+"""What an actor of the converter does with `--encode`: images through the VAE, prompts through the text encoders.
+
+Imported only where something is encoded, since torch and diffusers take memory that the converter's other tasks don't need.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load, save
+
+from arguments import add_training_arguments, check_training_arguments
+from encoding_identity import LIBRARIES, encoding_identity
+from manifest import Encoding
+from pairs import PairTransform
+from run import DTYPES
+
+
+# Module and class of the family whose pipeline it is.
+FAMILIES = {
+    "StableDiffusionPipeline": ("sd", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXL"),
+    "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3"),
+    "FluxPipeline": ("flux", "Flux"),
+}
+
+PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
+
+
+def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype]:
+    """Finds the family by the model's folder, and reads the flags as its training script does.
+
+    Returns:
+        The family, all flags, and the dtype of the encoders.
+
+    Raises:
+        ValueError: the model is of no family that is known.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--pretrained_model_name_or_path")
+    parser.add_argument("--revision")
+    model, _ = parser.parse_known_args(flags)
+    config = DiffusionPipeline.load_config(model.pretrained_model_name_or_path, revision=model.revision)
+    if config["_class_name"] not in FAMILIES:
+        raise ValueError(
+            f"--pretrained_model_name_or_path={model.pretrained_model_name_or_path} is a {config['_class_name']}, not one"
+            f" of {', '.join(FAMILIES)}."
+        )
+    module, name = FAMILIES[config["_class_name"]]
+    family = getattr(import_module(module), name)
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser, family, train_batch_size=1)
+    args = parser.parse_args(flags)
+    check_training_arguments(parser, args)
+    return family, args, DTYPES[args.mixed_precision or "no"]
+
+
+def identify(flags: list[str]) -> dict[str, str]:
+    """The encoding's identity, from files alone."""
+    return encoding_identity(*parse_flags(flags))
+
+
+def describe(flags: list[str], encoded: bytes) -> Encoding:
+    """The manifest's entry for an encoding, given one sample's `encoded.safetensors`."""
+    tensors = {name: (_name(value.dtype), tuple(value.shape)) for name, value in sorted(load(encoded).items())}
+    return Encoding(identify(flags), LIBRARIES, tensors)
+
+
+class RowEncoder:
+    """Turns the members of plain samples into those of encoded ones.
+
+    Attributes:
+        batch_rows: how many rows it takes at a time.
+    """
+
+    def __init__(self, flags: list[str]) -> None:
+        family, args, dtype = parse_flags(flags)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
+        self.model = family.load(args, device, dtype, denoiser=False)
+        self.transform = PairTransform(args.resolution)
+        self.batch_rows = max(1, args.vae_encode_batch_size // 2)
+        self.embeds = lru_cache(PROMPTS_KEPT)(self._embeds)
+
+    def encode(self, rows: list[tuple[str, dict[str, bytes]]]) -> Iterator[dict[str, bytes] | ValueError]:
+        """Encodes a batch of rows.
+
+        Args:
+            rows: of each row its name for errors, and its members: two images, prompt and labels.
+
+        Yields:
+            For each row, labels and prompt as they were and `encoded.safetensors`; or what is wrong with it.
+        """
+        crops = [self._crops(where, members) for where, members in rows]
+        good = [crop for crop in crops if not isinstance(crop, ValueError)]
+        pixels = [image for images, _, _ in good for image in images]
+        moments = iter(
+            self.model.encode_images(torch.stack(pixels).permute(0, 3, 1, 2)).cpu().unflatten(0, (-1, 2))
+            if good
+            else ()
+        )
+        for (where, members), crop in zip(rows, crops):
+            if isinstance(crop, ValueError):
+                yield crop
+                continue
+            _, original_sizes, corners = crop
+            of_images = next(moments)
+            tensors = {
+                "moments_0": of_images[0],
+                "moments_1": of_images[1],
+                "original_sizes": torch.tensor(original_sizes),
+                "crop_top_lefts": torch.tensor(corners),
+            } | {
+                f"embeds.{name}": value for name, value in self.embeds(members["original_prompt.txt"].decode()).items()
+            }
+            bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+            if bad:
+                yield ValueError(
+                    f"{where}: {' and '.join(bad)} hold values that are not finite. Is there a VAE for this precision?"
+                )
+                continue
+            texts = {name: content for name, content in members.items() if name.endswith(".txt")}
+            yield texts | {"encoded.safetensors": save({name: value.contiguous() for name, value in tensors.items()})}
+
+    def _crops(self, where: str, members: dict[str, bytes]) -> tuple | ValueError:
+        """Pixels, original sizes and corners of the crops of both images."""
+        images = [members[name] for name in sorted(members) if name.startswith("jpg_")]
+        try:
+            return tuple(zip(*(self.transform.image(image, f"{where}: jpg_{i}") for i, image in enumerate(images))))
+        except ValueError as error:
+            return error
+
+    def _embeds(self, prompt: str) -> dict[str, torch.Tensor]:
+        return {name: rows[0].cpu() for name, rows in self.model.encode_prompts([prompt]).items()}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
