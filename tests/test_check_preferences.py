@@ -343,9 +343,9 @@ def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
 
 
 def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipeline(tiny_sdxl, tmp_path):
-    prompts = ["a red ball " * n for n in range(1, 40)]
-    rows = [row | {"caption": prompt} for row, prompt in zip(face_rows(39, ties=0), prompts)]
-    rows.append(rows[-1])  # one pair more, and the same prompt
+    prompts = ["a red ball " * n for n in range(1, 40)] + ["a red ball " * 7 + "red"]
+    rows = [row | {"caption": prompt} for row, prompt in zip(face_rows(40, ties=0), prompts)]
+    rows.append(rows[-2])  # one pair more, and no other prompt
     folder = write_parquet(tmp_path / "data", rows)
     _, report = check(tmp_path / "out", dataset_name=folder, pretrained_model_name_or_path=tiny_sdxl)
     tokens = report["prompts"]["tokens"]
@@ -355,8 +355,8 @@ def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipe
         kept = [len(tokenizer(prompt, truncation=True)["input_ids"]) for prompt in prompts]
         full = [len(tokenizer(prompt, truncation=False)["input_ids"]) for prompt in prompts]
         cut = sum(a < b for a, b in zip(kept, full))
-        assert 0 < cut < len(prompts)
-        assert found["cut"] == cut and found["share_of_pairs_cut"] == (cut + 1) / 40
+        assert 0 < cut < len(prompts) and tokenizer.model_max_length in full  # the longest that is not cut
+        assert found["cut"] == cut and found["share_of_pairs_cut"] == (cut + 1) / 41
         assert (found["limit"], found["longest"], found["median"]) == (max(kept), max(full), np.median(full))
     assert sum("won't see its end" in note for note in report["notes"]) == 2
 
