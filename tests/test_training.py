@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
-from helpers import arguments
+from helpers import arguments, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset import load_pairs
@@ -259,3 +259,17 @@ def test_tf32_advice(monkeypatch, caplog, dtype, device, allow, capability, is_g
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     advise_tf32(dtype, torch.device(device), allow)
     assert ("--allow_tf32" in caplog.text) == is_given
+
+
+def test_lora_dropout_acts_in_every_step_and_in_no_validation(tiny_sdxl, faces, tmp_path, monkeypatch):
+    seen, predict = [], StableDiffusionXL.predict
+
+    def record(self, *args):
+        seen.append((torch.is_grad_enabled(), self.denoiser.training))
+        return predict(self, *args)
+
+    monkeypatch.setattr(StableDiffusionXL, "predict", record)
+    flags = {"run_validation": True, "validation_steps": 1, "num_validation_pairs": 2, "validation_prompts": "a"}
+    train(tiny_sdxl, faces, tmp_path, max_train_steps=3, validation_inference_steps=1, **flags)
+    steps, validation = (True, True), (False, False)
+    assert seen == [steps, validation, steps, validation, steps, validation, validation]  # the last two: with, without

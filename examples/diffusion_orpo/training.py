@@ -147,9 +147,9 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     progress = tqdm(
         total=max_train_steps, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
+    denoiser.train()
     with progress, StopSignals() as signals:
         while state.global_step < max_train_steps:
-            denoiser.train()
             started, window = time.perf_counter(), Window()
             for _ in range(args.gradient_accumulation_steps):
                 batch = next_batch()
@@ -185,6 +185,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
                 return report_preemption(signals.received, state.global_step)
             if state.global_step in validation_steps:
                 validator.during_training(state.global_step)
+                denoiser.train()
 
         results = validator.after_training(state.global_step) if args.run_validation else None
         finish_run(args, accelerator, model, str(data), state.global_step, results)
@@ -203,8 +204,8 @@ def show_progress(progress: tqdm, logs: dict, pairs_per_s: float, problems: dict
 
 
 def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: int) -> torch.optim.Optimizer:
-    """AdamW, in one kernel on a GPU, or its 8-bit variant."""
-    optimizer_class, options = torch.optim.AdamW, {"fused": parameters[0].is_cuda}
+    """AdamW, all tensors in one kernel, or its 8-bit variant."""
+    optimizer_class, options = torch.optim.AdamW, {"fused": parameters[0].device.type in ("cpu", "cuda")}
     if args.use_8bit_adam:
         options = {}
         try:
