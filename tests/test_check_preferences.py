@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import check_preferences
+import preference_report
 from dataset import load_pairs, open_rows
 from inspection import image_facts
 from pairs import PairTransform
@@ -333,7 +334,7 @@ def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
     ]
     features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
     folder = write_parquet(tmp_path / "data", rows, features=features)
-    report = check(tmp_path / "out", dataset_name=folder, resolution=256)[1]
+    report = check(tmp_path / "out", dataset_name=folder, resolution=300)[1]
     images, notes = report["images"], " ".join(report["notes"])
     assert images["shorter_side"]["winners"] == [0, 4, 0, 0, 0, 0, 0] and images["shorter_side"]["losers"][0] == 4
     assert images["aspect"]["winners"][1] == images["aspect"]["losers"][-1] == 4  # 1:2 and 2:1 are within their bounds
@@ -342,7 +343,8 @@ def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
     assert "compression" in notes and "sharpness" in notes and "50.0% of the images are smaller" in notes
 
 
-def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipeline(tiny_sdxl, tmp_path):
+def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipeline(tiny_sdxl, tmp_path, monkeypatch):
+    monkeypatch.setattr(preference_report, "BATCH", 7)
     prompts = ["a red ball " * n for n in range(1, 40)] + ["a red ball " * 7 + "red"]
     rows = [row | {"caption": prompt} for row, prompt in zip(face_rows(40, ties=0), prompts)]
     rows.append(rows[-2])  # one pair more, and no other prompt
