@@ -275,6 +275,19 @@ def test_shards_and_the_rows_they_were_made_of_give_the_same_counts(tmp_path):
     assert "train-00000.tar, sample 5" in of_shards["repeated"]["duplicates"]["first"][0][1]
 
 
+def test_encoded_shards_are_neither_accepted_nor_refused(tmp_path, capsys):
+    folder = write_shards(tmp_path / "shards", face_rows(6), per_shard=6)
+    sizes = {"original_sizes": ("int64", (2, 2)), "crop_top_lefts": ("int64", (2, 2))}
+    tensors = sizes | dict.fromkeys(("moments_0", "moments_1"), ("float32", (8, 4, 4)))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["split"] = "train"
+    manifest["encodings"] = {"train": {"identity": {}, "libraries": {}, "tensors": tensors}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit) as ended:
+        check(tmp_path / "out", dataset_path=str(folder))
+    assert ended.value.code == 2 and "holds latents, not images" in capsys.readouterr().err
+
+
 def test_a_token_in_a_command_is_not_written(tmp_path, capsys):
     folder = write_shards(tmp_path / "shards", face_rows(6), per_shard=6, manifest=False)
     command = f"pipe:cat {folder}/train-00000.tar # hf_PLANTEDTOKEN"

@@ -4,7 +4,8 @@
     python check_preferences.py --dataset_name=my_pairs
     python check_preferences.py --dataset_path=shards
 
-Writes `report.json` and `contact_sheet.png`. Ends with status 0 where training would accept the data, with 1 where not.
+Writes `report.json` and `contact_sheet.png`. Ends with status 0 where training would accept the data, with 1
+where not, and with 2 where there is nothing to look at: shards that are encoded hold no images.
 """
 
 import argparse
@@ -161,6 +162,9 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
         source = ShardSource(find_shards(args.dataset_path, args.num_train_examples))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
+    if source.shards.encoding is not None:
+        print(f"{report['data']} holds latents, not images: check what it was made of instead.", file=sys.stderr)
+        sys.exit(2)
     _count(source, counts, args.num_workers)
     reason = _why_shards_are_refused(args, source, counts)
     report |= {"accepted": reason is None, "reason": reason, "columns": {"used": SHARD_MEMBERS, "unused": []}}
