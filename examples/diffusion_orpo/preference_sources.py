@@ -13,7 +13,7 @@ from datasets import Dataset
 from inspection import ImageFacts, InspectedPair, image_facts
 from pairs import PreferencePair
 from redaction import without_secrets
-from rows import PreferenceRows, _encoded_bytes
+from rows import PreferenceRows, encoded_bytes
 from schema import PICK_A_PIC_COLUMNS, parse_label, printable
 from shards import BadSample, Shards, read_samples, to_pair
 
@@ -110,7 +110,7 @@ class RowSource:
         where, image = f"row {row}, {column}", self._images[row][column]
         file = f" The file is {printable(image['path'])}." if isinstance(image, dict) and image["path"] else ""
         try:
-            encoded = _encoded_bytes(image, where, self.pairs._has_files)
+            encoded = encoded_bytes(image, where, self.pairs.has_files)
         except ValueError as error:
             problems.append(("missing image", f"{error}{file}"))
             return None

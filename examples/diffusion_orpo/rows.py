@@ -100,7 +100,7 @@ class PreferenceRows:
     def __getitem__(self, index: int) -> PreferencePair:
         row = self.dataset[int(self.rows[index])]
         images = [
-            _encoded_bytes(row[column], f"{self.where(index)}, {column}", self._has_files)
+            encoded_bytes(row[column], f"{self.where(index)}, {column}", self.has_files)
             for column in self.columns[:2]
         ]
         winner, loser = images if self.winner_is_0[index] else images[::-1]
@@ -124,7 +124,7 @@ class PreferenceRows:
             self.dataset.select_columns(images)
             .select(self.rows)
             .map(
-                partial(_check_images, rows=self.rows, name=self.name, has_files=self._has_files, decoder=DECODER),
+                partial(_check_images, rows=self.rows, name=self.name, has_files=self.has_files, decoder=DECODER),
                 with_indices=True,
                 remove_columns=images,
                 num_proc=os.cpu_count() if many else None,
@@ -134,7 +134,7 @@ class PreferenceRows:
         return list(zip(checked["hash_0"], checked["hash_1"]))
 
     @property
-    def _has_files(self) -> bool:
+    def has_files(self) -> bool:
         """Whether images may be named by a path. In a table from elsewhere, a path could be any file of this machine."""
         return self.dataset.builder_name == "imagefolder"
 
@@ -164,7 +164,7 @@ def _values(dataset: Dataset, column: str, rows: np.ndarray, name: str) -> Itera
             yield row, value
 
 
-def _encoded_bytes(image: bytes | dict | None, where: str, has_files: bool) -> bytes:
+def encoded_bytes(image: bytes | dict | None, where: str, has_files: bool) -> bytes:
     """The bytes of an image file, whether the column holds them, or a datasets Image that may only know its path.
 
     Raises:
@@ -189,7 +189,7 @@ def _check_images(images: dict, index: int, rows: np.ndarray, name: str, has_fil
     hashes = []
     for column, image in images.items():
         where = f"{name}, row {rows[index]}, {column}"
-        encoded = _encoded_bytes(image, where, has_files)
+        encoded = encoded_bytes(image, where, has_files)
         decode_image(encoded, where)
         hashes.append(hashlib.blake2b(encoded, digest_size=16).digest())
     return {"hash_0": hashes[0], "hash_1": hashes[1]}
