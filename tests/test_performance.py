@@ -1,0 +1,94 @@
+"""The benchmarks of speed: their count of operations, their scaled model, their statistics, and their page against its results."""
+
+import numpy as np
+import pytest
+import torch
+
+from flops import build_unet, count, pair_flops, sdxl_configs, text_flops, unet_inputs, weights
+from interleaved import Interleaved
+from measuring import paired_ratio
+from performance_page import DOCS, page, verdict
+from scaled_sdxl import RESOLUTION, ratios, scaled_configs
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, int]:
+    return pair_flops(sdxl_configs(), 1024)
+
+
+def test_a_product_counts_twice_its_multiplications():
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    assert count(lambda: a @ b) == 2 * 3 * 5 * 7
+    weight = torch.empty(4, 2, 3, 3, device="meta")
+    image = torch.empty(1, 2, 8, 8, device="meta")
+    assert count(lambda: torch.nn.functional.conv2d(image, weight, padding=1)) == 2 * 8 * 8 * 4 * 2 * 9
+
+
+def test_real_sdxl_takes_what_others_counted(real):
+    """28.2, 38.4, 9.76 and 0.11 TFLOP, and the sizes of SDXL's published weights."""
+    expected = {"unet": 28.2e12, "unet_checkpointed": 38.4e12, "vae": 9.76e12, "text": 0.11e12}
+    for name, operations in expected.items():
+        assert real[name] == pytest.approx(operations, rel=0.05 if name == "text" else 0.005), name
+    sizes = weights(sdxl_configs())
+    assert sizes["unet"] == 2_567_463_684
+    assert sizes["vae"] == 83_653_863
+
+
+def test_text_encoders_take_two_operations_a_weight_and_token():
+    """But for attention between the tokens, and embeddings, which are looked up."""
+    configs = sdxl_configs()
+    tokens, layers = 77, ((768, 3072, 12), (1280, 5120, 32))
+    in_matrices = sum(depth * (4 * width**2 + 2 * width * inner) for width, inner, depth in layers)
+    in_attention = sum(depth * 2 * tokens * width for width, _, depth in layers)
+    expected = 2 * tokens * (in_matrices + in_attention) + 2 * 1280 * 1280
+    assert text_flops(configs) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_lora_costs_next_to_nothing_forward(real):
+    configs = sdxl_configs()
+    unet = build_unet(configs)
+    unet.disable_adapters()
+    plain = count(lambda: unet(*unet_inputs(configs, 2, 1024)))
+    assert plain < real["forward"] < 1.01 * plain
+
+
+def test_the_scaled_model_has_the_ratios_of_the_real_one(real):
+    scaled = ratios(pair_flops(scaled_configs(), RESOLUTION))
+    assert scaled["vae"] == pytest.approx(ratios(real)["vae"], rel=0.04)
+    assert scaled["text"] == pytest.approx(ratios(real)["text"], rel=0.15)
+
+
+def test_sources_take_turns_and_each_gets_its_own_times():
+    class Source:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def training_batches(self, *args):
+            return iter([(self.name, i) for i in range(3)])
+
+    seen = []
+    source = Interleaved({"a": Source("a"), "b": Source("b")}, lambda name, batch: seen.append((name, batch)))
+    given = [batch for batch, _ in zip(source.training_batches(), range(5))]
+    assert given == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2)]
+    assert seen == [(name, (name, i)) for name, i in given[:4]]  # the last step's end is not seen
+    assert {name: len(times) for name, times in source.times.items()} == {"a": 2, "b": 2}
+
+
+def test_paired_ratios_cancel_what_slows_both_sides():
+    slowness = np.random.default_rng(0).uniform(1, 10, 30)
+    ratio = paired_ratio(list(1.2 * slowness), list(slowness))
+    assert [ratio[name] for name in ("median", "low", "high", "min", "max")] == pytest.approx([1.2] * 5)
+
+
+def test_a_bar_is_met_where_the_whole_interval_is():
+    ratio = {"median": 1.02, "low": 1.0, "high": 1.04}
+    assert verdict(ratio, 1.05, at_most=True) == "met"
+    assert verdict(ratio, 1.03, at_most=True) == "median met, interval not"
+    assert verdict(ratio, 1.01, at_most=True) == "missed"
+    assert verdict(ratio, 0.99, at_most=False) == "met"
+    assert verdict(ratio, 1.03, at_most=False) == "missed"
+
+
+def test_the_page_shows_the_stored_results():
+    text = (DOCS / "performance.md").read_text()
+    assert text == page(), "docs/performance.md is outdated: run benchmarks/performance/report.py"
