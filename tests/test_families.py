@@ -137,6 +137,15 @@ def test_a_denoiser_that_knows_the_answer_has_no_error(name, family, model):
     assert metrics["logps/chosen"].abs().min() > 0.1
 
 
+def test_the_vaes_shift_is_taken_off_the_latents(name, family, model):
+    mean = torch.randn(2, 4, 8, 8)
+    moments = torch.cat([mean, torch.full_like(mean, -40.0)], dim=1)  # of no variance
+    latents = family.load(model).sample_latents(moments, [torch.Generator() for _ in range(2)])
+    vae = load_pipeline(model).vae.config
+    assert (vae.shift_factor or 0) == (0 if name == "sd" else 0.3)
+    torch.testing.assert_close(latents, (mean - (vae.shift_factor or 0)) * vae.scaling_factor)
+
+
 def flow(models, name: str = "sd3", **flags):
     return FAMILIES[name].load(models[name], **flags).noise_process
 
