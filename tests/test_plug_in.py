@@ -217,7 +217,7 @@ def train_under_fsdp(rank: int, store: str, result: str) -> None:
 
 def test_fsdp_with_two_processes_trains_the_weights_of_one_process(tmp_path):
     arguments = (str(tmp_path / "store"), str(tmp_path / "result"))
-    torch.multiprocessing.start_processes(train_under_fsdp, arguments, nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(train_under_fsdp, arguments, nprocs=2, start_method="spawn")
     result = torch.load(tmp_path / "result")
     expected = train_directly([pairs(10), pairs(11)])
     trained = build_unet()

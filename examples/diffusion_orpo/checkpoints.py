@@ -32,7 +32,7 @@ VERSION = 1  # of the layout; a run refuses those it does not know
 STATE_FILE = "training_state.json"
 # A checkpoint restores what these flags decided, so a run that continues it must have the same.
 SAME_FLAGS = (
-    "seed rank lora_alpha lora_layers learning_rate scale_lr lr_scheduler use_8bit_adam adam_beta1 adam_beta2"
+    "quantize_base seed rank lora_alpha lora_layers learning_rate scale_lr lr_scheduler use_8bit_adam adam_beta1 adam_beta2"
     " adam_weight_decay adam_epsilon mixed_precision"
 ).split()
 
