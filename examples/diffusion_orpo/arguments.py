@@ -247,6 +247,13 @@ def _add_validation_arguments(group) -> None:
         action="store_true",
         help="Measure held-out pairs and draw images during training, and both with and without the LoRA after it.",
     )
+    group.add_argument(
+        "--num_validation_pairs",
+        type=int,
+        default=64,
+        help="Pairs, at most, kept out of training to measure preference accuracy on, with --run_validation: of a data set "
+        "such that those that share an image stay together, of shards the first samples.",
+    )
     group.add_argument("--validation_steps", type=int, default=200, help="Optimizer steps between validations.")
     group.add_argument(
         "--validation_prompts", nargs="+", default=VALIDATION_PROMPTS, help="Prompts to draw. Default: four built in."

@@ -15,27 +15,10 @@ DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples
 SHARD_FLAGS = ("num_train_examples", "shuffle_buffer_size", "max_bad_samples")
 
 
-class OptionalFlags:
-    """Stands for a parser, and adds flags such that none is required, and that one of both sources is there once."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.parser, self.names = parser, set()
-
-    def add_argument_group(self, title: str) -> "OptionalFlags":
-        self.group = self.parser.add_argument_group(title)
-        return self
-
-    def add_argument(self, name: str, **options) -> None:
-        if name not in self.names:
-            self.names.add(name)
-            self.group.add_argument(name, **options | {"required": False})
-
-
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of both sources."""
-    flags = OptionalFlags(parser)
-    add_dataset_arguments(flags)
-    add_shard_arguments(flags)
+    add_dataset_arguments(parser, required=False)
+    add_shard_arguments(parser, required=False)
 
 
 def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -18,12 +18,12 @@ from rows import HELD_OUT_SEED, PreferenceRows, hold_out
 from schema import printable
 
 
-def add_dataset_arguments(parser) -> None:
-    """Adds the flags that choose data set, split and rows."""
+def add_dataset_arguments(parser, required: bool = True) -> None:
+    """Adds the flags that choose data set, split and rows; the first is `required`, or one of two sources."""
     group = parser.add_argument_group("data set")
     group.add_argument(
         "--dataset_name",
-        required=True,
+        required=required,
         help="Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
         "folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
     )
@@ -35,13 +35,6 @@ def add_dataset_arguments(parser) -> None:
         action="store_true",
         help="Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
         "are then loaded for validation images only.",
-    )
-    group.add_argument(
-        "--num_validation_pairs",
-        type=int,
-        default=64,
-        help="Pairs, at most, kept out of training to measure preference accuracy on, with --run_validation. Pairs that "
-        "share an image stay together.",
     )
 
 

@@ -28,13 +28,13 @@ from shards import Shards, find_shards, read_samples, shard_name
 logger = logging.getLogger(__name__)
 
 
-def add_shard_arguments(parser) -> None:
-    """Adds the flags that name the shards and say how to read them."""
+def add_shard_arguments(parser, required: bool = True) -> None:
+    """Adds the flags that name the shards and say how to read them; the first is `required`, or one of two sources."""
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--dataset_path",
         nargs="+",
-        required=True,
+        required=required,
         help="Folders of shards, paths with braces or wildcards, s3:// or https:// URLs with braces, or `pipe:` commands. "
         "Commands run in a shell: name only those you trust. WDS_SECURE=1 in the environment refuses them.",
     )
@@ -54,13 +54,6 @@ def add_shard_arguments(parser) -> None:
         type=float,
         default=0.01,
         help="Share of a worker's samples that may be unreadable before the run stops, from 0 to 1.",
-    )
-    group.add_argument(
-        "--num_validation_pairs",
-        type=int,
-        default=64,
-        help="Samples, the first of all shards, kept out of training to measure preference accuracy on, with "
-        "--run_validation.",
     )
 
 
