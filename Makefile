@@ -9,7 +9,7 @@ demo: $(VENV)/demo
 	$(VENV)/bin/python examples/demo/run_demo.py --output_dir demo-output
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest -q tests
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

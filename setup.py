@@ -58,6 +58,7 @@ setup(
             "mpmath",
             "PySide6-Addons[webengine]",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "trl>=1.0",
         ],
