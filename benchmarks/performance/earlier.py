@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--earlier_script", type=Path, help="Path to the earlier script. Without one, nothing is measured."
     )
-    add_model_arguments(parser, rounds=12)
+    add_model_arguments(parser, rounds=10)
     args = parser.parse_args()
     if args.earlier_script is None:
         print("No --earlier_script was given: the comparison with it is left out.")

@@ -113,16 +113,18 @@ def unet_inputs(configs: Configs, images: int, resolution: int) -> tuple:
     return latents, torch.empty(images, device="meta"), text, None, None, None, None, added
 
 
-def unet_flops(configs: Configs, resolution: int) -> dict[str, int]:
-    """Of a pair: `forward`, `unet` (forward and backward, where the LoRA alone has gradients), `unet_checkpointed`."""
+def unet_flops(configs: Configs, resolution: int, checkpointing: bool = False, backward: bool = True) -> int:
+    """Of the U-Net for both images of a pair, forward and backward, where the LoRA alone has gradients, or forward alone."""
     unet, inputs = build_unet(configs), unet_inputs(configs, 2, resolution)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
 
     def step() -> None:
-        unet(*inputs, return_dict=False)[0].mean().backward()
+        prediction = unet(*inputs, return_dict=False)[0]
+        if backward:
+            prediction.mean().backward()
 
-    flops = {"forward": count(lambda: unet(*inputs)), "unet": count(step)}
-    unet.enable_gradient_checkpointing()
-    return flops | {"unet_checkpointed": count(step)}
+    return count(step)
 
 
 def vae_flops(configs: Configs, resolution: int) -> int:
@@ -145,7 +147,13 @@ def text_flops(configs: Configs) -> int:
 
 def pair_flops(configs: Configs, resolution: int) -> dict[str, int]:
     """Of a pair, by module."""
-    return unet_flops(configs, resolution) | {"vae": vae_flops(configs, resolution), "text": text_flops(configs)}
+    return {
+        "forward": unet_flops(configs, resolution, backward=False),
+        "unet": unet_flops(configs, resolution),
+        "unet_checkpointed": unet_flops(configs, resolution, checkpointing=True),
+        "vae": vae_flops(configs, resolution),
+        "text": text_flops(configs),
+    }
 
 
 def bound(flops: dict[str, int], unet: str = "unet") -> float:

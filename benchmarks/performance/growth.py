@@ -201,7 +201,7 @@ def data_sizes() -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser, rounds=4)
+    add_model_arguments(parser, rounds=3)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--data_only", action="store_true", help="Measure data-set sizes alone, and print them.")
     args = parser.parse_args()

@@ -43,7 +43,7 @@ def measure(args) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser, rounds=12)
+    add_model_arguments(parser, rounds=10)
     result = measure(parser.parse_args())
     print_table(["step", "ms"], [[name, value] for name, value in result["milliseconds"].items()])
     ratio = result["orpo over dpo"]

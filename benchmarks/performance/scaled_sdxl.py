@@ -74,7 +74,7 @@ def ratios(flops: dict[str, int]) -> dict[str, float]:
 def search() -> tuple[int, tuple[int, int]]:
     """The VAE's width and the text encoders' layers whose ratios come nearest to the real ones."""
     wanted = ratios(pair_flops(sdxl_configs(), 1024))
-    unet = unet_flops(scaled_configs(), RESOLUTION)["unet"]
+    unet = unet_flops(scaled_configs(), RESOLUTION)
     layers = [(1, 1), (1, 2), (1, 3), (2, 4)]
     return (
         min(
