@@ -4,6 +4,7 @@ python benchmarks/performance/report.py
 """
 
 import matplotlib
+import numpy as np
 
 from measuring import REPOSITORY, stored
 from performance_page import DOCS, MODEL_PARTS, page
@@ -17,7 +18,7 @@ FIGURES = DOCS / "performance"
 
 
 def draw_growth(growth: dict) -> None:
-    """Measured points, and the line through the first one that what is linear would follow."""
+    """Measured points, and what is linear or flat: fitted, or through the first one."""
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     titles = {
         "batch": "pairs a step",
@@ -27,13 +28,13 @@ def draw_growth(growth: dict) -> None:
     for axis, (name, title) in zip(axes, titles.items()):
         x, y = zip(*growth[name])
         axis.plot(x, y, "o-", label="measured")
-        linear = {"batch": x, "resolution": [value**2 for value in x], "processes": [1] * len(x)}[name]
-        label = {"batch": "linear", "resolution": "linear in pixels", "processes": "flat"}[name]
-        axis.plot(
-            x, [y[-1] * value / linear[-1] for value in linear], "--", color="gray", label=f"{label}, through the last"
-        )
-        axis.set(xlabel=title, ylabel="ms a step", xticks=x, ylim=(0, None))
-        axis.legend(fontsize=8)
+        work = {"batch": x, "resolution": [side**2 for side in x], "processes": x}[name]
+        slope, fixed = np.polyfit(work, y, 1) if name != "processes" else (0, y[0])
+        label = {"batch": "linear", "resolution": "linear in pixels"}.get(name)
+        label = f"{fixed:.0f} ms, and {label}" if label else "flat"
+        axis.plot(x, [fixed + slope * value for value in work], "--", color="gray", label=label)
+        axis.set(xlabel=title, ylabel="ms a step", xticks=x, ylim=(0, 1.1 * max(y)))
+        axis.legend(fontsize=8, loc="lower right")
     for name in list(growth["data"][0])[1:-1]:
         axes[3].plot([row["pairs"] for row in growth["data"]], [row[name] for row in growth["data"]], "o-", label=name)
     axes[3].set(xscale="log", yscale="log", xlabel="pairs in the data set", ylabel="ms")
