@@ -100,8 +100,7 @@ class PreferenceRows:
     def __getitem__(self, index: int) -> PreferencePair:
         row = self.dataset[int(self.rows[index])]
         images = [
-            encoded_bytes(row[column], f"{self.where(index)}, {column}", self.has_files)
-            for column in self.columns[:2]
+            encoded_bytes(row[column], f"{self.where(index)}, {column}", self.has_files) for column in self.columns[:2]
         ]
         winner, loser = images if self.winner_is_0[index] else images[::-1]
         return PreferencePair(winner, loser, row[self.columns[2]])
