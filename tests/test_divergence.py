@@ -181,7 +181,7 @@ def test_a_run_that_collapses_warns_and_one_that_aligns_does_not(demo_base, face
     train(demo_base, faces, tmp_path / "good", max_train_steps=70, learning_rate=1e-3, beta_orpo=0.5, **flags)
     assert message not in caplog.text
     flags |= {"learning_rate": 0.1, "beta_orpo": 5, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 300}
-    flags |= {"max_train_steps": 110, "checkpointing_steps": 105}
+    flags |= {"max_train_steps": 160, "checkpointing_steps": 155}
     train(demo_base, faces, tmp_path / "bad", **flags)
     assert caplog.text.count(message) == 1
     bad = logged(tmp_path / "bad")

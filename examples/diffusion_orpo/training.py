@@ -125,7 +125,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.num_pairs / pairs_per_step)
 
     parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(args, parameters, pairs_per_step)
+    optimizer = make_optimizer(args, parameters, pairs_per_step, fused=accelerator.scaler is None)
     lr_scheduler = make_lr_scheduler(args, optimizer, max_train_steps)
     denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
     register_lora_hooks(accelerator, model)
@@ -203,9 +203,19 @@ def show_progress(progress: tqdm, logs: dict, pairs_per_s: float, problems: dict
     )
 
 
-def make_optimizer(args, parameters: list[torch.nn.Parameter], pairs_per_step: int) -> torch.optim.Optimizer:
-    """AdamW, all tensors in one kernel, or its 8-bit variant."""
-    optimizer_class, options = torch.optim.AdamW, {"fused": parameters[0].device.type in ("cpu", "cuda")}
+def make_optimizer(
+    args, parameters: list[torch.nn.Parameter], pairs_per_step: int, fused: bool = True
+) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit variant.
+
+    Args:
+        args: the flags.
+        parameters: of the LoRA.
+        pairs_per_step: multiplies the learning rate with --scale_lr.
+        fused: whether one kernel may step all tensors. It would hide from accelerate which steps the gradient scaler skips.
+    """
+    fused = fused and parameters[0].device.type in ("cpu", "cuda")
+    optimizer_class, options = torch.optim.AdamW, {"fused": fused}
     if args.use_8bit_adam:
         options = {}
         try:
