@@ -11,7 +11,7 @@ from helpers import arguments, face_rows, logged, train, write_parquet
 
 import encoding_cache
 import train_diffusion_orpo_sdxl_lora
-from dataset import load_pairs
+from dataset import TransformedPairs, load_pairs
 from encoding_cache import Encoder, cache_encodings
 from encoding_identity import encoding_identity, module_identity
 from model_family import LatentDiffusion
@@ -90,6 +90,14 @@ def test_each_image_and_each_prompt_is_encoded_once(tiny_sdxl, tmp_path, encoded
     assert data.num_pairs == 11
     assert len(encoded["images"]) == len({row[name] for row in rows for name in ("jpg_0", "jpg_1")})
     assert sorted(encoded["prompts"]) == sorted({row["caption"] for row in rows})
+    args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, "unused", "unused"))
+    model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32, denoiser=False)
+    cached, plain = (make(data.train, data.transform, 0) for make in (data.encodings.samples, TransformedPairs))
+    for index in range(11):
+        sample, expected = cached[0, index], plain[0, index]
+        assert torch.equal(sample["original_sizes"], expected["original_sizes"])
+        moments = model.encode_images(expected["pixel_values"].permute(0, 3, 1, 2))
+        torch.testing.assert_close(sample["moments"], moments, rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_cached_is_not_encoded_again(tiny_sdxl, faces, tmp_path, encoded):
