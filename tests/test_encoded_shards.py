@@ -17,11 +17,13 @@ from helpers import arguments, face_rows, logged, train, write_parquet, write_sh
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
+from bases import base_folder
 from convert_to_webdataset import main, ray_session
 from encoded_samples import read_encoded
 from manifest import read_manifest
 from model_family import LatentDiffusion
 from pairs import PairTransform
+from row_encoder import parse_flags
 from sdxl import StableDiffusionXL
 from shards import BadSample, find_shards, read_samples, to_pair
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
@@ -295,3 +297,11 @@ def test_without_encode_neither_torch_nor_diffusers_is_imported():
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True).stdout.strip() == "[]"
     )
+
+
+def test_a_resolution_that_the_family_cannot_train_at_is_refused(capsys):
+    """SD3 sees 2 x 2 latents at once, SDXL does not."""
+    assert parse_flags([f"--pretrained_model_name_or_path={base_folder('sdxl')}", "--resolution=72"])
+    with pytest.raises(SystemExit):
+        parse_flags([f"--pretrained_model_name_or_path={base_folder('sd3')}", "--resolution=72"])
+    assert "--resolution must be a multiple of 16" in capsys.readouterr().err

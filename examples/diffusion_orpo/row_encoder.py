@@ -55,7 +55,7 @@ def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype
     parser = argparse.ArgumentParser()
     add_training_arguments(parser, family, train_batch_size=1)
     args = parser.parse_args(flags)
-    check_training_arguments(parser, args)
+    check_training_arguments(parser, args, family.resolution_step)
     return family, args, DTYPES[args.mixed_precision or "no"]
 
 
