@@ -27,10 +27,10 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_orpo"))
 
-from manifest import Encoding  # noqa: E402
-from pairs import PairTransform  # noqa: E402
-from shard_stream import ShardData  # noqa: E402
-from shards import find_shards  # noqa: E402
+from orpo.data.pair import PairTransform  # noqa: E402
+from orpo.shards.listing import find_shards  # noqa: E402
+from orpo.shards.manifest import Encoding  # noqa: E402
+from orpo.shards.stream import ShardData  # noqa: E402
 
 
 def write_encoded_shard(path: Path) -> float:

@@ -59,9 +59,9 @@ def write_shard(path: Path, size: int) -> float:
 
 
 def ours(shard: Path, resolution: int):
-    from pairs import PairTransform
-    from shard_stream import ShardData
-    from shards import find_shards
+    from orpo.data.pair import PairTransform
+    from orpo.shards.listing import find_shards
+    from orpo.shards.stream import ShardData
 
     data = ShardData(find_shards([str(shard)]), 0, PairTransform(resolution), 0, 1, 0.0)
     for _ in islice(data.training_batches(1, 0, None, 0, 1), PAIRS):

@@ -11,10 +11,10 @@ import time
 from statistics import median
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusion_orpo_loss import orpo_loss
 from tqdm.auto import tqdm
 
-from diffusion_orpo_loss import orpo_loss
+from diffusers import UNet2DConditionModel
 
 
 PAIRS, LATENT = 4, 32  # pairs a step, and side of the latents

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from peft import LoraConfig
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,12 +30,14 @@ from transformers import (
     T5EncoderModel,
 )
 
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_orpo"))
 from diffusion_orpo_loss import orpo_loss  # noqa: E402
-from flux import Flux  # noqa: E402
-from sd3 import StableDiffusion3  # noqa: E402
-from sdxl import StableDiffusionXL  # noqa: E402
+from orpo.models.flux import Flux  # noqa: E402
+from orpo.models.sd3 import StableDiffusion3  # noqa: E402
+from orpo.models.sdxl import StableDiffusionXL  # noqa: E402
 
 
 GIB = 2**30

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import AutoencoderKL, DiffusionPipeline
 from helpers import arguments, lora_weights
+from orpo.models.flux import Flux
+from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.sd import StableDiffusion
+from orpo.models.sd3 import StableDiffusion3
 
+from diffusers import AutoencoderKL, DiffusionPipeline
 from faces import ALL_KINDS
-from flux import Flux
-from model_family import LatentDiffusion
-from sd import StableDiffusion
-from sd3 import StableDiffusion3
 from tiny_flux import build_tiny_flux
 from tiny_sd import build_tiny_sd
 from tiny_sd3 import build_tiny_sd3

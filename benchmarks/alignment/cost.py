@@ -16,14 +16,14 @@ from statistics import median
 
 import numpy as np
 import torch
-from diffusers.utils.logging import disable_progress_bar
+from orpo.training.loop import make_optimizer
 from tqdm.auto import tqdm
 
 import paths
+from diffusers.utils.logging import disable_progress_bar
 from experiment import PAIRS_PER_STEP, load_model, make_batch, train_step
 from faces import ALL_KINDS
 from objectives import OBJECTIVES
-from training import make_optimizer
 from worlds import Pairs
 
 

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-
-from arguments import add_training_arguments, check_training_arguments
-from dataset import EndlessOrder
 from diffusion_orpo_loss import per_pair_error
+from orpo.data.dataset import EndlessOrder
+from orpo.data.pair import sample_seed
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.training.arguments import add_training_arguments, check_training_arguments
+from orpo.training.loop import make_optimizer, predict_pairs
+
 from objectives import OBJECTIVES, Errors
-from pairs import sample_seed
-from sdxl import StableDiffusionXL
-from training import make_optimizer, predict_pairs
 from worlds import TEST_IMAGES, Pairs, World
 
 

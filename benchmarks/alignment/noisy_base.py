@@ -10,9 +10,9 @@ import argparse
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
 
 import paths  # noqa: F401
+from diffusers import StableDiffusionXLPipeline
 from faces import ALL_KINDS
 from train_base import draw_images, encode_images, train_unet
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.utils.logging import disable_progress_bar
 from tqdm.auto import tqdm
 
 import paths
+from diffusers.utils.logging import disable_progress_bar
 from experiment import Experiment, load_model, measure, run
 from objectives import OBJECTIVES
 from worlds import NUM_HELD_OUT, NUM_PAIRS, draw_pairs, make_world

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
 from scipy.special import expit
 from sklearn.svm import SVC
 
 from classifier import Classifier, FrechetDistance, train_classifier
 from compare import is_wrong
+from diffusers import StableDiffusionXLPipeline
 from digits_base import PROMPTS as DIGIT_PROMPTS
 from digits_base import digit_images
 from faces import ALL_KINDS, read_face

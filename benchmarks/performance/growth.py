@@ -26,15 +26,15 @@ import measuring  # noqa: F401, isort: skip
 
 import numpy as np
 import torch
+from orpo.data.dataset import EndlessOrder
+from orpo.data.encoding_cache import Encodings
+from orpo.data.pair import PairTransform
+from orpo.shards.listing import find_shards
+from orpo.shards.manifest import MANIFEST, VERSION
+from orpo.shards.order import part_of_epoch
 
-from dataset import EndlessOrder
-from encoding_cache import Encodings
 from interleaved import Interleaved, add_model_arguments, start
-from manifest import MANIFEST, VERSION
 from measuring import DEVICE, HERE, milliseconds, print_table, store
-from pairs import PairTransform
-from shard_order import part_of_epoch
-from shards import find_shards
 
 
 BATCHES = (1, 2, 4)

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Value
+from orpo.data.dataset import load_pairs
+from orpo.data.encoding_cache import cache_encodings
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.training.loop import train
+from orpo.training.run import start_run, weight_dtype
 from PIL import Image
 
 import scaled_sdxl
-from dataset import load_pairs
-from encoding_cache import cache_encodings
 from measuring import DEVICE, clock
-from run import start_run, weight_dtype
-from sdxl import StableDiffusionXL
 from train_diffusion_orpo_sdxl_lora import parse_args
-from training import train
 
 
 WARM_UP = 2  # rounds that are not counted

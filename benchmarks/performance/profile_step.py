@@ -16,12 +16,12 @@ from functools import wraps
 import measuring  # noqa: F401, isort: skip
 
 import accelerate
+from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.training import loop as training
 
-import training
 from interleaved import Interleaved, Run, add_model_arguments, start
 from measuring import clock, print_table, store
-from model_family import LatentDiffusion
-from sdxl import StableDiffusionXL
 
 
 # What is timed, by the name it gets; each has no other of them inside.

@@ -10,9 +10,10 @@ import argparse
 import sys
 from collections import defaultdict
 
+from orpo.training.loop import make_optimizer
+
 from interleaved import WARM_UP, add_model_arguments, start
 from measuring import REPOSITORY, milliseconds, paired_ratio, print_table, seconds, store
-from training import make_optimizer
 
 
 sys.path.append(str(REPOSITORY / "benchmarks" / "alignment"))

@@ -18,9 +18,9 @@ from pathlib import Path
 import measuring  # noqa: F401, isort: skip
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from flops import Configs, pair_flops, sdxl_configs, text_flops, unet_flops, vae_flops
 from tiny_sdxl import build_tokenizer
 

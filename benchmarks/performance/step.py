@@ -13,10 +13,10 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
+from orpo.training.loop import compute_losses, make_optimizer
 
 from interleaved import WARM_UP, Interleaved, Run, add_model_arguments, start
 from measuring import DEVICE, milliseconds, paired_ratio, print_table, seconds, store, stored
-from training import compute_losses, make_optimizer
 
 
 class Bare:

@@ -1,10 +1,10 @@
 """Draws many images with a pipeline, in batches, each from its own seed."""
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
+from diffusers import DiffusionPipeline
 from faces import RESOLUTION
 from tiny_t5 import T5_LENGTH
 

@@ -5,9 +5,9 @@ guided model; this one was not. It is told a guidance scale between 1 and 5 at r
 """
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextModel
 
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tiny_sdxl import build_text_config, build_tokenizer
 from tiny_t5 import T5_LENGTH, build_t5, build_t5_tokenizer
 

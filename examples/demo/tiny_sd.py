@@ -4,9 +4,9 @@ Everything that reads `stable-diffusion-2-1` reads this one. Its VAE is the demo
 """
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tiny_sdxl import build_text_config, build_tokenizer
 
 

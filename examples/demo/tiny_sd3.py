@@ -4,14 +4,14 @@ Everything that reads `stable-diffusion-3.5-medium` reads this one. Its VAE is t
 """
 
 import torch
+from transformers import CLIPTextModelWithProjection
+
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextModelWithProjection
-
 from tiny_sdxl import build_text_config, build_tokenizer
 from tiny_t5 import T5_LENGTH, build_t5, build_t5_tokenizer
 

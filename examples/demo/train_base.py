@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
-from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
@@ -22,6 +20,8 @@ import tiny_flux
 import tiny_sd
 import tiny_sd3
 from bases import SHARED_VAE, base_folder
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers.training_utils import EMAModel
 from faces import ALL_KINDS, RESOLUTION, random_face
 from tiny_sdxl import build_tiny_sdxl
 

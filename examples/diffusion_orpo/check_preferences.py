@@ -16,19 +16,18 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+from orpo.checking.contact_sheet import contact_sheet
+from orpo.checking.inspection import PairSource, inspect_all
+from orpo.checking.prompt_lengths import load_tokenizers
+from orpo.checking.report import PreferenceReport
+from orpo.checking.sources import STOPS, RowSource, ShardSource
+from orpo.checking.text import render
+from orpo.data.dataset import load_pairs, open_rows
+from orpo.data.folders import is_pair_folders, read_pair_folders
+from orpo.shards.listing import find_shards
+from orpo.system.redaction import without_secrets
+from orpo.training.arguments import RANGES
 from tqdm.auto import tqdm
-
-from arguments import RANGES
-from contact_sheet import contact_sheet
-from dataset import load_pairs, open_rows
-from folders import is_pair_folders, read_pair_folders
-from inspection import PairSource, inspect_all
-from preference_report import PreferenceReport
-from preference_sources import STOPS, RowSource, ShardSource
-from prompt_lengths import load_tokenizers
-from redaction import without_secrets
-from report_text import render
-from shards import find_shards
 
 
 SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]

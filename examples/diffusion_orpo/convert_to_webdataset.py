@@ -32,15 +32,15 @@ from itertools import islice
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import orpo
 import pyarrow as pa
 import ray
 import ray.data
-from pyarrow.fs import FileSelector
-from tqdm.auto import tqdm
-
-from conversion_plan import EncodingJob, Job, Unit, plan_job
-from images import open_image
-from manifest import (
+from orpo.conversion.parquet import read_rows
+from orpo.conversion.plan import EncodingJob, Job, Unit, plan_job
+from orpo.data.columns import parse_label
+from orpo.data.image import open_image
+from orpo.shards.manifest import (
     CHUNK_BYTES,
     MANIFEST,
     BadRow,
@@ -54,9 +54,9 @@ from manifest import (
     write_manifest,
     written_whole,
 )
-from parquet import read_rows
-from redaction import without_secrets
-from schema import parse_label, printable
+from orpo.system.messages import printable
+from pyarrow.fs import FileSelector
+from tqdm.auto import tqdm
 
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def plan_encoding(args) -> EncodingJob:
     Raises:
         ValueError, OSError: the model is of no family that is known, or not there.
     """
-    from row_encoder import identify
+    from orpo.conversion.encoder import identify
 
     for name in ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"):
         if os.path.isdir(getattr(args, name) or ""):
@@ -202,16 +202,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    for used in (
-        convert_unit,
-        Job,
-        Shard,
-        read_rows,
-        parse_label,
-        open_image,
-        without_secrets,
-    ):  # so that a cluster's nodes need not have these files
-        ray.cloudpickle.register_pickle_by_value(sys.modules[used.__module__])
+    for module in (orpo, sys.modules[convert_unit.__module__]):  # so that a cluster's nodes need not have these files
+        ray.cloudpickle.register_pickle_by_value(module)
     if ray.is_initialized():
         yield
         return
@@ -288,7 +280,7 @@ class UnitEncoder:
 
     def __init__(self, job: Job, scripts: str) -> None:
         sys.path.append(scripts)
-        from row_encoder import RowEncoder
+        from orpo.conversion.encoder import RowEncoder
 
         self.job, self.encoder = job, RowEncoder(job.encoding.flags)
 
@@ -398,8 +390,8 @@ def finish(job: Job, shards: list[Shard]) -> None:
 
 def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
     """The manifest's entry for the encoding: what the first sample of all holds, every other one must hold, too."""
-    from row_encoder import describe
-    from tar_samples import walk_samples
+    from orpo.conversion.encoder import describe
+    from orpo.shards.tar import walk_samples
 
     first = next(shard for shard in shards if shard.samples)
     with open_folder(job.output_dir).open_input_stream(first.name) as file:

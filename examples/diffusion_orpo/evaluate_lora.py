@@ -15,8 +15,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-
-from evaluation_images import (
+from orpo.evaluation.images import (
     DTYPES,
     base_settings,
     draw_images,
@@ -27,11 +26,11 @@ from evaluation_images import (
     open_folder,
     write_atomically,
 )
-from evaluation_page import render_page
-from evaluation_prompts import add_prompt_arguments, read_prompts
-from evaluation_results import make_results, score_folders, summary
-from image_statistics import STATISTICS
-from scorers import BUILT_IN, check_scorer, scorer_label
+from orpo.evaluation.page import render_page
+from orpo.evaluation.prompts import add_prompt_arguments, read_prompts
+from orpo.evaluation.results import make_results, score_folders, summary
+from orpo.scoring.image_statistics import STATISTICS
+from orpo.scoring.scorers import BUILT_IN, check_scorer, scorer_label
 
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest

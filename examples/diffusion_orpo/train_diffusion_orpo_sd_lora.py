@@ -4,11 +4,11 @@
 import argparse
 import sys
 
-from arguments import add_training_arguments, check_training_arguments
-from data_source import add_data_arguments, check_data_arguments, load_data
-from run import start_run, weight_dtype
-from sd import StableDiffusion
-from training import train
+from orpo.data_source import add_data_arguments, check_data_arguments, load_data
+from orpo.models.sd import StableDiffusion
+from orpo.training.arguments import add_training_arguments, check_training_arguments
+from orpo.training.loop import train
+from orpo.training.run import start_run, weight_dtype
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -4,13 +4,13 @@
 import argparse
 import sys
 
-from arguments import add_training_arguments, check_training_arguments
-from dataset import add_dataset_arguments, load_pairs
-from encoding_cache import cache_encodings
-from processes import main_process_first
-from run import start_run, weight_dtype
-from sdxl import StableDiffusionXL
-from training import train
+from orpo.data.dataset import add_dataset_arguments, load_pairs
+from orpo.data.encoding_cache import cache_encodings
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.system.processes import main_process_first
+from orpo.training.arguments import add_training_arguments, check_training_arguments
+from orpo.training.loop import train
+from orpo.training.run import start_run, weight_dtype
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -4,11 +4,11 @@
 import argparse
 import sys
 
-from arguments import add_training_arguments, check_training_arguments
-from run import start_run, weight_dtype
-from sdxl import StableDiffusionXL
-from shard_stream import add_shard_arguments, load_shards
-from training import train
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.shards.stream import add_shard_arguments, load_shards
+from orpo.training.arguments import add_training_arguments, check_training_arguments
+from orpo.training.loop import train
+from orpo.training.run import start_run, weight_dtype
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
-from diffusers import UNet2DConditionModel
-from diffusers.quantizers.bitsandbytes import bnb_quantizer
+from orpo.models.quantization import quantization_options
 from peft import LoraConfig
 
-from quantization import quantization_options
+from diffusers import UNet2DConditionModel
+from diffusers.quantizers.bitsandbytes import bnb_quantizer
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 memory = runpy.run_path(str(ROOT / "benchmarks" / "memory.py"))
 DOC = (ROOT / "docs" / "small_gpus.md").read_text()
 

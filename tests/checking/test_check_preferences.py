@@ -14,18 +14,18 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from faults.samples import images as sample_images
 from helpers import FEATURES, arguments, encode, face_rows, train, write_parquet, write_shards
+from orpo.checking import report as preference_report
+from orpo.checking.inspection import image_facts
+from orpo.checking.repeated_pairs import find_repeated
+from orpo.checking.sources import RowSource
+from orpo.data.dataset import load_pairs, open_rows
+from orpo.data.pair import PairTransform
+from orpo.shards.listing import find_shards
+from orpo.shards.stream import ShardData
 from PIL import Image
 from transformers import AutoTokenizer
 
 import check_preferences
-import preference_report
-from dataset import load_pairs, open_rows
-from inspection import image_facts
-from pairs import PairTransform
-from preference_sources import RowSource
-from repeated_pairs import find_repeated
-from shard_stream import ShardData
-from shards import find_shards
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
@@ -569,7 +569,7 @@ def actions() -> list[argparse.Action]:
 
 
 def test_the_readme_lists_the_flags_as_they_are():
-    readme = (Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "README.md").read_text()
     section = readme.split("Checking data (`check_preferences.py`)")[1].split("\n\n")[1]
     rows = [f"| `--{action.dest}` |" for action in actions()]
     assert [line[: len(row)] for line, row in zip(section.splitlines()[2:], rows, strict=True)] == rows

@@ -26,13 +26,13 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from helpers import encode, write_parquet
 from moto.server import ThreadedMotoServer
+from orpo.conversion import parquet
+from orpo.conversion.plan import plan_job
+from orpo.shards.manifest import Manifest, Shard, read_manifest, write_manifest
 from PIL import Image
 
 import convert_to_webdataset
-import parquet
-from conversion_plan import plan_job
 from convert_to_webdataset import check_totals, convert_unit, main, parse_args, ray_session
-from manifest import Manifest, Shard, read_manifest, write_manifest
 
 
 SCHEMA = pa.schema(

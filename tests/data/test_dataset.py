@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import Features, Image, Value
 from helpers import arguments, encode, face_rows, write_parquet
+from orpo.data.dataset import EndlessOrder, PreferenceData, choose_split, load_pairs
 from PIL import Image as PILImage
 
-from dataset import EndlessOrder, PreferenceData, choose_split, load_pairs
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
@@ -20,8 +20,9 @@ def open_data(folder: str, **flags) -> PreferenceData:
 
 
 def winners_smile(data: PreferenceData) -> bool:
+    from orpo.data.image import decode_image
+
     from faces import read_face
-    from images import decode_image
 
     pairs = [data.train[i] for i in range(len(data.train))]
     smile = [
@@ -239,7 +240,7 @@ def test_a_resumed_stream_goes_on_with_the_next_pair(start):
 
 
 def test_resuming_decodes_nothing_that_was_seen(faces, monkeypatch):
-    import pairs
+    from orpo.data import pair as pairs
 
     decoded = []
     original = pairs.decode_at_least

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import encode
+from orpo.data.image import decode_at_least, decode_image
+from orpo.data.pair import PairTransform
 from PIL import Image
-
-from images import decode_at_least, decode_image
-from pairs import PairTransform
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from helpers import arguments, face_rows, logged, train, write_parquet
+from orpo.data import encoding_cache
+from orpo.data.dataset import TransformedPairs, load_pairs
+from orpo.data.encoding_cache import Encoder, cache_encodings
+from orpo.models.encoding_identity import encoding_identity, module_identity
+from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.sdxl import StableDiffusionXL
 
-import encoding_cache
 import train_diffusion_orpo_sdxl_lora
-from dataset import TransformedPairs, load_pairs
-from encoding_cache import Encoder, cache_encodings
-from encoding_identity import encoding_identity, module_identity
-from model_family import LatentDiffusion
-from sdxl import StableDiffusionXL
+from diffusers import AutoencoderKL
 
 
 CPU = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, is_local_main_process=True)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import encode
+from orpo.data.columns import parse_label
+from orpo.data.image import decode_image
+from orpo.data.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
 from PIL import Image
-
-from images import decode_image
-from pairs import PairTransform, PreferencePair, collate_pairs, sample_seed
-from schema import parse_label
 
 
 def gradient(width: int, height: int) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from faces import ALL_KINDS, draw_face, read_face
 
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo"
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
 
 
 def test_smiles_are_read_as_drawn_whatever_else_changes():

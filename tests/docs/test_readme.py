@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusion_orpo_loss import OrpoMetrics
 
 import train_diffusion_orpo_sdxl_lora_wds
-from diffusion_orpo_loss import OrpoMetrics
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README, EXAMPLE_README = (ROOT / "README.md").read_text(), (ROOT / "examples/diffusion_orpo/README.md").read_text()
 
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from flag_tables import flag_table
 from helpers import arguments, logged, train
+from orpo.evaluation.prompts import BUILT_IN_PROMPTS
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.scoring.image_statistics import saturation
 from PIL import Image
-from test_arguments import flag_table
 
 import evaluate_lora
-from evaluation_prompts import BUILT_IN_PROMPTS
-from image_statistics import saturation
-from sdxl import StableDiffusionXL
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 

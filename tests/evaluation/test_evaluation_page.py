@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from orpo.evaluation.images import make_requests
+from orpo.evaluation.page import render_page
+from orpo.evaluation.results import make_results
 from PIL import Image
-
-from evaluation_images import make_requests
-from evaluation_page import render_page
-from evaluation_results import make_results
 
 
 BROWSER = Path(__file__).with_name("browser.py")

@@ -9,10 +9,10 @@ from datasets import Dataset, disable_caching, disable_progress_bars, enable_cac
 from faults import samples
 from faults.mutations import mutate
 from hypothesis import strategies as st
+from orpo.data.rows import PreferenceRows
 from PIL import Image
 
 from convert_to_webdataset import read_pair
-from rows import PreferenceRows
 
 
 LABELS = st.one_of(

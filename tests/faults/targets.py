@@ -16,14 +16,14 @@ import zlib
 from pathlib import Path
 
 from faults import samples
+from orpo.conversion.plan import plan_job
+from orpo.data.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
+from orpo.shards import listing as shards
+from orpo.shards.listing import BadSample, read_samples, to_pair
+from orpo.shards.manifest import Shard, read_manifest
+from orpo.shards.tar import walk_samples
 
-import shards
-from conversion_plan import plan_job
 from convert_to_webdataset import check_totals, convert_unit
-from images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
-from manifest import Shard, read_manifest
-from shards import BadSample, read_samples, to_pair
-from tar_samples import walk_samples
 
 
 WORK = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-SAMPLE = Path(__file__).parent / "faults" / "sample.py"
+SAMPLE = Path(__file__).parent / "sample.py"
 
 
 def test_a_handful_of_every_fault_is_survived():

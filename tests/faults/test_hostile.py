@@ -25,20 +25,19 @@ from faults import fuzz, samples
 from faults.row_properties import check_rows
 from faults.samples import picture, save
 from helpers import arguments, encode, face_rows, train, write_parquet, write_shards
+from launching import SHARDS_SCRIPT, assert_ok, two_processes
+from orpo.conversion.plan import plan_job
+from orpo.data import rows as rows_module
+from orpo.data.dataset import PreferenceData, load_pairs
+from orpo.data.image import MAX_FILE_BYTES, decode_image
+from orpo.data.pair import PairTransform
+from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
+from orpo.shards.manifest import Shard
+from orpo.shards.order import part_of_epoch
+from orpo.shards.stream import ShardData
 from PIL import Image
-from test_launch import assert_ok, two_processes
-from test_wds import SCRIPT
 
-import rows as rows_module
-from conversion_plan import plan_job
 from convert_to_webdataset import convert_unit
-from dataset import PreferenceData, load_pairs
-from images import MAX_FILE_BYTES, decode_image
-from manifest import Shard
-from pairs import PairTransform
-from shard_order import part_of_epoch
-from shard_stream import ShardData
-from shards import BadSample, find_shards, read_samples, to_pair
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
@@ -369,7 +368,7 @@ def test_a_check_that_passed_is_remembered_until_other_images_are_refused(faces,
 
 @pytest.mark.parametrize("label", [10**400, "9" * 100_000, "yes\n\x1b[2J" * 1000])
 def test_messages_about_labels_are_one_short_line(label):
-    from schema import parse_label
+    from orpo.data.columns import parse_label
 
     with pytest.raises(ValueError) as raised:
         parse_label(label, "row 3")
@@ -645,7 +644,7 @@ def test_processes_stay_in_step_when_one_of_them_meets_bad_samples(tiny_sdxl, tm
         data[place]["jpg_0"] = data[place]["jpg_0"][:500]
     folder = write_shards(tmp_path / "shards", data, per_shard=6)
     flags = {"dataset_path": folder, "max_bad_samples": 0.5, "checkpointing_steps": 4, "max_train_steps": 4}
-    result = two_processes(arguments(tiny_sdxl, None, tmp_path / "lora", **flags), script=SCRIPT)
+    result = two_processes(arguments(tiny_sdxl, None, tmp_path / "lora", **flags), script=SHARDS_SCRIPT)
     assert_ok(result)
     assert result.output.count("undecodable image") >= 5
     first, second = (

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import mpmath
 import pytest
 import torch
-
 from diffusion_orpo_loss import OrpoMetrics, log_odds, odds_ratio_objective, orpo_loss, per_pair_error
 
 

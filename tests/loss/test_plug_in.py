@@ -16,18 +16,18 @@ import torch.multiprocessing
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset, Features, Value
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from helpers import logged
 from peft import LoraConfig
 from PIL import Image, ImageOps
 from plug_in.scripts import apply_diff, current_script, functions, packaged_script, training_step
 from plug_in.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from faces import ALL_KINDS, draw_face
 from tiny_sd import build_tiny_sd
 
 
-DOC = (Path(__file__).parent.parent / "docs" / "plug_in.md").read_text()
+DOC = (Path(__file__).parents[2] / "docs" / "plug_in.md").read_text()
 STEPS, BETA = 32, 0.1
 
 

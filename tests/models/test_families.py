@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
 from helpers import face_rows, write_shards
+from orpo.training.loop import compute_losses
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import kstest, norm
@@ -19,10 +20,9 @@ from scipy.stats import kstest, norm
 from bases import assemble_base, base_folder
 from compare import compare
 from tiny_t5 import T5_LENGTH
-from training import compute_losses
 
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 BASE_ERRORS = {"sd": 0.3, "sd3": 0.3, "flux": 0.3}  # of a velocity, whose mean square is 2, in SD 1
 PROMPTS = ["a red ball", "a prompt that is longer than the tokenizers of this model allow, whichever is asked " * 3]
 
@@ -208,7 +208,9 @@ def test_a_timestep_is_the_pairs_own(models):
 
 @pytest.mark.parametrize("place", [0.0, 1.0])
 def test_the_ends_of_the_schedule_are_in_it(models, place, monkeypatch):
-    monkeypatch.setattr("flow_matching.compute_density_for_timestep_sampling", lambda *_, **__: torch.tensor([place]))
+    monkeypatch.setattr(
+        "orpo.models.flow_matching.compute_density_for_timestep_sampling", lambda *_, **__: torch.tensor([place])
+    )
     (timestep,) = flow(models).sample_timesteps([torch.Generator()])
     assert timestep == pytest.approx(1000 if place == 0 else 1000 * 3e-3 / 1.002)
 
@@ -320,7 +322,7 @@ def test_a_resolution_that_does_not_fall_into_patches_is_refused(family, capsys)
 
 
 def test_the_readmes_command_parses(name):
-    readme = (Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "README.md").read_text()
     script = FAMILIES[name].script
     (command,) = re.findall(rf"accelerate launch {script}.py (\\\n.*?)```", readme, flags=re.DOTALL)
     args = importlib.import_module(script).parse_args(shlex.split(command.replace("\\\n", " ")))

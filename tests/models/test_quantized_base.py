@@ -6,11 +6,11 @@ diffusers asks for a GPU before it quantizes; bitsandbytes itself runs on CPUs. 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from helpers import arguments, train
+from orpo.models.sdxl import StableDiffusionXL
+
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.quantizers.bitsandbytes import bnb_quantizer
-from helpers import arguments, train
-
-from sdxl import StableDiffusionXL
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 

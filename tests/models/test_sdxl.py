@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from helpers import arguments
+from orpo.models.sdxl import StableDiffusionXL
 
-from sdxl import StableDiffusionXL
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
@@ -260,7 +260,7 @@ def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
 
 
 def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
-    from model_family import first_truncation
+    from orpo.models.latent_diffusion import first_truncation
 
     first_truncation.seen = False
     model = load(tiny_sdxl)

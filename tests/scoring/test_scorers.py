@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from orpo.scoring.checkpoint_layouts import convert_open_clip
+from orpo.scoring.reward_models import CLIP_H, CLIP_L, crop_pixels, pad_pixels
+from orpo.scoring.scorers import check_scorer, load_scorer, score_images, scorer_label
 from PIL import Image
 from reference_models import (
     MED_CONFIG,
@@ -16,9 +19,6 @@ from reference_models import (
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from checkpoint_layouts import convert_open_clip
-from reward_models import CLIP_H, CLIP_L, crop_pixels, pad_pixels
-from scorers import check_scorer, load_scorer, score_images, scorer_label
 from tiny_sdxl import build_tokenizer
 
 

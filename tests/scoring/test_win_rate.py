@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
+from orpo.scoring.image_statistics import high_frequency, saturation, warning
+from orpo.scoring.win_rate import bootstrap_interval, compare_scores
 from PIL import Image, ImageFilter
 from scipy.stats import binomtest, bootstrap, norm
-
-from image_statistics import high_frequency, saturation, warning
-from win_rate import bootstrap_interval, compare_scores
 
 
 def scores(wins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +55,7 @@ def test_intervals_are_scipys_percentile_bootstrap():
 
 def test_intervals_hold_the_truth_95_percent_of_the_time_though_images_of_a_prompt_agree(monkeypatch):
     """Of 4 images a prompt that nearly all win or lose together; images taken for independent would cover far less."""
-    monkeypatch.setattr("win_rate.RESAMPLES", 1000)
+    monkeypatch.setattr("orpo.scoring.win_rate.RESAMPLES", 1000)
     rng, inside, inside_difference, runs = np.random.default_rng(4), 0, 0, 400
     for _ in range(runs):
         lora = 0.3 + rng.normal(size=(60, 1)) + 0.3 * rng.normal(size=(60, 4))

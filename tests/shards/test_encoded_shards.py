@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
+from orpo.conversion.encoder import parse_flags
+from orpo.data.pair import PairTransform
+from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.shards.encoded_sample import read_encoded
+from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
+from orpo.shards.manifest import read_manifest
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
 from bases import base_folder
 from convert_to_webdataset import main, ray_session
-from encoded_samples import read_encoded
-from manifest import read_manifest
-from model_family import LatentDiffusion
-from pairs import PairTransform
-from row_encoder import parse_flags
-from sdxl import StableDiffusionXL
-from shards import BadSample, find_shards, read_samples, to_pair
+from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
 
 
@@ -293,7 +293,7 @@ def test_without_encode_neither_torch_nor_diffusers_is_imported():
     code = (
         "import convert_to_webdataset, sys; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
-    folder = Path(__file__).parent.parent / "examples" / "diffusion_orpo"
+    folder = Path(__file__).parents[2] / "examples" / "diffusion_orpo"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True).stdout.strip() == "[]"
     )

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import face_rows, write_shards
-
-import shards
-from pairs import PairTransform
-from shard_order import part_of_epoch, shuffled_order
-from shard_stream import ShardData
-from shards import BadSample, Shards, find_shards, read_samples, to_pair
+from orpo.data.pair import PairTransform
+from orpo.shards import listing as shards
+from orpo.shards.listing import BadSample, Shards, find_shards, read_samples, to_pair
+from orpo.shards.order import part_of_epoch, shuffled_order
+from orpo.shards.stream import ShardData
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_64_ranks_of_8_workers_see_every_sample_once_and_stay_in_step(tmp_path, 
     """No images: samples are numbers. 23 shards that divide badly, 512 readers, every one through its first epoch."""
     counts = np.random.default_rng(0).integers(1, 400, 23)
     found = Shards(tuple(f"{i}.tar" for i in range(23)), counts)
-    import shard_reader
+    from orpo.shards import reader as shard_reader
 
     def fake_read(url, first, last, count):
         return ((ordinal, {"__key__": (int(url[:-4]), ordinal)}) for ordinal in range(first, last))
@@ -154,7 +153,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(folder, workers, stop):
 
 
 def test_resuming_opens_no_shard_that_is_through_and_decodes_nothing_seen(folder, monkeypatch):
-    import pairs
+    from orpo.data import pair as pairs
 
     source = data(find_shards([str(folder)]), buffer_size=1)
     stream = source.training_batches(1, 0, None, 0, 1)

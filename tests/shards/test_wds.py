@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, lora_weights, train, write_shards
-from test_launch import assert_ok, two_processes
-
-
-SCRIPT = Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "train_diffusion_orpo_sdxl_lora_wds.py"
+from launching import SHARDS_SCRIPT, assert_ok, two_processes
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +102,7 @@ def test_a_wrong_path_stops_before_models_load(tmp_path):
 def test_two_processes_share_the_shards_and_resume_exactly(tiny_sdxl, folder, tmp_path):
     flags = {"dataset_path": folder, "dataloader_num_workers": 1, "checkpointing_steps": 2, "max_train_steps": 8}
     line = arguments(tiny_sdxl, None, tmp_path / "whole", **flags)
-    assert_ok(two_processes(line, script=SCRIPT))
+    assert_ok(two_processes(line, script=SHARDS_SCRIPT))
     positions = [
         json.loads((tmp_path / "whole" / "checkpoint-4" / f"data_position_{rank}.json").read_text()) for rank in (0, 1)
     ]
@@ -117,7 +114,7 @@ def test_two_processes_share_the_shards_and_resume_exactly(tiny_sdxl, folder, tm
         resume_from_checkpoint=tmp_path / "whole" / "checkpoint-4",
         **flags,
     )
-    assert_ok(two_processes(line, script=SCRIPT))
+    assert_ok(two_processes(line, script=SHARDS_SCRIPT))
     assert_same(lora_weights(tmp_path / "part"), lora_weights(tmp_path / "whole"))
 
 

@@ -18,12 +18,12 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from orpo.shards.manifest import read_manifest
+from orpo.system.redaction import argument_without_secrets, without_secrets
+from orpo.training.model_card import save_model_card
 from PIL import Image
 
 import convert_to_webdataset
-from manifest import read_manifest
-from model_card import save_model_card
-from redaction import argument_without_secrets, without_secrets
 
 
 SECRET = "planted5ecret"  # part of every planted token
@@ -203,7 +203,7 @@ class Family:
 def write_card(
     folder: Path, prompts: list[str], name: str = "lora", data: str = "data", base: str = "base/model"
 ) -> str:
-    from model_card import HYPERPARAMETERS
+    from orpo.training.model_card import HYPERPARAMETERS
 
     args = SimpleNamespace(**dict.fromkeys(HYPERPARAMETERS, 1))
     args.output_dir, args.push_to_hub, args.hub_model_id = f"out/{name}", True, f"somebody/{name}"

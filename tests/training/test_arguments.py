@@ -1,10 +1,10 @@
 """The flags as a whole: each says what it does, each is tried by a test, and the README lists them all."""
 
-import argparse
 import ast
 from pathlib import Path
 
 import pytest
+from flag_tables import flag_table, flags
 
 import train_diffusion_orpo_flux_lora
 import train_diffusion_orpo_sd3_lora
@@ -22,20 +22,10 @@ SCRIPTS = (
 )
 
 
-def flags(script) -> dict[str, argparse.Action]:
-    """All flags of a script, by name."""
-    parsers = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", lambda self, args: parsers.append(self) or exit())
-        with pytest.raises(SystemExit):
-            script.parse_args([])
-    return {action.dest: action for action in parsers[0]._actions if action.dest != "help"}
-
-
 def set_by_tests() -> set[str]:
     """Names given as keywords to the functions that run a script or parse its flags, and keys of dicts of flags."""
     names = set()
-    for path in Path(__file__).parent.glob("test_*.py"):
+    for path in Path(__file__).parents[1].rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
                 "train",
@@ -57,18 +47,8 @@ def test_every_flag_has_a_help_text_and_is_set_by_some_test(script):
     assert sorted(set(flags(script)) - set_by_tests() - always) == []
 
 
-def flag_table(script) -> str:
-    """The flags of a script as a Markdown table: name, default, help."""
-    lines = ["| flag | default | meaning |", "|---|---|---|"]
-    for name, action in flags(script).items():
-        default = "" if action.default in (None, False) or isinstance(action.default, list) else f"`{action.default}`"
-        text = " ".join(action.help.split()).replace("|", "\\|")
-        lines.append(f"| `--{name}` | {'required' if action.required else default} | {text} |")
-    return "\n".join(lines)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_readmes_table_lists_every_flag_as_it_is(script):
-    readme = (Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "README.md").read_text()
     missing = [line for line in flag_table(script).splitlines() if line not in readme]
     assert missing == []

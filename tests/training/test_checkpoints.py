@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import lora_weights, train
-
-from checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, verify
-from checksums import SUMS_FILE, Damaged, write_checksums
+from orpo.system.checksums import SUMS_FILE, Damaged, write_checksums
+from orpo.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, verify
 
 
 FLAGS = {"max_train_steps": 3, "checkpointing_steps": 1, "lora_dropout": 0.2}

@@ -10,10 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from helpers import logged, lora_weights, train
-
-import training
-from collapse import CollapseWatch
-from sdxl import StableDiffusionXL
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.training import loop as training
+from orpo.training.collapse import CollapseWatch
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import re
 import pytest
 import torch
 from helpers import train
-
-from gradient_share import loser_share
+from orpo.training.gradient_share import loser_share
 
 
 def equal_errors_share(beta: float, error: float) -> float:

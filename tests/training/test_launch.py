@@ -12,38 +12,8 @@ import pytest
 import torch
 from helpers import arguments, logged, lora_weights, train
 from hub_server import hub_server
-
-from checkpoints import list_checkpoints, read_state, verify
-
-
-SCRIPT = Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "train_diffusion_orpo_sdxl_lora.py"
-
-
-def run(launcher: list[str], line: list[str], script: Path = SCRIPT, **environment) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *launcher, str(script), *line]
-    result = subprocess.run(
-        command,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    result.output = result.stdout + result.stderr
-    return result
-
-
-def accelerate_launch(line: list[str], *options: str, **environment) -> subprocess.CompletedProcess:
-    return run(["accelerate.commands.launch", "--cpu", "--num_processes=1", *options], line, **environment)
-
-
-def two_processes(line: list[str], **environment) -> subprocess.CompletedProcess:
-    result = run(["torch.distributed.run", "--standalone", "--nproc_per_node=2"], line, **environment)
-    assert "on 2 processes" in result.output or result.returncode, result.output[-3000:]
-    return result
-
-
-def assert_ok(result: subprocess.CompletedProcess) -> None:
-    assert result.returncode == 0, result.output[-4000:]
+from launching import SCRIPT, accelerate_launch, assert_ok, two_processes
+from orpo.training.checkpoints import list_checkpoints, read_state, verify
 
 
 def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import lora_weights, train
+from orpo.system.signals import COPY_SECONDS, EXIT_STATUS, shield_worker
+from orpo.training import loop as training
+from orpo.training.validation import Validator
 from torch.utils.data import DataLoader
-
-import training
-from preemption import COPY_SECONDS, EXIT_STATUS, shield_worker
-from validation import Validator
 
 
 FLAGS = {"max_train_steps": 4, "lora_dropout": 0.2, "resume_from_checkpoint": "latest"}
@@ -91,7 +90,7 @@ def test_a_signal_in_the_last_step_leaves_validation_and_result_to_the_resumed_r
 
 WAITING = """
 import sys, time
-from preemption import StopSignals
+from orpo.system.signals import StopSignals
 with StopSignals() as signals:
     print("ready", flush=True)
     while True:
@@ -101,7 +100,7 @@ with StopSignals() as signals:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_process_but_a_launchers_copy_does_not(number):
-    folder = Path(__file__).parent.parent / "examples" / "diffusion_orpo"
+    folder = Path(__file__).parents[2] / "examples" / "diffusion_orpo"
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

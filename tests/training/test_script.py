@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusion_orpo_loss import OrpoMetrics
 from helpers import arguments, face_rows, logged, lora_weights, swap_labels, train, write_parquet, write_shards
 from PIL import Image
 from safetensors import safe_open
-
-from diffusion_orpo_loss import OrpoMetrics
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -412,7 +411,7 @@ def test_flags_are_checked_first(capsys, flags, message):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_sdxl, faces, output_dir, monkeypatch):
     """From the third step on, predictions overflow: the run names step and timesteps, and its checkpoint is good."""
-    import training
+    from orpo.training import loop as training
 
     calls = []
 

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from helpers import arguments, train
+from orpo.data.dataset import load_pairs
+from orpo.data.encoding_cache import cache_encodings
+from orpo.models.latent_diffusion import advise_tf32
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.training.loop import Window, compute_losses, make_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dataset import load_pairs
-from encoding_cache import cache_encodings
-from model_family import advise_tf32
-from sdxl import StableDiffusionXL
+from diffusers import UNet2DConditionModel
 from train_diffusion_orpo_sdxl_lora import parse_args
-from training import Window, compute_losses, make_optimizer
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import argparse
 import torch
 from accelerate import Accelerator
 
-from dataset import PreferenceData, add_dataset_arguments, load_pairs
-from encoding_cache import cache_encodings
-from processes import main_process_first
-from shard_stream import ShardData, add_shard_arguments, load_shards
+from .data.dataset import PreferenceData, add_dataset_arguments, load_pairs
+from .data.encoding_cache import cache_encodings
+from .shards.stream import ShardData, add_shard_arguments, load_shards
+from .system.processes import main_process_first
 
 
 DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples", "cache_latents")

@@ -2,9 +2,9 @@
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from images import decode_image
-from pairs import PreferencePair
-from schema import printable
+from ..data.image import decode_image
+from ..data.pair import PreferencePair
+from ..system.messages import printable
 
 
 SIDE = 256  # pixels of the square that an image is fitted into

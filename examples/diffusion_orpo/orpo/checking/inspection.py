@@ -9,8 +9,8 @@ from typing import Protocol
 
 from PIL import ExifTags
 
-from images import decode_image, open_image
-from pairs import PreferencePair
+from ..data.image import decode_image, open_image
+from ..data.pair import PreferencePair
 
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inspection import InspectedPair, digest
-from preference_sources import STOPS
-from prompt_lengths import PromptLengths
-from repeated_pairs import find_repeated
+from .inspection import InspectedPair, digest
+from .prompt_lengths import PromptLengths
+from .repeated_pairs import find_repeated
+from .sources import STOPS
 
 
 SHOWN = 5  # rows that are named of each kind

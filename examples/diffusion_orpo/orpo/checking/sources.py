@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from inspection import ImageFacts, InspectedPair, image_facts
-from pairs import PreferencePair
-from redaction import without_secrets
-from rows import PreferenceRows, encoded_bytes
-from schema import PICK_A_PIC_COLUMNS, parse_label, printable
-from shards import BadSample, Shards, read_samples, to_pair
+from ..data.columns import PICK_A_PIC_COLUMNS, parse_label
+from ..data.pair import PreferencePair
+from ..data.rows import PreferenceRows, encoded_bytes
+from ..shards.listing import BadSample, Shards, read_samples, to_pair
+from ..system.messages import printable
+from ..system.redaction import without_secrets
+from .inspection import ImageFacts, InspectedPair, image_facts
 
 
 ROWS_PER_TASK = 64

@@ -1,6 +1,6 @@
 """A report of preferences as text for a terminal."""
 
-from schema import printable
+from ..system.messages import printable
 
 
 BAR = 30  # characters

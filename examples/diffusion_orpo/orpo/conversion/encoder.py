@@ -10,22 +10,24 @@ from functools import lru_cache
 from importlib import import_module
 
 import torch
-from diffusers import DiffusionPipeline
 from safetensors.torch import load, save
 
-from arguments import add_training_arguments, check_training_arguments
-from encoding_identity import LIBRARIES, encoding_identity
-from manifest import Encoding
-from pairs import PairTransform
-from run import DTYPES
+from diffusers import DiffusionPipeline
+
+from ..data.pair import PairTransform
+from ..models.encoding_identity import encoding_identity
+from ..shards.manifest import Encoding
+from ..system.libraries import LIBRARIES
+from ..system.precision import DTYPES
+from ..training.arguments import add_training_arguments, check_training_arguments
 
 
 # Module and class of the family whose pipeline it is.
 FAMILIES = {
-    "StableDiffusionPipeline": ("sd", "StableDiffusion"),
-    "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXL"),
-    "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3"),
-    "FluxPipeline": ("flux", "Flux"),
+    "StableDiffusionPipeline": ("orpo.models.sd", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("orpo.models.sdxl", "StableDiffusionXL"),
+    "StableDiffusion3Pipeline": ("orpo.models.sd3", "StableDiffusion3"),
+    "FluxPipeline": ("orpo.models.flux", "Flux"),
 }
 
 PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together

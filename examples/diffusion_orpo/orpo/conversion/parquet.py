@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from huggingface_hub import HfFileSystem
 from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubTreeFileSystem
 
-from manifest import Source, open_folder
-from redaction import without_secrets
-from schema import PICK_A_PIC_COLUMNS, TRL_COLUMNS, printable
+from ..data.columns import PICK_A_PIC_COLUMNS, TRL_COLUMNS
+from ..shards.manifest import Source, open_folder
+from ..system.messages import printable
+from ..system.redaction import without_secrets
 
 
 # Column of the data set by member of a pair. With TRL's names the first image is the preferred one.

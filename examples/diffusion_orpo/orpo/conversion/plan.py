@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from manifest import Source
-from parquet import list_files, open_dataset, read_footer
+from ..shards.manifest import Source
+from .parquet import list_files, open_dataset, read_footer
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,12 @@
 
 import math
 
+from ..system.messages import printable
+
 
 # The columns of kashif/pickascore and yuvalkirstain/pickapic_v2, and those that trl uses, where the label is in the name.
 PICK_A_PIC_COLUMNS = ("jpg_0", "jpg_1", "label_0", "caption")
 TRL_COLUMNS = ("chosen", "rejected", "prompt")
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Text from the data as one line of a message: control characters and broken ones escaped, long text shortened."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
-    return line if len(text) <= limit else f"{line}... ({len(text)} characters)"
 
 
 def parse_label(label, where: str) -> float:

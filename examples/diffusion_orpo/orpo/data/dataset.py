@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset, get_dataset_split_names, load_dataset
 from torch.utils.data import DataLoader
 
-from folders import is_pair_folders, load_pair_folders
-from pairs import PairTransform, collate_pairs, sample_seed
-from preemption import shield_worker
-from rows import HELD_OUT_SEED, PreferenceRows, hold_out
-from schema import printable
+from ..system.messages import printable
+from ..system.signals import shield_worker
+from .folders import is_pair_folders, load_pair_folders
+from .pair import PairTransform, collate_pairs, sample_seed
+from .rows import HELD_OUT_SEED, PreferenceRows, hold_out
 
 
 def add_dataset_arguments(parser, required: bool = True) -> None:

@@ -30,13 +30,13 @@ from safetensors.torch import load, save
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from dataset import PreferenceData
-from encoding_identity import LIBRARIES, encoding_identity
-from images import DECODER
-from pairs import TRANSFORM, PairTransform, sample_seed
-from preemption import shield_worker
-from processes import on_main_process, wait_for_reading
-from rows import PreferenceRows
+from ..system.libraries import LIBRARIES
+from ..system.processes import on_main_process, wait_for_reading
+from ..system.signals import shield_worker
+from .dataset import PreferenceData
+from .image import DECODER
+from .pair import TRANSFORM, PairTransform, sample_seed
+from .rows import PreferenceRows
 
 
 CHUNK = 512  # images or prompts: what a process that is stopped loses of its work, at most
@@ -70,7 +70,7 @@ def cache_encodings(
     if args.proportion_empty_prompts > 0 and "" not in prompts:
         prompts.append("")
 
-    identity = on_main_process(accelerator, encoding_identity, family, args, dtype)
+    identity = on_main_process(accelerator, family.encoding_identity, args, dtype)
     cache = ChunkCache(accelerator, args.cache_dir, [identity, TRANSFORM, DECODER, LIBRARIES])
     encoder = Encoder(args, family, accelerator.device, dtype)
     encodings = Encodings(

@@ -17,7 +17,8 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from schema import TRL_COLUMNS, printable
+from ..system.messages import printable
+from .columns import TRL_COLUMNS
 
 
 logger = logging.getLogger(__name__)

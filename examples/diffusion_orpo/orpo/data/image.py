@@ -7,7 +7,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from schema import printable
+from ..system.messages import printable
 
 
 # Pillow knows forty more, among them one that starts Ghostscript.

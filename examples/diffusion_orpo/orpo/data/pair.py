@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from images import decode_at_least
+from .image import decode_at_least
 
 
 # Cached encodings know the pixels that they were made from by this. The number changes whenever an image gives others.

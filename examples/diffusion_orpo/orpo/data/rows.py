@@ -12,9 +12,10 @@ import numpy as np
 from datasets import Dataset, Image, Value
 from networkx.utils import UnionFind
 
-from images import DECODER, decode_image
-from pairs import PreferencePair
-from schema import PICK_A_PIC_COLUMNS, TRL_COLUMNS, parse_label, printable
+from ..system.messages import printable
+from .columns import PICK_A_PIC_COLUMNS, TRL_COLUMNS, parse_label
+from .image import DECODER, decode_image
+from .pair import PreferencePair
 
 
 # Held-out pairs are the same in every run on a data set, whatever its seed, and so is the noise they are judged under.

@@ -9,12 +9,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
 from PIL import Image
 from tqdm.auto import tqdm
+
+import diffusers
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from evaluation_results import FEW_PROMPTS
+from .results import FEW_PROMPTS
 
 
 TEMPLATE = Path(__file__).with_name("evaluation_page.html")

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from evaluation_images import Request, read_image
-from image_statistics import warning
-from scorers import load_scorer, score_images, scorer_label
-from win_rate import compare_scores
+from ..scoring.image_statistics import warning
+from ..scoring.scorers import load_scorer, score_images, scorer_label
+from ..scoring.win_rate import compare_scores
+from .images import Request, read_image
 
 
 SCORED_AT_ONCE = 16

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 

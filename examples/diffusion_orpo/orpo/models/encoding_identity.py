@@ -6,17 +6,10 @@ Two encodings of the same identity are the same numbers, up to the libraries and
 import hashlib
 from pathlib import Path
 
-import diffusers
-import PIL
 import torch
-import transformers
 from huggingface_hub import hf_hub_download
 
-from checksums import sha256
-from model_family import vae_source
-
-
-LIBRARIES = {module.__name__: module.__version__ for module in (diffusers, PIL, torch, transformers)}
+from ..system.checksums import sha256
 
 
 def encoding_identity(family: type, args, dtype: torch.dtype) -> dict[str, str]:
@@ -44,6 +37,14 @@ def encoding_identity(family: type, args, dtype: torch.dtype) -> dict[str, str]:
     if "max_sequence_length" in args:
         identity["max_sequence_length"] = str(args.max_sequence_length)
     return identity
+
+
+def vae_source(args) -> tuple[str, dict]:
+    """Where the VAE of the flags is, and the options to load it from there with."""
+    if args.pretrained_vae_model_name_or_path is not None:
+        return args.pretrained_vae_model_name_or_path, {"cache_dir": args.cache_dir}
+    options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir, "subfolder": "vae"}
+    return args.pretrained_model_name_or_path, options
 
 
 def module_identity(
@@ -77,12 +78,3 @@ def module_identity(
     )
     commit = Path(config).parents[1 if subfolder else 0].name  # the Hub's cache has a folder for each commit
     return f"{source}@{commit}{suffix}"
-
-
-def differences(saved: dict[str, str], current: dict[str, str]) -> list[str]:
-    """What two identities differ in, each as "name was this and is now that"."""
-    return [
-        f"{name} was {saved.get(name)} and is now {current.get(name)}"
-        for name in dict.fromkeys([*saved, *current])
-        if saved.get(name) != current.get(name)
-    ]

@@ -6,6 +6,7 @@ Timesteps are drawn, and losses weighted, by diffusers' own helpers (arXiv 2403.
 from dataclasses import dataclass, field
 
 import torch
+
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 

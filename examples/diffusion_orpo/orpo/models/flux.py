@@ -1,10 +1,11 @@
 """FLUX.1: CLIP's pooled output, T5, flow matching on packed latents, and a guidance scale that the model is told."""
 
 import torch
+
 from diffusers import FluxPipeline
 
-from flow_matching import FlowMatching
-from model_family import LatentDiffusion
+from .flow_matching import FlowMatching
+from .latent_diffusion import LatentDiffusion
 
 
 class Flux(LatentDiffusion):

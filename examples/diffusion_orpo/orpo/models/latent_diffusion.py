@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 
-from quantization import quantization_options
-from schema import printable
-from transfer import draw_noise, to_device
+from ..system.messages import printable
+from ..system.transfer import draw_noise, to_device
+from .encoding_identity import encoding_identity, vae_source
+from .quantization import quantization_options
 
 
 logger = logging.getLogger(__name__)
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 class FirstTruncation(logging.Filter):
@@ -83,6 +83,7 @@ class LatentDiffusion:
     resolution_step = 8
     pipeline_options: dict = {}
     inference_dtype = "float16"
+    lora_file = "pytorch_lora_weights.safetensors"
 
     def __init__(self, args, device: torch.device, dtype: torch.dtype) -> None:
         self.args, self.device, self.dtype = args, device, dtype
@@ -132,6 +133,11 @@ class LatentDiffusion:
             if args.compile:
                 model.denoiser.compile_repeated_blocks()
         return model
+
+    @classmethod
+    def encoding_identity(cls, args, dtype: torch.dtype) -> dict[str, str]:
+        """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
+        return encoding_identity(cls, args, dtype)
 
     def _check_pipeline(self) -> None:
         args = self.args
@@ -287,7 +293,7 @@ class LatentDiffusion:
         Raises:
             ValueError: the file's modules are not those of this LoRA.
         """
-        state_dict = load_file(Path(directory) / LORA_FILE)
+        state_dict = load_file(Path(directory) / self.lora_file)
         state_dict = {name.removeprefix(f"{self.denoiser_name}."): value for name, value in state_dict.items()}
         if self.denoiser_name == "unet":
             state_dict = convert_unet_state_dict_to_peft(state_dict)
@@ -386,11 +392,3 @@ def clip_tokens(tokenizer, prompts: list[str], device: torch.device) -> torch.Te
             )
     options = {"padding": "max_length", "max_length": limit, "truncation": True, "return_tensors": "pt"}
     return to_device(tokenizer(prompts, **options).input_ids, device)
-
-
-def vae_source(args) -> tuple[str, dict]:
-    """Where the VAE of the flags is, and the options to load it from there with."""
-    if args.pretrained_vae_model_name_or_path is not None:
-        return args.pretrained_vae_model_name_or_path, {"cache_dir": args.cache_dir}
-    options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir, "subfolder": "vae"}
-    return args.pretrained_model_name_or_path, options

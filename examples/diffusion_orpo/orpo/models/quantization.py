@@ -1,6 +1,7 @@
 """Frozen base weights in 8 or 4 bits, by bitsandbytes through diffusers' quantization config."""
 
 import torch
+
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
 from diffusers.utils import is_bitsandbytes_available
 

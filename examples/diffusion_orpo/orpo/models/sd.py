@@ -1,10 +1,11 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder. 2.1 at 768 pixels predicts velocity, as its scheduler says."""
 
 import torch
+
 from diffusers import StableDiffusionPipeline
 
-from ddpm import DDPM
-from model_family import LatentDiffusion
+from .ddpm import DDPM
+from .latent_diffusion import LatentDiffusion
 
 
 class StableDiffusion(LatentDiffusion):

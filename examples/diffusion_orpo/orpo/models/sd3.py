@@ -1,10 +1,11 @@
 """Stable Diffusion 3 and 3.5: two CLIP text encoders, T5, and flow matching."""
 
 import torch
+
 from diffusers import StableDiffusion3Pipeline
 
-from flow_matching import FlowMatching
-from model_family import LatentDiffusion
+from .flow_matching import FlowMatching
+from .latent_diffusion import LatentDiffusion
 
 
 class StableDiffusion3(LatentDiffusion):

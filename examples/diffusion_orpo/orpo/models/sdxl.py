@@ -1,11 +1,12 @@
 """Stable Diffusion XL: two text encoders, and micro-conditioning on each image's original size and crop."""
 
 import torch
+
 from diffusers import StableDiffusionXLPipeline
 
-from ddpm import DDPM
-from model_family import LatentDiffusion, clip_tokens
-from transfer import to_device
+from ..system.transfer import to_device
+from .ddpm import DDPM
+from .latent_diffusion import LatentDiffusion, clip_tokens
 
 
 class StableDiffusionXL(LatentDiffusion):

@@ -24,7 +24,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from checkpoint_layouts import convert_open_clip, load_blip_vision, load_linear_head, weights_under
+from .checkpoint_layouts import convert_open_clip, load_blip_vision, load_linear_head, weights_under
 
 
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

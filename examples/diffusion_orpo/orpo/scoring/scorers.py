@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from PIL.Image import Image, new
 
-from image_statistics import STATISTICS
-from reward_models import REWARD_MODELS
+from .image_statistics import STATISTICS
+from .reward_models import REWARD_MODELS
 
 
 Scorer = Callable[[list[Image], list[str]], list[float]]

@@ -8,10 +8,9 @@ dtypes and shapes, which its manifest lists, so that whatever else comes is know
 import torch
 from safetensors.torch import load
 
-from encoding_identity import differences, encoding_identity
-from manifest import Encoding
-from schema import printable
-from shards import BadSample, Shards, read_label
+from ..system.messages import differences, printable
+from .listing import BadSample, Shards, read_label
+from .manifest import Encoding
 
 
 MEMBER = "encoded.safetensors"
@@ -87,7 +86,7 @@ def check_encoding(args, family: type, dtype: torch.dtype, shards: Shards) -> No
             f"{' and '.join(refused)}: encoded shards hold one crop of each image, the centre, and no empty prompt. Leave"
             " the flag out, or train from shards of images."
         )
-    other = differences(shards.encoding.identity, encoding_identity(family, args, dtype))
+    other = differences(shards.encoding.identity, family.encoding_identity(args, dtype))
     if other:
         raise ValueError(
             f"--dataset_path: these shards were encoded otherwise: {'; '.join(other)}. Train with the same, or encode"

@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 from webdataset.gopen import Pipe, gopen
 from webdataset.utils import enforce_security
 
-from manifest import MANIFEST, Encoding, read_encodings
-from pairs import PreferencePair
-from redaction import without_secrets
-from schema import parse_label, printable
-from tar_samples import walk_samples
+from ..data.columns import parse_label
+from ..data.pair import PreferencePair
+from ..system.messages import printable
+from ..system.redaction import without_secrets
+from .manifest import MANIFEST, Encoding, read_encodings
+from .tar import walk_samples
 
 
 logger = logging.getLogger(__name__)

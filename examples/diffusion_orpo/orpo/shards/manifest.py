@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from pyarrow.fs import FileType, LocalFileSystem, S3FileSystem, SubTreeFileSystem
 
-from redaction import without_secrets
-from schema import printable
+from ..system.messages import printable
+from ..system.redaction import without_secrets
 
 
 MANIFEST = "manifest.json"

@@ -9,12 +9,12 @@ from itertools import count
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from encoded_samples import read_encoded
-from manifest import Encoding
-from pairs import PairTransform, collate_pairs, sample_seed
-from redaction import without_secrets
-from shard_order import Run, part_of_epoch, shuffled_order
-from shards import BadSample, Shards, read_samples, to_pair
+from ..data.pair import PairTransform, collate_pairs, sample_seed
+from ..system.redaction import without_secrets
+from .encoded_sample import read_encoded
+from .listing import BadSample, Shards, read_samples, to_pair
+from .manifest import Encoding
+from .order import Run, part_of_epoch, shuffled_order
 
 
 logger = logging.getLogger(__name__)

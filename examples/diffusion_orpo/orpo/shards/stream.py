@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
-from encoded_samples import check_encoding
-from pairs import PairTransform, collate_pairs, sample_seed
-from preemption import shield_worker
-from processes import on_main_process, wait_for_reading
-from shard_reader import ShardReader, transform_sample
-from shards import Shards, find_shards, read_samples, shard_name
+from ..data.pair import PairTransform, collate_pairs, sample_seed
+from ..system.processes import on_main_process, wait_for_reading
+from ..system.signals import shield_worker
+from .encoded_sample import check_encoding
+from .listing import Shards, find_shards, read_samples, shard_name
+from .reader import ShardReader, transform_sample
 
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
-from images import MAX_FILE_BYTES
-from schema import printable
+from ..data.image import MAX_FILE_BYTES
+from ..system.messages import printable
 
 
 # What a sample is made of; its other members are passed over.

@@ -11,7 +11,7 @@ from typing import TextIO
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-from processes import on_main_process
+from .processes import on_main_process
 
 
 logger = get_logger(__name__)

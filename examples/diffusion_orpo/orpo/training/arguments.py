@@ -111,7 +111,7 @@ def _check_validation_scorer(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error("--validation_scorer needs --run_validation.")
     if os.environ.get("RANK", "0") != "0":
         return  # the main process judges, and finds out whether it can
-    from scorers import check_scorer
+    from ..scoring.scorers import check_scorer
 
     try:
         check_scorer(args.validation_scorer, args.resolution)

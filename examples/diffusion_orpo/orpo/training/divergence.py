@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from checkpoints import list_checkpoints
+from .checkpoints import list_checkpoints
 
 
 MAX_SKIPPED_STEPS = 20  # one after the other, by fp16's gradient scaler: it halves its scale with each

@@ -2,7 +2,6 @@
 
 import torch
 from accelerate.logging import get_logger
-
 from diffusion_orpo_loss import odds_ratio_objective
 
 

@@ -12,10 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
-from diffusers.optimization import get_scheduler
+from diffusion_orpo_loss import OrpoMetrics, orpo_loss
 from tqdm.auto import tqdm
 
-from checkpoints import (
+from diffusers.optimization import get_scheduler
+
+from ..system.signals import StopSignals
+from ..system.transfer import draw_noise, to_device
+from .checkpoints import (
     SAME_FLAGS,
     TrainingState,
     check_same_run,
@@ -25,14 +29,11 @@ from checkpoints import (
     register_lora_hooks,
     save_checkpoint,
 )
-from collapse import CollapseWatch
-from diffusion_orpo_loss import OrpoMetrics, orpo_loss
-from divergence import count_skipped, stop_if_not_finite
-from gradient_share import log_loser_share
-from preemption import StopSignals
-from run import finish_run, flush_trackers, report_preemption, start_trackers
-from transfer import draw_noise, to_device
-from validation import Validator
+from .collapse import CollapseWatch
+from .divergence import count_skipped, stop_if_not_finite
+from .gradient_share import log_loser_share
+from .run import finish_run, flush_trackers, report_preemption, start_trackers
+from .validation import Validator
 
 
 logger = get_logger(__name__)

@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
-from validation import ValidationResults
+from diffusers.utils.hub_utils import populate_model_card
+
+from .validation import ValidationResults
 
 
 HYPERPARAMETERS = (

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import datasets
-import diffusers
 import torch
 import transformers
 from accelerate import Accelerator
@@ -19,20 +18,20 @@ from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from huggingface_hub import create_repo, upload_folder
 
-from checkpoints import find_checkpoint, list_checkpoints, read_state
-from durable import remove_leftovers, rename, sync_all
-from model_card import save_model_card
-from model_family import LORA_FILE
-from preemption import EXIT_STATUS
-from processes import is_lost_connection, on_main_process
-from redaction import command_line_without_secrets, flags_without_secrets
-from run_lock import lock
-from validation import ValidationResults
+import diffusers
+
+from ..system.durable import remove_leftovers, rename, sync_all
+from ..system.lock import lock
+from ..system.precision import DTYPES
+from ..system.processes import is_lost_connection, on_main_process
+from ..system.redaction import command_line_without_secrets, flags_without_secrets
+from ..system.signals import EXIT_STATUS
+from .checkpoints import find_checkpoint, list_checkpoints, read_state
+from .model_card import save_model_card
+from .validation import ValidationResults
 
 
 logger = get_logger(__name__)
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @contextmanager
@@ -199,7 +198,7 @@ def write_output(args, model, data: str, steps: int, results: ValidationResults 
         if results is not None:
             (partial / "eval_results.json").write_text(json.dumps(results.all_metrics(), indent=2) + "\n")
         sync_all(partial)
-        names = sorted(os.listdir(partial), key=lambda name: (name == LORA_FILE, name))
+        names = sorted(os.listdir(partial), key=lambda name: (name == model.lora_file, name))
         for name in names:
             rename(partial / name, output_dir / name)
         return names

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from diffusion_orpo_loss import OrpoMetrics
 from PIL.Image import Image
 
-from diffusion_orpo_loss import OrpoMetrics
-from scorers import Scorer, load_scorer, score_images
-from win_rate import compare_scores
+from ..scoring.scorers import Scorer, load_scorer, score_images
+from ..scoring.win_rate import compare_scores
 
 
 logger = get_logger(__name__)

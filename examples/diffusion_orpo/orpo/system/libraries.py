@@ -1,0 +1,10 @@
+"""Versions of the libraries that decide what encodings hold."""
+
+import PIL
+import torch
+import transformers
+
+import diffusers
+
+
+LIBRARIES = {module.__name__: module.__version__ for module in (diffusers, PIL, torch, transformers)}
