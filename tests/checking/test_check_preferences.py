@@ -200,7 +200,7 @@ def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Cou
     logged = set()
     handler = logging.Handler()
     handler.emit = lambda record: logged.add(record.getMessage())
-    logging.getLogger("shard_reader").addHandler(handler)
+    logging.getLogger("orpo.shards.reader").addHandler(handler)
     try:
         data = ShardData(find_shards([str(folder)]), 0, PairTransform(8), 0, 1, max_bad_samples)
         stream = data.training_batches(1, seed=0, position=None, rank=0, world_size=1)
@@ -209,7 +209,7 @@ def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Cou
     except (ValueError, OSError):
         accepted = False
     finally:
-        logging.getLogger("shard_reader").removeHandler(handler)
+        logging.getLogger("orpo.shards.reader").removeHandler(handler)
     return accepted, Counter(message.split(": ")[1] for message in logged)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from .results import FEW_PROMPTS
 
 
-TEMPLATE = Path(__file__).with_name("evaluation_page.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 MAX_SIDE = 512  # pixels of an image in the page; the files have them all
 
 

@@ -10,7 +10,7 @@ from ..data.dataset import choose_split
 
 
 # Written for this project and dedicated to the public domain (CC0 1.0).
-BUILT_IN_PROMPTS = Path(__file__).with_name("evaluation_prompts.txt")
+BUILT_IN_PROMPTS = Path(__file__).with_name("prompts.txt")
 CAPTION_COLUMNS = ("caption", "prompt", "Prompt", "text")
 
 
