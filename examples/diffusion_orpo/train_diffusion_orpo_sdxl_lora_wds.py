@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.shards.stream import add_shard_arguments, load_shards
+from orpo.shards.stream import ShardOptions, add_shard_arguments, load_shards
 from orpo.training.arguments import add_training_arguments, check_training_arguments
 from orpo.training.loop import train
 from orpo.training.run import start_run, weight_dtype
@@ -24,7 +24,8 @@ def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
     with start_run(args) as (accelerator, checkpoint):
         dtype = weight_dtype(accelerator)
-        data = load_shards(args, accelerator, StableDiffusionXL, dtype)
+        options = ShardOptions.from_flags(args)
+        data = load_shards(options, accelerator, lambda: StableDiffusionXL.encoding_identity(args, dtype))
         model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
         return train(args, accelerator, checkpoint, model, data)
 

@@ -7,11 +7,11 @@ from accelerate import Accelerator
 
 from .data.dataset import PreferenceData, add_dataset_arguments, load_pairs
 from .data.encoding_cache import cache_encodings
-from .shards.stream import ShardData, add_shard_arguments, load_shards
+from .shards.stream import ShardData, ShardOptions, add_shard_arguments, load_shards
 from .system.processes import main_process_first
 
 
-DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples", "cache_latents")
+DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "cache_latents")
 SHARD_FLAGS = ("num_train_examples", "shuffle_buffer_size", "max_bad_samples")
 
 
@@ -44,7 +44,8 @@ def load_data(args, accelerator: Accelerator, family: type, dtype: torch.dtype) 
         ValueError, OSError: see `load_pairs` and `load_shards`.
     """
     if args.dataset_path is not None:
-        return load_shards(args, accelerator, family, dtype)
+        options = ShardOptions.from_flags(args)
+        return load_shards(options, accelerator, lambda: family.encoding_identity(args, dtype))
     with main_process_first(accelerator):  # the others then find the data in the cache
         data = load_pairs(args)
     return cache_encodings(args, accelerator, family, dtype, data) if args.cache_latents else data

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from ..data.bad_pair import BadPair
 from ..data.columns import PICK_A_PIC_COLUMNS, parse_label
 from ..data.pair import PreferencePair
 from ..data.rows import PreferenceRows, encoded_bytes
-from ..shards.listing import BadSample, Shards, read_samples, to_pair
+from ..shards.listing import Shards
+from ..shards.sample import to_pair
+from ..shards.shard import read_samples
 from ..system.messages import printable
 from ..system.redaction import without_secrets
 from .inspection import ImageFacts, InspectedPair, image_facts
@@ -198,8 +201,8 @@ class ShardSource:
         where = self.shards.where(*key, members)
         try:
             pair = to_pair(members)
-        except BadSample as error:
-            return InspectedPair(key, problems=((error.kind, f"{where}: {error}"),))
+        except BadPair as bad:
+            return InspectedPair(key, problems=((bad.kind, f"{where}: {bad}"),))
         if pair is None:
             return InspectedPair(key, 0.5)
         facts, problems = [], []

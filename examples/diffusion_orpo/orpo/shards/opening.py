@@ -73,10 +73,13 @@ def _start(url: str) -> Pipe:
             f"--dataset_path={without_secrets(url)} came with credentials: put them into AWS_ACCESS_KEY_ID and"
             " AWS_SECRET_ACCESS_KEY instead."
         )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a command inherits what its thread blocks
+    own_session = {"mode": "rb", "bufsize": BUFFER_BYTES, "start_new_session": True}
+    if url.startswith("s3:"):
+        return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], **own_session)
+    if url.startswith("pipe:"):
+        return Pipe(url.removeprefix("pipe:"), shell=True, ignore_status=[141], **own_session)  # 141: we closed it early
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which `curl`, unlike a shell, keeps
     try:
-        if url.startswith("s3:"):
-            return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], mode="rb", bufsize=BUFFER_BYTES)
         pipe = gopen(url, "rb", bufsize=BUFFER_BYTES)
         if not isinstance(pipe, Pipe):
             raise ValueError("file: and the like")

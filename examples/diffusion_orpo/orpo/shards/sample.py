@@ -6,6 +6,7 @@ are encoded, `encoded.safetensors` takes the place of the images: see `encoded_s
 
 import re
 
+from ..data.bad_pair import BadPair
 from ..data.columns import parse_label
 from ..data.pair import PreferencePair
 from ..system.messages import printable
@@ -17,18 +18,6 @@ IMAGES = ("jpg_0.*", "jpg_1.*")
 SHOWN_MEMBERS = 6
 
 
-class BadSample(ValueError):
-    """A sample that can't be trained on.
-
-    Attributes:
-        kind: what is wrong, for counting.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
     """Reads a sample's label and puts the winner first; None for a tie.
 
@@ -36,7 +25,7 @@ def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
         members: as `walk_samples` gives them.
 
     Raises:
-        BadSample: a member is missing or not a plain file, or label or prompt can't be read.
+        BadPair: a member is missing or not a plain file, or label or prompt can't be read.
     """
     label, prompt = read_label(members, IMAGES)
     if label == 0.5:
@@ -54,23 +43,23 @@ def read_label(members: dict[str, bytes], others: tuple[str, ...]) -> tuple[floa
         others: names of the members that the sample must have, too; `jpg_0.*` stands for any format.
 
     Raises:
-        BadSample: a member is missing or not a plain file, or label or prompt can't be read.
+        BadPair: a member is missing or not a plain file, or label or prompt can't be read.
     """
     if "__error__" in members:
-        raise BadSample("bad member", members["__error__"])
+        raise BadPair("bad member", members["__error__"])
     needed = (PROMPT, *others, LABEL)
     if missing_members([name for name in members if not name.startswith("__")], needed):
-        raise BadSample("missing member", what_is_missing(members, needed))
+        raise BadPair("missing member", *what_is_missing(members, needed))
     try:
         label = parse_label(members[LABEL].decode(), LABEL)
         other = parse_label(members["label_1.txt"].decode(), "label_1.txt") if "label_1.txt" in members else 1 - label
         prompt = members[PROMPT].decode()
     except UnicodeDecodeError as error:
-        raise BadSample("not UTF-8", str(error)) from error
+        raise BadPair("not UTF-8", str(error)) from error
     except ValueError as error:
-        raise BadSample("bad label", str(error)) from error
+        raise BadPair("bad label", str(error)) from error
     if label + other != 1:
-        raise BadSample("bad label", f"label_0 {label} and label_1 {other} contradict each other")
+        raise BadPair("bad label", f"label_0 {label} and label_1 {other} contradict each other")
     return label, prompt
 
 
@@ -79,17 +68,17 @@ def missing_members(names: list[str], needed: tuple[str, ...]) -> list[str]:
     return [need for need in needed if not any(_is(name, need) for name in names)]
 
 
-def what_is_missing(members: dict, needed: tuple[str, ...]) -> str:
-    """What a sample holds, what it needs, and what to do about it."""
+def what_is_missing(members: dict, needed: tuple[str, ...]) -> tuple[str, str, str]:
+    """What a sample holds and what it needs; its place, which the caller knows; and what to do about it."""
     names = member_names(members)
     held = ", ".join(printable(name, 40) for name in names[:SHOWN_MEMBERS]) or "nothing"
     more = ", ..." if len(names) > SHOWN_MEMBERS else ""
-    text = f"has only {held}{more}; a sample needs {', '.join(needed)}"
+    problem = f"has only {held}{more}; a sample needs {', '.join(needed)}"
     if any(re.search(rf"\.{WANTED.pattern}$", name, WANTED.flags) for name in names):
-        return f"{text}. A key ends at the first dot of a file's name: rename the files so that keys hold no dot"
+        return problem, "", "A key ends at the first dot of a file's name: rename the files so that keys hold no dot."
     if all(WANTED.fullmatch(name) for name in names):
-        return f"{text}. All files of a sample must follow one another in the archive: pack them with `tar --sort=name`"
-    return f"{text}. Rename the members, or make the shards with convert_to_webdataset.py"
+        return problem, "", "A sample's files must follow one another in the archive: pack with `tar --sort=name`."
+    return problem, "", "Rename the members, or make the shards with convert_to_webdataset.py."
 
 
 def member_names(members: dict) -> list[str]:

@@ -55,9 +55,10 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
             raise
         return count, np.array(ties, dtype=int)
     if samples and not complete:
+        problem, _, advice = what_is_missing(first, needed)
         raise ValueError(
             f"--dataset_path={without_secrets(url)}: none of its {samples} samples is complete. The first,"
-            f" {printable(first['__key__'])}, {what_is_missing(first, needed)}."
+            f" {printable(first['__key__'])}, {problem}. {advice}"
         )
     if count is not None and samples != count:
         if samples > count:
