@@ -10,6 +10,7 @@ import torch
 from diffusion_orpo_loss import per_pair_error
 from orpo.data.dataset import EndlessOrder
 from orpo.data.pair import sample_seed
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training.arguments import add_training_arguments, check_training_arguments
 from orpo.training.loop import make_optimizer, predict_pairs
@@ -80,7 +81,7 @@ def load_model(base: str, learning_rate: float, seed: int) -> tuple[argparse.Nam
     args = parser.parse_args([f"--{name}={value}" for name, value in flags.items()])
     check_training_arguments(parser, args)
     torch.manual_seed(seed)
-    return args, EncodedSDXL.load(args, torch.device("cpu"), torch.float32)
+    return args, EncodedSDXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
 
 
 def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: int) -> dict:

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from orpo.data.dataset import load_pairs
 from orpo.data.encoding_cache import cache_encodings
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training.loop import train
 from orpo.training.run import start_run, weight_dtype
@@ -160,7 +161,7 @@ def start(args, **more) -> Iterator[Run]:
         with start_run(run_args) as (accelerator, _):
             data, dtype = load_pairs(run_args), weight_dtype(accelerator)
             cached = cache_encodings(run_args, accelerator, StableDiffusionXL, dtype, data)
-            model = StableDiffusionXL.load(run_args, accelerator.device, dtype)
+            model = StableDiffusionXL.load(ModelOptions.from_flags(run_args), accelerator.device, dtype)
             yield Run(run_args, accelerator, model, data, cached)
 
 

@@ -6,6 +6,7 @@ import sys
 
 from orpo.data_source import add_data_arguments, check_data_arguments, load_data
 from orpo.models.flux import Flux
+from orpo.models.options import ModelOptions
 from orpo.training.arguments import add_training_arguments, check_training_arguments
 from orpo.training.loop import train
 from orpo.training.run import start_run, weight_dtype
@@ -26,7 +27,7 @@ def main(input_args: list[str] | None = None) -> int:
     with start_run(args) as (accelerator, checkpoint):
         dtype = weight_dtype(accelerator)
         data = load_data(args, accelerator, Flux, dtype)
-        model = Flux.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
+        model = Flux.load(ModelOptions.from_flags(args), accelerator.device, dtype, encoders=not data.is_encoded)
         return train(args, accelerator, checkpoint, model, data)
 
 

@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from orpo.data_source import add_data_arguments, check_data_arguments, load_data
+from orpo.models.options import ModelOptions
 from orpo.models.sd import StableDiffusion
 from orpo.training.arguments import add_training_arguments, check_training_arguments
 from orpo.training.loop import train
@@ -26,7 +27,9 @@ def main(input_args: list[str] | None = None) -> int:
     with start_run(args) as (accelerator, checkpoint):
         dtype = weight_dtype(accelerator)
         data = load_data(args, accelerator, StableDiffusion, dtype)
-        model = StableDiffusion.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
+        model = StableDiffusion.load(
+            ModelOptions.from_flags(args), accelerator.device, dtype, encoders=not data.is_encoded
+        )
         return train(args, accelerator, checkpoint, model, data)
 
 

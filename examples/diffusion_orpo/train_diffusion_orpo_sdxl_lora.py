@@ -6,6 +6,7 @@ import sys
 
 from orpo.data.dataset import add_dataset_arguments, load_pairs
 from orpo.data.encoding_cache import cache_encodings
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.system.processes import main_process_first
 from orpo.training.arguments import add_training_arguments, check_training_arguments
@@ -30,7 +31,9 @@ def main(input_args: list[str] | None = None) -> int:
         dtype = weight_dtype(accelerator)
         if args.cache_latents:
             data = cache_encodings(args, accelerator, StableDiffusionXL, dtype, data)
-        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
+        model = StableDiffusionXL.load(
+            ModelOptions.from_flags(args), accelerator.device, dtype, encoders=not data.is_encoded
+        )
         return train(args, accelerator, checkpoint, model, data)
 
 

@@ -4,6 +4,7 @@
 import argparse
 import sys
 
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.shards.stream import add_shard_arguments, load_shards
 from orpo.training.arguments import add_training_arguments, check_training_arguments
@@ -25,7 +26,9 @@ def main(input_args: list[str] | None = None) -> int:
     with start_run(args) as (accelerator, checkpoint):
         dtype = weight_dtype(accelerator)
         data = load_shards(args, accelerator, StableDiffusionXL, dtype)
-        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
+        model = StableDiffusionXL.load(
+            ModelOptions.from_flags(args), accelerator.device, dtype, encoders=not data.is_encoded
+        )
         return train(args, accelerator, checkpoint, model, data)
 
 

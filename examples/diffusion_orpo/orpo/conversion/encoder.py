@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 
 from ..data.pair import PairTransform
 from ..models.encoding_identity import encoding_identity
+from ..models.options import ModelOptions
 from ..shards.manifest import Encoding
 from ..system.libraries import LIBRARIES
 from ..system.precision import DTYPES
@@ -63,7 +64,8 @@ def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype
 
 def identify(flags: list[str]) -> dict[str, str]:
     """The encoding's identity, from files alone."""
-    return encoding_identity(*parse_flags(flags))
+    family, args, dtype = parse_flags(flags)
+    return encoding_identity(family, ModelOptions.from_flags(args), dtype)
 
 
 def describe(flags: list[str], encoded: bytes) -> Encoding:
@@ -83,7 +85,7 @@ class RowEncoder:
         family, args, dtype = parse_flags(flags)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
-        self.model = family.load(args, device, dtype, denoiser=False)
+        self.model = family.load(ModelOptions.from_flags(args), device, dtype, denoiser=False)
         self.transform = PairTransform(args.resolution)
         self.batch_rows = max(1, args.vae_encode_batch_size // 2)
         self.embeds = lru_cache(PROMPTS_KEPT)(self._embeds)
