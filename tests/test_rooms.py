@@ -17,7 +17,7 @@ ALLOWED = {
     "shards": {"data", "system"},
     "evaluation": {"scoring", "data", "system"},
     "checking": {"shards", "data", "system"},
-    "conversion": {"shards", "data", "models", "system", "training"},  # training goes with the flags
+    "conversion": {"shards", "data", "models", "system"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}
 MODULES = sorted((EXAMPLE / "orpo").rglob("*.py"))
