@@ -14,37 +14,45 @@ from .options import ModelOptions
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
-def read_index(options: ModelOptions, pipeline_class: type[DiffusionPipeline], name: str) -> dict:
+def read_index(options: ModelOptions, pipeline: str = "StableDiffusionXLPipeline") -> dict:
     """Reads a pipeline's `model_index.json`.
 
     Args:
         options: of the model.
-        pipeline_class: that it must be.
-        name: of the family, for people.
+        pipeline: its probable class, for the advice on single files.
 
     Raises:
-        ValueError: it is a single file, or no pipeline, or one of another family.
+        ValueError: it is a single file, or no pipeline.
     """
     source = options.pretrained_model_name_or_path
     flag = f"--pretrained_model_name_or_path={printable(source)}"
     if source.lower().endswith(SINGLE_FILES):
         raise ValueError(
             f"{flag} is a single file, and a folder in diffusers' format is needed. Convert it once: `python -c \"from"
-            f" diffusers import {pipeline_class.__name__} as P;"
-            f" P.from_single_file({source!r}).save_pretrained('converted')\"`, and give the folder `converted`."
+            f" diffusers import {pipeline} as P; P.from_single_file({source!r}).save_pretrained('converted')\"`, and give"
+            " the folder `converted`."
         )
     try:
-        index = DiffusionPipeline.load_config(source, **options.source_options)
+        return DiffusionPipeline.load_config(source, **options.source_options)
     except OSError as error:
         raise ValueError(
             f"{flag} is not a pipeline in diffusers' format: its model_index.json can't be read"
             f" ({printable(str(error).splitlines()[0])})."
         ) from error
-    if index.get("_class_name") != pipeline_class.__name__:
+
+
+def check_pipeline(options: ModelOptions, index: dict, pipeline: str, name: str) -> None:
+    """Checks that a model is of the family.
+
+    Raises:
+        ValueError: its pipeline is another one.
+    """
+    found = index.get("_class_name")
+    if found != pipeline:
         raise ValueError(
-            f"{flag} is a {index.get('_class_name')}: this script trains {name}, a {pipeline_class.__name__}."
+            f"--pretrained_model_name_or_path={printable(options.pretrained_model_name_or_path)} is a {found}: this script"
+            f" trains {name}, a {pipeline}."
         )
-    return index
 
 
 def is_absent(index: dict, module: str) -> bool:

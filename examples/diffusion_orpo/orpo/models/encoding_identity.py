@@ -39,7 +39,7 @@ def encoding_identity(family: type, options: ModelOptions, dtype: torch.dtype) -
         "vae": module_identity(source, **arguments),
     }
     arguments = {"variant": options.variant, **options.source_options}
-    index = read_index(options, family.pipeline_class, family.name)
+    index = read_index(options, family.pipeline_class.__name__)
     for encoder in family.text_encoder_names:
         for name in (encoder, encoder.replace("text_encoder", "tokenizer")):
             identity[name] = (

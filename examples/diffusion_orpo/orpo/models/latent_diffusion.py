@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..system.transfer import to_device
-from .checks import build_empty, check_lora_layers, check_modules, is_absent, read_index
+from .checks import build_empty, check_lora_layers, check_modules, check_pipeline, is_absent, read_index
 from .encoding_identity import encoding_identity
 from .inference_snippet import inference_snippet
 from .lora import LORA_FILE, add_lora, load_lora, save_lora
@@ -62,9 +62,6 @@ class LatentDiffusion:
     license: str
     vae_class: type[Vae] = Vae
     optional_modules: tuple[str, ...] = ()
-    lora_layers = "to_k,to_q,to_v,to_out.0"
-    defaults: dict = {}
-    resolution_step = 8
     pipeline_options: dict = {}
     inference_dtype = "float16"
     lora_file = LORA_FILE
@@ -73,7 +70,8 @@ class LatentDiffusion:
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         self.options, self.device, self.dtype = options, device, dtype
         report_first_truncation(self.pipeline_class.__module__)
-        index = read_index(options, self.pipeline_class, self.name)
+        index = read_index(options, self.pipeline_class.__name__)
+        check_pipeline(options, index, self.pipeline_class.__name__, self.name)
         self.absent_modules = tuple(name for name in self.optional_modules if is_absent(index, name))
         needed = (self.denoiser_name, *self._conditioning_names, "scheduler")
         check_modules(options, index, tuple(name for name in needed if name not in self.absent_modules))
@@ -82,10 +80,6 @@ class LatentDiffusion:
         denoiser = build_empty(options, index, self.denoiser_name)
         self.check_denoiser(denoiser.config)
         check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
-
-    @classmethod
-    def add_arguments(cls, parser) -> None:
-        pass
 
     @classmethod
     def load(

@@ -8,6 +8,7 @@ from ..system.transfer import to_device
 from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion
 from .prompts import clip_tokens
+from .registry import SDXL
 from .vae import VaeWithMeans
 
 
@@ -17,7 +18,7 @@ class StableDiffusionXL(LatentDiffusion):
     text_encoder_names = ("text_encoder", "text_encoder_2")
     vae_class = VaeWithMeans
     noise_process_class = DDPM
-    name, slug = "SDXL", "sdxl"
+    name, slug = SDXL.name, SDXL.slug
     tags = ("stable-diffusion-xl", "stable-diffusion-xl-diffusers")
     license = "openrail++"
 
