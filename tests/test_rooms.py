@@ -19,7 +19,7 @@ ALLOWED = {
     "checking": {"shards", "data", "system"},
     "labelling": {"data", "system"},
     "making": {"models", "scoring", "data", "system"},
-    "conversion": {"shards", "data", "models", "system", "training"},  # training goes with the flags
+    "conversion": {"shards", "data", "models", "system"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}
 MODULES = sorted((EXAMPLE / "orpo").rglob("*.py"))

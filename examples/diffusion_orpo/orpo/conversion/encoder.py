@@ -7,28 +7,21 @@ import argparse
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib import import_module
 
 import torch
 from safetensors.torch import load, save
 
 from diffusers import DiffusionPipeline
 
+from ..data.flags import IMAGES
 from ..data.pair import PairTransform
 from ..models.encoding_identity import encoding_identity
+from ..models.registry import FAMILIES
 from ..shards.manifest import Encoding
+from ..system.flags import assemble, make_parser, parse
 from ..system.libraries import LIBRARIES
 from ..system.precision import DTYPES
-from ..training.arguments import add_training_arguments, check_training_arguments
 
-
-# Module and class of the family whose pipeline it is.
-FAMILIES = {
-    "StableDiffusionPipeline": ("orpo.models.sd", "StableDiffusion"),
-    "StableDiffusionXLPipeline": ("orpo.models.sdxl", "StableDiffusionXL"),
-    "StableDiffusion3Pipeline": ("orpo.models.sd3", "StableDiffusion3"),
-    "FluxPipeline": ("orpo.models.flux", "Flux"),
-}
 
 PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
 
@@ -52,13 +45,12 @@ def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype
             f"--pretrained_model_name_or_path={model.pretrained_model_name_or_path} is a {config['_class_name']}, not one"
             f" of {', '.join(FAMILIES)}."
         )
-    module, name = FAMILIES[config["_class_name"]]
-    family = getattr(import_module(module), name)
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser, family, train_batch_size=1)
-    args = parser.parse_args(flags)
-    check_training_arguments(parser, args, family.resolution_step)
-    return family, args, DTYPES[args.mixed_precision or "no"]
+    family = FAMILIES[config["_class_name"]]
+    declarations = assemble([*family.flags, IMAGES], family.defaults)
+    parser = make_parser(None, declarations)
+    args = parse(parser, declarations, flags)
+    family.check_flags(parser, args)
+    return family.load_class(), args, DTYPES[args.mixed_precision or "no"]
 
 
 def identify(flags: list[str]) -> dict[str, str]:
