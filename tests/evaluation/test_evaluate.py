@@ -355,7 +355,7 @@ def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, t
     draw_one, drawn = StableDiffusionXL.draw, []
     monkeypatch.setattr(StableDiffusionXL, "draw", lambda *args: drawn.append(args[1:]) or draw_one(*args))
     (tmp_path / "mine.py").write_text(
-        "from image_statistics import saturation\n"
+        "from orpo.scoring.image_statistics import saturation\n"
         "CALLS = []\n"
         "def mine(images, prompts):\n"
         "    scores = saturation(images, prompts)\n"
