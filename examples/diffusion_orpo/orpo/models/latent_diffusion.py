@@ -13,7 +13,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..system.transfer import to_device
-from .checks import build_empty, check_lora_layers, check_modules, check_pipeline, is_absent, read_index
+from .checks import (
+    build_empty,
+    check_lora_layers,
+    check_modules,
+    check_pipeline,
+    is_absent,
+    read_index,
+    warn_of_distillation,
+)
 from .encoding_identity import encoding_identity
 from .inference_snippet import inference_snippet
 from .lora import LORA_FILE, add_lora, load_lora, save_lora
@@ -109,6 +117,7 @@ class LatentDiffusion:
         else:
             model._load_pipeline(**dict.fromkeys(model.encoder_names), **absent)
         if denoiser:
+            warn_of_distillation(options, model.pipeline.scheduler)
             model.denoiser.requires_grad_(False)
             add_lora(model.denoiser, options)
             if options.gradient_checkpointing:
@@ -138,8 +147,13 @@ class LatentDiffusion:
         """Checks the denoiser's configuration.
 
         Raises:
-            ValueError: it takes other latents than the VAE makes.
+            ValueError: it takes other latents than the VAE makes, or a condition that training does not give it.
         """
+        if config.get("time_cond_proj_dim") is not None:
+            raise ValueError(
+                f"The {self.denoiser_name} of {self.options.pretrained_model_name_or_path} is told the guidance scale, as"
+                " latent consistency models are. Train the model that it was distilled from; the LoRA may fit both."
+            )
         expected, found = self.latent_channels, config["in_channels"]
         if found != expected:
             raise ValueError(
