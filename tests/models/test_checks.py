@@ -44,7 +44,7 @@ SCHEDULERS = {
         {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True},
         "DPMSolverMultistepScheduler with use_flow_sigmas",
     ),
-    "of no library": ({"_class_name": "MyScheduler"}, "is a MyScheduler"),
+    "of no library": ({"_class_name": "MyScheduler"}, "the scheduler MyScheduler"),
     "no betas": (
         {"beta_start": None, "beta_schedule": None},
         "lacks beta_start, beta_schedule in scheduler_config.json",
@@ -188,11 +188,13 @@ def test_sd3_without_t5_reads_prompts_as_its_pipeline_does(tmp_path):
         shutil.rmtree(folder / name)
     change(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
     loaded = family.load(str(folder))
+    for_cache = StableDiffusion3.load(loaded.options, loaded.device, loaded.dtype, denoiser=False)
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     expected, _, pooled, _ = pipeline.encode_prompt(["a red ball"], None, None, **family.call_options)
-    embeds = loaded.encode_prompts(["a red ball"])
-    torch.testing.assert_close(embeds["prompt_embeds"], expected)
-    torch.testing.assert_close(embeds["pooled_prompt_embeds"], pooled)
+    for model in (loaded, for_cache):
+        embeds = model.encode_prompts(["a red ball"])
+        torch.testing.assert_close(embeds["prompt_embeds"], expected)
+        torch.testing.assert_close(embeds["pooled_prompt_embeds"], pooled)
     assert "text_encoder_3=None" in loaded.inference_snippet("lora", "a red ball")
     identity = StableDiffusion3.encoding_identity(loaded.options, torch.float32)
     assert identity["text_encoder_3"] == identity["tokenizer_3"] == "none"

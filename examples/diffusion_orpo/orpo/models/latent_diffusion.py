@@ -57,6 +57,7 @@ class LatentDiffusion:
         pipeline: has all modules that are loaded, on the device; images are drawn with it.
         noise_process: adds noise in training.
         vae: encodes and decodes images; its weights are in the pipeline.
+        denoiser_config: complete, whether the denoiser is loaded or not.
         absent_modules: the optional ones that this model was saved without.
     """
 
@@ -86,6 +87,7 @@ class LatentDiffusion:
         self.vae = self.vae_class(options)
         self.noise_process = self.noise_process_class.load(options)
         denoiser = build_empty(options, index, self.denoiser_name)
+        self.denoiser_config = denoiser.config
         self.check_denoiser(denoiser.config)
         check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
 
