@@ -16,7 +16,7 @@ from ..system.transfer import to_device
 from .checks import build_empty, check_lora_layers, check_modules, check_pipeline, is_absent, read_index
 from .encoding_identity import encoding_identity
 from .inference_snippet import inference_snippet
-from .lora import LORA_FILE, add_lora, load_lora, save_lora
+from .lora import LORA_FILE, add_lora, check_init_lora, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .prompts import report_first_truncation
@@ -80,6 +80,7 @@ class LatentDiffusion:
         denoiser = build_empty(options, index, self.denoiser_name)
         self.check_denoiser(denoiser.config)
         check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
+        check_init_lora(self.denoiser_name, options)
 
     @classmethod
     def load(
@@ -111,6 +112,8 @@ class LatentDiffusion:
         if denoiser:
             model.denoiser.requires_grad_(False)
             add_lora(model.denoiser, options)
+            if options.init_lora_weights is not None:
+                model.load_lora(Path(options.init_lora_weights))
             if options.gradient_checkpointing:
                 model.denoiser.enable_gradient_checkpointing()
             if device.type == "cuda" and cls.denoiser_name == "unet":
