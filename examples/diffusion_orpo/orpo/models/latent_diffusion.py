@@ -24,7 +24,7 @@ from .checks import (
 )
 from .encoding_identity import encoding_identity
 from .inference_snippet import inference_snippet
-from .lora import LORA_FILE, add_lora, load_lora, save_lora
+from .lora import LORA_FILE, add_lora, check_init_lora, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .prompts import report_first_truncation
@@ -90,6 +90,7 @@ class LatentDiffusion:
         self.denoiser_config = denoiser.config
         self.check_denoiser(denoiser.config)
         check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
+        check_init_lora(self.denoiser_name, options)
 
     @classmethod
     def load(
@@ -122,6 +123,8 @@ class LatentDiffusion:
             warn_of_distillation(options, model.pipeline.scheduler)
             model.denoiser.requires_grad_(False)
             add_lora(model.denoiser, options)
+            if options.init_lora_weights is not None:
+                model.load_lora(Path(options.init_lora_weights))
             if options.gradient_checkpointing:
                 model.denoiser.enable_gradient_checkpointing()
             if device.type == "cuda" and cls.denoiser_name == "unet":
