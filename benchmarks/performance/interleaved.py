@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Value
-from orpo.data.dataset import load_pairs
-from orpo.data.encoding_cache import cache_encodings
+from orpo.data.dataset import DataOptions, load_pairs
+from orpo.data_source import encode_pairs
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training.loop import train
 from orpo.training.run import start_run, weight_dtype
@@ -158,8 +158,8 @@ def start(args, **more) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as work:
         run_args = parse_args(command_line(flags(args, work, max_train_steps=1, **more)))
         with start_run(run_args) as (accelerator, _):
-            data, dtype = load_pairs(run_args), weight_dtype(accelerator)
-            cached = cache_encodings(run_args, accelerator, StableDiffusionXL, dtype, data)
+            data, dtype = load_pairs(DataOptions.from_flags(run_args)), weight_dtype(accelerator)
+            cached = encode_pairs(data, run_args, accelerator, StableDiffusionXL, dtype)
             model = StableDiffusionXL.load(run_args, accelerator.device, dtype)
             yield Run(run_args, accelerator, model, data, cached)
 

@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from orpo.data.dataset import add_dataset_arguments, load_pairs
+from orpo.data.dataset import DataOptions, add_dataset_arguments, load_pairs
 from orpo.data.encoding_cache import cache_encodings
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.system.processes import main_process_first
@@ -26,10 +26,17 @@ def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
     with start_run(args) as (accelerator, checkpoint):
         with main_process_first(accelerator):  # the others then find the data in the cache
-            data = load_pairs(args)
+            data = load_pairs(DataOptions.from_flags(args))
         dtype = weight_dtype(accelerator)
         if args.cache_latents:
-            data = cache_encodings(args, accelerator, StableDiffusionXL, dtype, data)
+            data = cache_encodings(
+                data,
+                accelerator,
+                identify=lambda: StableDiffusionXL.encoding_identity(args, dtype),
+                load_model=lambda: StableDiffusionXL.load(args, accelerator.device, dtype, denoiser=False),
+                vae_batch_size=args.vae_encode_batch_size,
+                cache_dir=args.cache_dir,
+            )
         model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
         return train(args, accelerator, checkpoint, model, data)
 

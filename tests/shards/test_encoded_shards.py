@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
 from orpo.conversion.encoder import parse_flags
+from orpo.conversion.run import ray_session
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.sdxl import StableDiffusionXL
@@ -24,7 +25,7 @@ from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
 from bases import base_folder
-from convert_to_webdataset import main, ray_session
+from convert_to_webdataset import main
 from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
 

@@ -5,7 +5,7 @@ import argparse
 import torch
 from accelerate import Accelerator
 
-from .data.dataset import PreferenceData, add_dataset_arguments, load_pairs
+from .data.dataset import DataOptions, PreferenceData, add_dataset_arguments, load_pairs
 from .data.encoding_cache import cache_encodings
 from .shards.stream import ShardData, add_shard_arguments, load_shards
 from .system.processes import main_process_first
@@ -46,5 +46,19 @@ def load_data(args, accelerator: Accelerator, family: type, dtype: torch.dtype) 
     if args.dataset_path is not None:
         return load_shards(args, accelerator, family, dtype)
     with main_process_first(accelerator):  # the others then find the data in the cache
-        data = load_pairs(args)
-    return cache_encodings(args, accelerator, family, dtype, data) if args.cache_latents else data
+        data = load_pairs(DataOptions.from_flags(args))
+    return encode_pairs(data, args, accelerator, family, dtype) if args.cache_latents else data
+
+
+def encode_pairs(
+    data: PreferenceData, args, accelerator: Accelerator, family: type, dtype: torch.dtype
+) -> PreferenceData:
+    """The same pairs, encoded by the family's VAE and text encoders or found in the cache: see `cache_encodings`."""
+    return cache_encodings(
+        data,
+        accelerator,
+        identify=lambda: family.encoding_identity(args, dtype),
+        load_model=lambda: family.load(args, accelerator.device, dtype, denoiser=False),
+        vae_batch_size=args.vae_encode_batch_size,
+        cache_dir=args.cache_dir,
+    )
