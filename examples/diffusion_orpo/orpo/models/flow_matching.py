@@ -29,26 +29,6 @@ class FlowMatching:
     sampler_config: dict = field(default_factory=dict)
 
     @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--weighting_scheme",
-            choices=["logit_normal", "mode", "sigma_sqrt", "cosmap", "none"],
-            default="logit_normal",
-            help="How noise levels count: logit_normal and mode draw some timesteps more often, sigma_sqrt and cosmap draw "
-            "all alike and weigh the loss, none does neither.",
-        )
-        group.add_argument(
-            "--logit_mean", type=float, default=0.0, help="Mean of logit_normal: larger values draw less noise."
-        )
-        group.add_argument("--logit_std", type=float, default=1.0, help="Standard deviation of logit_normal.")
-        group.add_argument(
-            "--mode_scale",
-            type=float,
-            default=1.29,
-            help="Scale of mode, from -1 to 1.75: above 0 draws the middle more often, below 0 the ends.",
-        )
-
-    @classmethod
     def load(cls, args) -> "FlowMatching":
         """Reads the schedule of the flags' model.
 

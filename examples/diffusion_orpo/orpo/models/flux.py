@@ -6,6 +6,7 @@ from diffusers import FluxPipeline
 
 from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .registry import FLUX
 
 
 class Flux(LatentDiffusion):
@@ -13,29 +14,10 @@ class Flux(LatentDiffusion):
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2")
     noise_process_class = FlowMatching
-    name, slug = "FLUX.1", "flux"
+    name, slug = FLUX.name, FLUX.slug
     tags = ("flux", "flux-diffusers")
     license = "other"
-    lora_layers = (
-        "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,"
-        "attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out,"
-        "ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2"
-    )
-    defaults = {"weighting_scheme": "none", "validation_guidance_scale": 3.5}
-    resolution_step = 16
     inference_dtype = "bfloat16"
-
-    @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--max_sequence_length", type=int, default=512, help="Tokens of a prompt that T5 reads, at most 512."
-        )
-        group.add_argument(
-            "--guidance_scale",
-            type=float,
-            default=3.5,
-            help="Guidance scale that the model is told in training. FLUX.1-dev takes one; FLUX.1-schnell does not.",
-        )
 
     @property
     def call_options(self) -> dict:

@@ -20,6 +20,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from ..system.messages import printable
 from ..system.transfer import draw_noise, to_device
 from .encoding_identity import encoding_identity, vae_source
+from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .quantization import quantization_options
 
 
@@ -58,9 +59,6 @@ class LatentDiffusion:
         text_encoder_names: in the pipeline.
         noise_process_class: `DDPM` or `FlowMatching`.
         name, slug, tags, license: for the model card and the default names of folders.
-        lora_layers: the default of --lora_layers.
-        defaults: of other flags, where a family has its own.
-        resolution_step: pixels that a side of an image is a multiple of.
         pipeline_options: more arguments for loading the pipeline.
         inference_dtype: that the model card recommends on a GPU.
 
@@ -78,9 +76,6 @@ class LatentDiffusion:
     slug: str
     tags: tuple[str, ...]
     license: str
-    lora_layers = "to_k,to_q,to_v,to_out.0"
-    defaults: dict = {}
-    resolution_step = 8
     pipeline_options: dict = {}
     inference_dtype = "float16"
     lora_file = "pytorch_lora_weights.safetensors"
@@ -95,10 +90,6 @@ class LatentDiffusion:
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(self._vae_source, **self._vae_options))
         self.vae_config = vae.config
-
-    @classmethod
-    def add_arguments(cls, parser) -> None:
-        """Adds the flags that this family alone has."""
 
     @classmethod
     def load(
@@ -286,6 +277,10 @@ class LatentDiffusion:
             **{f"{self.denoiser_name}_lora_layers": layers},
             **_collate_lora_metadata({self.denoiser_name: self.denoiser}),
         )
+
+    def save_for_other_programs(self, directory: Path) -> None:
+        """Writes the LoRA in `directory` once more, as ComfyUI and AUTOMATIC1111 read it."""
+        write_for_other_programs(directory / self.lora_file, directory / COMFYUI_FILE)
 
     def load_lora(self, directory: Path) -> None:
         """Reads what `save_lora` wrote into the LoRA that is there.

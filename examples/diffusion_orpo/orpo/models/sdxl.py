@@ -7,6 +7,7 @@ from diffusers import StableDiffusionXLPipeline
 from ..system.transfer import to_device
 from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion, clip_tokens
+from .registry import SDXL
 
 
 class StableDiffusionXL(LatentDiffusion):
@@ -14,7 +15,7 @@ class StableDiffusionXL(LatentDiffusion):
     denoiser_name = "unet"
     text_encoder_names = ("text_encoder", "text_encoder_2")
     noise_process_class = DDPM
-    name, slug = "SDXL", "sdxl"
+    name, slug = SDXL.name, SDXL.slug
     tags = ("stable-diffusion-xl", "stable-diffusion-xl-diffusers")
     license = "openrail++"
 

@@ -3,14 +3,12 @@
 Validation uses the modules that train: no second copy is loaded.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusion_orpo_loss import OrpoMetrics
 from PIL.Image import Image
@@ -49,18 +47,24 @@ class Validator:
     """Validates during and after training.
 
     Attributes:
-        args: the flags.
-        accelerator: of the run.
+        run: the `Run`.
         model: the model family, with the LoRA that trains.
         data: the source of held-out pairs.
         compute_losses: (args, model, denoiser, batch) -> (losses, metrics, timesteps), all per pair.
     """
 
-    args: argparse.Namespace
-    accelerator: Accelerator
+    run: object
     model: object
     data: object
     compute_losses: Callable
+
+    @property
+    def args(self):
+        return self.run.args
+
+    @property
+    def accelerator(self):
+        return self.run.accelerator
 
     def during_training(self, step: int) -> None:
         """Logs held-out metrics, images, and their scores against the base's. Every process must call it."""
@@ -118,7 +122,9 @@ class Validator:
         args = self.args
         with self.model.encoders():
             return [
-                self.model.draw(prompt, args.seed + i, args.validation_inference_steps, args.validation_guidance_scale)
+                self.model.draw(
+                    prompt, self.run.seed + i, args.validation_inference_steps, args.validation_guidance_scale
+                )
                 for prompt in args.validation_prompts
                 for i in range(args.num_validation_images)
             ]
