@@ -17,7 +17,6 @@ from ..shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from ..shards.tar import walk_samples
 from .plan import Job
 
 
@@ -85,7 +84,8 @@ def finish(job: Job, shards: list[Shard]) -> None:
 
 def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
     """The manifest's entry for the encoding: what the first sample of all holds, every other one must hold, too."""
-    from .encoder import describe  # imports torch and diffusers
+    from ..shards.tar import walk_samples  # these import torch and diffusers
+    from .encoder import describe
 
     first = next(shard for shard in shards if shard.samples)
     with open_folder(job.output_dir).open_input_stream(first.name) as file:

@@ -3,13 +3,13 @@
 import json
 import logging
 import os
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -43,14 +43,14 @@ def ray_session(address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.cloudpickle.register_pickle_by_value(
-        sys.modules["orpo"]
-    )  # so that a cluster's nodes need not have these files
     if ray.is_initialized():
         yield
         return
-    local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else local))
+    package = Path(__file__).parents[1]  # a cluster's nodes need not have it: Ray hands it to them
+    options = {"runtime_env": {"py_modules": [str(package)]}, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address or "local", **options)
     try:
         yield
     finally:
@@ -70,9 +70,7 @@ def run(job: Job, finished: dict[str, Shard]) -> Iterator[Shard]:
         else:
             gpus = int(ray.cluster_resources().get("GPU", 0))
             actors = {"concurrency": min(gpus, len(todo)), "num_gpus": 1} if gpus else {"concurrency": 1}
-            from .encoder import RowEncoder  # imports torch and diffusers
-
-            tasks = units.map(UnitEncoder, fn_constructor_kwargs={"job": job, "encoder": RowEncoder}, **actors)
+            tasks = units.map(UnitEncoder, fn_constructor_kwargs={"job": job}, **actors)
         for row in tasks.iter_rows():
             shard = Shard.from_dict(json.loads(row["shard"]))
             if bad := shard.bad_rows:
@@ -118,11 +116,12 @@ class UnitEncoder:
 
     Args:
         job: the conversion.
-        encoder: the class `RowEncoder`. It comes with the actor, whose node may have none of these files.
     """
 
-    def __init__(self, job: Job, encoder: type) -> None:
-        self.job, self.encoder = job, encoder(job.encoding)
+    def __init__(self, job: Job) -> None:
+        from .encoder import RowEncoder  # imports torch and diffusers
+
+        self.job, self.encoder = job, RowEncoder(job.encoding)
 
     def __call__(self, row: dict) -> dict[str, str]:
         return convert_unit(row, self.job, self.encoder)
