@@ -19,9 +19,9 @@ import json
 import sys
 from pathlib import Path
 
+from orpo.data.listing import read_listing
 from orpo.labelling.agreement import agreements, as_json
 from orpo.labelling.export import export, judged_pairs
-from orpo.labelling.listing import read_listing
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_judge, read_votes

@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from orpo.data.flags import DATA_SET, IMAGES
+from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.system.flags import assemble, make_parser, parse
 from orpo.training.flags import TRAINING, check_training_flags
@@ -32,6 +33,8 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.loop import train
     from orpo.training.run import start_run
 
+    options = ModelOptions.from_flags(args)
+    StableDiffusionXL.check(options)
     with start_run(args, FLAGS) as run:
         with main_process_first(run.accelerator):  # the others then find the data in the cache
             data = load_pairs(DataOptions.from_flags(args))
@@ -39,12 +42,12 @@ def main(input_args: list[str] | None = None) -> int:
             data = cache_encodings(
                 data,
                 run.accelerator,
-                identify=lambda: StableDiffusionXL.encoding_identity(args, run.dtype),
-                load_model=lambda: StableDiffusionXL.load(args, run.accelerator.device, run.dtype, denoiser=False),
+                identify=lambda: StableDiffusionXL.encoding_identity(options, run.dtype),
+                load_model=lambda: StableDiffusionXL.load(options, run.accelerator.device, run.dtype, denoiser=False),
                 vae_batch_size=args.vae_encode_batch_size,
                 cache_dir=args.cache_dir,
             )
-        model = StableDiffusionXL.load(args, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
+        model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 
 

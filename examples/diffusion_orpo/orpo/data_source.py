@@ -51,11 +51,12 @@ def encode_pairs(data, args, accelerator, family: type, dtype):
     """The same pairs, encoded by the family's VAE and text encoders or found in the cache: see `cache_encodings`."""
     from .data.encoding_cache import cache_encodings
 
+    options = family.options_class.from_flags(args)
     return cache_encodings(
         data,
         accelerator,
-        identify=lambda: family.encoding_identity(args, dtype),
-        load_model=lambda: family.load(args, accelerator.device, dtype, denoiser=False),
+        identify=lambda: family.encoding_identity(options, dtype),
+        load_model=lambda: family.load(options, accelerator.device, dtype, denoiser=False),
         vae_batch_size=args.vae_encode_batch_size,
         cache_dir=args.cache_dir,
     )

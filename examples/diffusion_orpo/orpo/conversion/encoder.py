@@ -11,12 +11,12 @@ from functools import lru_cache
 import torch
 from safetensors.torch import load, save
 
-from diffusers import DiffusionPipeline
-
 from ..data.bad_pair import BadPair
 from ..data.flags import IMAGES
 from ..data.pair import PairTransform
+from ..models.checks import read_index
 from ..models.encoding_identity import encoding_identity
+from ..models.options import ModelOptions
 from ..models.registry import FAMILIES
 from ..shards.manifest import Encoding
 from ..system.flags import assemble, make_parser, parse
@@ -38,8 +38,9 @@ def plan_encoding(flags: list[str]) -> EncodingJob:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--pretrained_model_name_or_path")
     parser.add_argument("--revision")
+    parser.add_argument("--cache_dir")
     model, _ = parser.parse_known_args(flags)
-    config = DiffusionPipeline.load_config(model.pretrained_model_name_or_path, revision=model.revision)
+    config = read_index(ModelOptions.from_flags(model))
     if config["_class_name"] not in FAMILIES:
         raise ValueError(
             f"--pretrained_model_name_or_path={model.pretrained_model_name_or_path} is a {config['_class_name']}, not one"
@@ -50,9 +51,9 @@ def plan_encoding(flags: list[str]) -> EncodingJob:
     parser = make_parser(None, declarations)
     args = parse(parser, declarations, flags)
     family.check_flags(parser, args)
-    precision, family_class = args.mixed_precision or "no", family.load_class()
-    identity = encoding_identity(family_class, args, DTYPES[precision])
-    return EncodingJob(family_class, args, precision, args.resolution, args.vae_encode_batch_size, identity)
+    precision, family_class, options = args.mixed_precision or "no", family.load_class(), ModelOptions.from_flags(args)
+    family_class.check(options)
+    return EncodingJob(family_class, options, precision, encoding_identity(family_class, options, DTYPES[precision]))
 
 
 def describe(job: EncodingJob, encoded: bytes) -> Encoding:
@@ -72,8 +73,8 @@ class RowEncoder:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
         self.model = job.family.load(job.options, device, DTYPES[job.precision], denoiser=False)
-        self.transform = PairTransform(job.resolution)
-        self.batch_rows = max(1, job.vae_batch_size // 2)
+        self.transform = PairTransform(job.options.resolution)
+        self.batch_rows = max(1, job.options.vae_encode_batch_size // 2)
         self.embeds = lru_cache(PROMPTS_KEPT)(self._embeds)
 
     def encode(self, rows: list[tuple[str, dict[str, bytes]]]) -> Iterator[dict[str, bytes] | BadPair]:

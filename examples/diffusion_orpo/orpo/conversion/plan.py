@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from ..data.columns import Columns
+from ..models.options import ModelOptions
 from ..shards.manifest import Source
 from ..system.messages import printable
 from .parquet import Footer, list_files, open_dataset, read_footer
@@ -30,18 +31,14 @@ class EncodingJob:
 
     Attributes:
         family: of the model.
-        options: what its `load` takes.
+        options: of the model; also resolution and batch size.
         precision: of the encoders: "no", "fp16" or "bf16".
-        resolution: pixels a side of the crops.
-        vae_batch_size: images that the VAE encodes at once.
         identity: all that decides an encoding.
     """
 
     family: type
-    options: object
+    options: ModelOptions
     precision: str
-    resolution: int
-    vae_batch_size: int
     identity: dict[str, str]
 
 
