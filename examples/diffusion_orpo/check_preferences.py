@@ -15,18 +15,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 from orpo.checking.contact_sheet import contact_sheet
 from orpo.checking.inspection import PairSource, inspect_all
 from orpo.checking.prompt_lengths import load_tokenizers
 from orpo.checking.report import PreferenceReport
 from orpo.checking.sources import STOPS, RowSource, ShardSource
 from orpo.checking.text import render
-from orpo.data.dataset import load_pairs, open_rows
+from orpo.data.dataset import DataOptions, load_pairs
+from orpo.data.files import as_given
+from orpo.data.flags import DATA_SET, IMAGES
 from orpo.data.folders import is_pair_folders, read_pair_folders
-from orpo.shards.listing import find_shards
+from orpo.data.table import Table
+from orpo.shards.flags import SHARDS
+from orpo.shards.listing import find_shards, first_pairs
+from orpo.system.flags import all_flags
 from orpo.system.redaction import without_secrets
-from orpo.training.arguments import RANGES
+from orpo.training.flags import VALIDATION
 from tqdm.auto import tqdm
 
 
@@ -50,11 +54,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
     args = parser.parse_args(input_args)
-    for name, (lowest, *highest) in (RANGES | {"num_sample_pairs": (0,), "num_workers": (0,)}).items():
-        value = getattr(args, name, None)
-        if value is not None and not lowest <= value <= min(highest, default=value):
-            limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}"
-            parser.error(f"--{name} must be {limits}; got {value}.")
+    for flag in all_flags([DATA_SET, SHARDS, IMAGES, VALIDATION]):
+        problem = flag.problem(getattr(args, flag.name, None))
+        if problem:
+            parser.error(problem)
+    for name in ("num_sample_pairs", "num_workers"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} must be at least 0; got {getattr(args, name)}.")
     return args
 
 
@@ -68,7 +74,7 @@ def _add_data_arguments(group) -> None:
     source.add_argument("--dataset_path", nargs="+", help="Shards: folders, paths, URLs, or `pipe:` commands.")
     group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
     group.add_argument("--dataset_split_name", help="Split to check. Default: the only one, else train.")
-    group.add_argument("--max_train_samples", type=int, help="Check the first so many pairs of a data set only.")
+    group.add_argument("--max_train_samples", type=int, help="Check the first so many pairs only, and those held out.")
     group.add_argument("--run_validation", action="store_true", help="Training will hold pairs out.")
     group.add_argument("--num_validation_pairs", type=int, default=64, help="Pairs that training will hold out.")
     group.add_argument("--num_train_examples", type=int, help="Samples in all shards, as training will be told.")
@@ -116,38 +122,38 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     Returns:
         The report, and the rows, or None where there are none that can be looked at.
     """
+    options = DataOptions.from_flags(args)
     try:
-        load_pairs(args)
+        load_pairs(options)
         reason = None
     except (ValueError, OSError) as error:
         reason = str(error)
     report = {"data": args.dataset_name, "accepted": reason is None, "reason": reason}
-    held_out = args.num_validation_pairs if args.run_validation else 0
-    max_pairs = None if args.max_train_samples is None else args.max_train_samples + held_out
+    max_pairs = None if args.max_train_samples is None else args.max_train_samples + options.num_held_out
     try:
-        dataset, name = _open_rows(args, counts)
-        source = RowSource.open(dataset, name, max_pairs, decode=reason is not None)
-    except (ValueError, OSError):  # told as the reason
-        return report, None
+        source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
+    except (ValueError, OSError):
+        return report, None  # told as the reason
     _count(source, counts, args.num_workers)
-    used = [column for column in dataset.column_names if column in (*source.pairs.columns, "label_0")]
+    names, used = source.table.dataset.column_names, source.table.columns.used
     columns = {
-        "used": used,
-        "unused": [column for column in dataset.column_names if column not in used],
-        "types": {column: str(feature) for column, feature in dataset.features.items()},
+        "used": [column for column in names if column in used],
+        "unused": [column for column in names if column not in used],
+        "types": {column: str(feature) for column, feature in source.table.dataset.features.items()},
     }
     return report | {"columns": columns} | counts.summary(source.where), source
 
 
-def _open_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[Dataset, str]:
+def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     """All rows; of folders also those that stand beside others which training refuses."""
-    if not is_pair_folders(args.dataset_name):
-        return open_rows(args)
-    found = read_pair_folders(Path(args.dataset_name))
+    folder = as_given(options.name)
+    if not is_pair_folders(folder):
+        return options.open_table()
+    found = read_pair_folders(Path(folder))
     counts.passed_over = found.passed_over
-    for kind, message in found.problems:
-        counts.add_problem(kind, message)
-    return found.dataset(args.cache_dir), args.dataset_name
+    for problem in found.problems:
+        counts.add_problem(problem)
+    return Table.of(found.dataset(options.cache_dir), options.name, follows_paths=True)
 
 
 def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
@@ -158,7 +164,7 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     """
     report = {"data": " ".join(map(without_secrets, args.dataset_path))}
     try:
-        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples))
+        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
     if source.shards.encoding is not None:
@@ -171,7 +177,7 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     worst, share = source.worst_shard(counts.bad_keys)
     if share > args.max_bad_samples:
         report["notes"].append(
-            f"{share:.1%} of the samples of {worst} are bad. Each worker judges its own part: one that reads mostly this"
+            f"{share:.1%} of the samples of {worst} are bad. Each process judges its own part: one that reads mostly this"
             " shard stops the run. Replace it, or raise --max_bad_samples."
         )
     return report, source
@@ -179,18 +185,20 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
 
 def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, counts: PreferenceReport) -> str | None:
     held_out = args.num_validation_pairs if args.run_validation else 0
-    total = len(source) - held_out
-    if total <= 0:
-        return f"--num_validation_pairs={held_out} leaves none of the {len(source)} samples to train on."
+    training = first_pairs(source.shards.pairs(), held_out, args.max_train_samples)[1]
+    total = sum(map(len, training))
+    if total == 0:
+        return f"No pairs are left to train on, after {source.shards.num_ties} ties and {held_out} held out."
     if counts.problems[STOPS]:
-        return counts.first_problems[STOPS][0]
-    bad, good = (sum(source.index(key) >= held_out for key in keys) for keys in (counts.bad_keys, counts.good_keys))
+        return str(counts.first_problems[STOPS][0])
+    trained = {(shard, int(ordinal)) for shard, ordinals in enumerate(training) for ordinal in ordinals}
+    bad, good = (sum(key in trained for key in keys) for keys in (counts.bad_keys, counts.good_keys))
     if bad > args.max_bad_samples * total:
         return (
             f"{bad} of {total} samples are bad, more than --max_bad_samples={args.max_bad_samples}: replace them, or"
             " allow more."
         )
-    return None if good else "There are only ties or bad samples. Check what made the shards."
+    return None if good else "All samples are bad. Check what made the shards."
 
 
 def _count(source: PairSource, counts: PreferenceReport, num_workers: int) -> None:

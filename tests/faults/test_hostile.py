@@ -1,6 +1,5 @@
 """Data that is broken or wishes us ill: docs/bad_data.md, row by row, by doing the damage."""
 
-import argparse
 import gzip
 import io
 import json
@@ -11,7 +10,7 @@ import signal
 import struct
 import tarfile
 import zlib
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +26,21 @@ from faults.samples import picture, save
 from helpers import arguments, encode, face_rows, train, write_parquet, write_shards
 from launching import SHARDS_SCRIPT, assert_ok, two_processes
 from orpo.conversion.plan import plan_job
+from orpo.conversion.run import convert_unit
 from orpo.data import rows as rows_module
-from orpo.data.dataset import PreferenceData, load_pairs
+from orpo.data.bad_pair import BadPair
+from orpo.data.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.data.image import MAX_FILE_BYTES, decode_image
 from orpo.data.pair import PairTransform
-from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
+from orpo.shards.listing import find_shards
 from orpo.shards.manifest import Shard
-from orpo.shards.order import part_of_epoch
+from orpo.shards.order import Share, count_lanes
+from orpo.shards.reader import read_share
+from orpo.shards.sample import to_pair
+from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
 from PIL import Image
 
-from convert_to_webdataset import convert_unit
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
@@ -197,7 +200,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_images_that_are_refused(name):
     encoded, reason = REFUSED[name]
-    with pytest.raises(ValueError, match=rf"^row 0: not a readable image \(.*({reason}).*\)\. Remove or replace"):
+    with pytest.raises(ValueError, match=rf"^row 0: not a readable image \(.*({reason}).*\)\. Replace"):
         decode_image(encoded, "row 0")
 
 
@@ -265,14 +268,14 @@ def test_the_longest_shape_that_is_taken_is_cropped():
 
 
 def open_data(folder) -> PreferenceData:
-    return load_pairs(parse_args(arguments("unused", str(folder), "unused")))
+    return load_pairs(DataOptions.from_flags(parse_args(arguments("unused", str(folder), "unused"))))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_check_names_the_row_of_every_bad_image(tmp_path, name):
     data = face_rows(5, ties=0)
     data[3]["jpg_1"] = REFUSED[name][0]
-    with pytest.raises(ValueError, match=r"train\), row 3, jpg_1: not a readable image"):
+    with pytest.raises(ValueError, match=r"train\), row 3, jpg_1: (not a readable image|it is empty)"):
         open_data(write_parquet(tmp_path, data))
 
 
@@ -327,7 +330,7 @@ def test_a_path_in_a_table_is_not_followed(tmp_path):
     )
     (tmp_path / "data").mkdir()
     pq.write_table(table.cast(features.arrow_schema), tmp_path / "data" / "train.parquet")
-    with pytest.raises(ValueError, match="row 3, jpg_0 holds a path and no image"):
+    with pytest.raises(ValueError, match=r"row 3, jpg_0 \(private.png\): it holds a path and no image"):
         open_data(tmp_path / "data")
     assert [bad.row for bad in convert(tmp_path / "data")[0].bad_rows] == [3]
 
@@ -337,7 +340,7 @@ def test_a_path_in_a_table_is_not_followed(tmp_path):
     [
         ({"rejected_file_name": "../private.png"}, "Invalid metadata file_name"),
         ({"rejected_file_name": "/etc/hostname"}, "Invalid metadata file_name"),
-        ({"rejected_file_name": "none.png"}, "row 0, rejected: .*No such file"),
+        ({"rejected_file_name": "none.png"}, r"row 0, rejected \(none.png\): .*No such file"),
         ({"prompt": "\ud83d"}, "surrogate"),
     ],
 )
@@ -382,15 +385,14 @@ def convert(folder: Path) -> tuple[Shard, Path]:
     """Converts in this process; returns the shard's entry of the manifest, and its file."""
     output = Path(f"{folder}-shards")
     output.mkdir(exist_ok=True)
-    flags = {"split": None, "shard_size_mb": 500, "keep_ties": False, "cache_dir": None}
-    job = plan_job(argparse.Namespace(dataset_path=str(folder), output_dir=str(output), **flags))
+    job = plan_job(str(folder), str(output))
     shard = Shard.from_dict(json.loads(convert_unit({"item": 0}, job)["shard"]))
     return shard, output / shard.name
 
 
 def test_the_converter_names_what_it_cannot_take_and_passes_on_the_rest(tmp_path):
     good = [*samples.images().values(), *(encoded for encoded, _ in COLOURS.values())]
-    bad = [encoded for name, (encoded, _) in REFUSED.items() if name != "16-bit grey with a transparent colour"]
+    bad = [encoded for encoded, _ in REFUSED.values()]
     data = [
         {"jpg_0": image, "jpg_1": encode(picture(i)), "label_0": 1.0, "caption": f"{i} {CAPTIONS[i % len(CAPTIONS)]}"}
         for i, image in enumerate(good + bad)
@@ -398,7 +400,7 @@ def test_the_converter_names_what_it_cannot_take_and_passes_on_the_rest(tmp_path
     shard, path = convert(Path(write_parquet(tmp_path / "in", data)))
     assert [entry.row for entry in shard.bad_rows] == list(range(len(good), len(data)))
     for entry in shard.bad_rows:
-        assert f"row {entry.row}: jpg_0: not a readable image" in entry.reason or "is empty" in entry.reason
+        assert f"row {entry.row}, jpg_0: not a readable image" in entry.reason or "it is empty" in entry.reason
     pairs = [to_pair(members) for _, members in read_samples(str(path), 0, len(good), len(good))]
     assert [(p.winner, p.loser, p.prompt) for p in pairs] == [
         (row["jpg_0"], row["jpg_1"], row["caption"]) for row in data[: len(good)]
@@ -409,8 +411,6 @@ def test_no_bit_of_a_parquet_footer_ends_the_process(tmp_path):
     """Arrow ends it on some, where it is asked what they say of columns; a child plans with each of them."""
     data = samples.parquets()["zstd v2"]
     footer = pq.ParquetFile(io.BytesIO(data)).metadata.serialized_size
-    args = argparse.Namespace(dataset_path=str(tmp_path), output_dir="", split=None, shard_size_mb=500)
-    args.keep_ties, args.cache_dir = False, None
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -421,7 +421,7 @@ def test_no_bit_of_a_parquet_footer_ends_the_process(tmp_path):
                 flipped[at] ^= 1
                 (tmp_path / "train.parquet").write_bytes(flipped)
                 try:
-                    plan_job(args)
+                    plan_job(str(tmp_path), "")
                 except ValueError as error:
                     named += "train.parquet" in str(error)
                     unnamed += "train.parquet" not in str(error)
@@ -537,7 +537,7 @@ SHARDS = {
     "cut in the middle": (GOOD[:CUT_AT], "ends or breaks off", "ends or breaks off"),
     "nothing at all": (b"", "ends or breaks off", "ends or breaks off"),
     "an end marker alone": (bytes(10240), "ends or breaks off", "ends or breaks off"),
-    "gzip": (gzip.compress(GOOD), "ends or breaks off", "ends or breaks off"),
+    "gzip": (gzip.compress(GOOD), "ends or breaks off", "is compressed (gzip)"),
     "a sparse file of 1 GB": (UNFINISHED + header(b"S", 1 << 30) + GOOD, None, "ends or breaks off"),
     "one sample too few": (archive(*FIRST, *LAST), None, "ends or breaks off"),
     "one sample too many": (
@@ -580,7 +580,7 @@ def test_shards_by_kind_of_damage(tmp_path, name, source):
         for ordinal, members in read_samples(url, 0, 3, 3):
             try:
                 found[ordinal] = to_pair(members)
-            except BadSample as problem:
+            except BadPair as problem:
                 found[ordinal] = f"{problem.kind}: {problem}"
                 assert str(problem).isprintable() and len(str(problem)) < 400
     except ValueError as error:
@@ -607,7 +607,7 @@ def test_a_symbolic_link_to_a_private_image_is_not_followed(tmp_path, canary):
     path.write_bytes(link(tarfile.SYMTYPE, str(canary)))
     members = dict(read_samples(str(path), 0, 3, 3))[1]
     assert canary.read_bytes() not in members.values()
-    with pytest.raises(BadSample, match="jpg_0.jpg is a link"):
+    with pytest.raises(BadPair, match="jpg_0.jpg is a link"):
         to_pair(members)
 
 
@@ -627,7 +627,7 @@ def test_a_manifest_with_other_than_a_number_of_samples_is_refused(tmp_path, sam
     (tmp_path / "train-00000.tar").write_bytes(GOOD)
     manifest = f'{{"version": 1, "shards": [{{"name": "train-00000.tar", "samples": {samples_said}}}]}}'
     (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(ValueError, match="manifest.json is no manifest of shards.*convert the data again"):
+    with pytest.raises(ValueError, match="manifest.json is not a manifest of shards.*convert the data again"):
         find_shards([str(tmp_path)])
 
 
@@ -635,21 +635,20 @@ def test_a_manifest_with_other_than_a_number_of_samples_is_refused(tmp_path, sam
 
 
 def test_processes_stay_in_step_when_one_of_them_meets_bad_samples(tiny_sdxl, tmp_path):
-    """All bad samples lie in the first process's part: it reads on, and has as many batches as the other one."""
+    """All bad samples are the first process's: other pairs take their places, and it has as many batches as the other."""
     signal.alarm(0)  # processes of their own, with a time limit of their own
     data = face_rows(24, ties=0)
-    first_part = part_of_epoch(np.array([6] * 4), np.zeros(4, dtype=int), seed=0, epoch=0, part=0, num_parts=2)
-    places = [6 * run.shard + ordinal for run in first_part for ordinal in range(run.first, run.last)]
-    for place in places[:5]:
-        data[place]["jpg_0"] = data[place]["jpg_0"][:500]
     folder = write_shards(tmp_path / "shards", data, per_shard=6)
+    shards = find_shards([str(folder)])
+    share = Share(num_pairs=24, lanes=count_lanes(4), batch_size=2, rank=0, world_size=2, start=0)
+    for arrival in islice(chain.from_iterable(read_share(shards, shards.pairs(), 0, 1024, share)), 5):
+        row = data[6 * arrival.shard + arrival.ordinal]
+        row["jpg_0"] = row["jpg_0"][:500]
+    write_shards(folder, data, per_shard=6)
     flags = {"dataset_path": folder, "max_bad_samples": 0.5, "checkpointing_steps": 4, "max_train_steps": 4}
     result = two_processes(arguments(tiny_sdxl, None, tmp_path / "lora", **flags), script=SHARDS_SCRIPT)
     assert_ok(result)
-    assert result.output.count("undecodable image") >= 5
-    first, second = (
-        json.loads((tmp_path / "lora" / "checkpoint-4" / f"data_position_{rank}.json").read_text()) for rank in (0, 1)
-    )
-    assert first["batches"] == second["batches"] == 4
-    assert second["places"] == [[0, 8]]  # 4 batches of 2, of a part of 12
-    assert first["places"][0][0] == 1  # its 7 good ones are through
+    assert result.output.count("undecodable image") == 5
+    for rank in (0, 1):
+        position = json.loads((tmp_path / "lora" / "checkpoint-4" / f"data_position_{rank}.json").read_text())
+        assert position["pairs_seen"] == 16

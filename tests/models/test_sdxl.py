@@ -1,10 +1,15 @@
 """The SDXL family: against diffusers' own pipeline wherever that computes the same thing."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
 from helpers import arguments
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
+from safetensors import safe_open
 
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from train_diffusion_orpo_sdxl_lora import parse_args
@@ -14,9 +19,8 @@ PROMPTS = ["a red ball", "", "a prompt that is much longer than the tokenizer of
 
 
 def load(source: str, dtype=torch.float32, **flags) -> StableDiffusionXL:
-    return StableDiffusionXL.load(
-        parse_args(arguments(source, "unused", "unused", **flags)), torch.device("cpu"), dtype
-    )
+    args = parse_args(arguments(source, "unused", "unused", **flags))
+    return StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), dtype)
 
 
 def randomize_lora(model: StableDiffusionXL) -> None:
@@ -183,6 +187,22 @@ def test_a_lora_of_other_modules_is_refused(tiny_sdxl, tmp_path):
         load(tiny_sdxl).load_lora(tmp_path)
 
 
+def test_a_run_goes_on_from_a_lora_that_fits(tiny_sdxl, tmp_path):
+    first = load(tiny_sdxl, rank=3, lora_alpha=2)
+    randomize_lora(first)
+    first.save_lora(tmp_path)
+    again = load(tiny_sdxl, rank=3, lora_alpha=2, init_lora_weights=tmp_path)
+    assert torch.equal(predict(again.denoiser), predict(first.denoiser))
+    assert {p.dtype for p in again.denoiser.parameters() if p.requires_grad} == {torch.float32}
+    for flags in ({"rank": 3}, {"rank": 2, "lora_alpha": 2}):
+        with pytest.raises(ValueError, match="has rank 3 and alpha 2.*: give --rank=3 --lora_alpha=2"):
+            load(tiny_sdxl, init_lora_weights=tmp_path, **flags)
+    with pytest.raises(ValueError, match="other modules"):
+        load(tiny_sdxl, rank=3, lora_alpha=2, init_lora_weights=tmp_path, lora_layers="to_q")
+    with pytest.raises(ValueError, match="--init_lora_weights=.*missing has no pytorch_lora_weights.safetensors"):
+        load(tiny_sdxl, init_lora_weights=tmp_path / "missing")
+
+
 def test_gradient_checkpointing_is_switched_on_and_changes_no_gradient(tiny_sdxl):
     gradients = []
     for flag in (False, True):
@@ -260,7 +280,7 @@ def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
 
 
 def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
-    from orpo.models.latent_diffusion import first_truncation
+    from orpo.models.prompts import first_truncation
 
     first_truncation.seen = False
     model = load(tiny_sdxl)
@@ -268,3 +288,32 @@ def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
         model.encode_prompts(PROMPTS)
     (message,) = [record.message for record in caplog.records]
     assert "tokens is truncated because CLIP reads 24: a prompt that is much longer" in message
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o027])
+def test_the_lora_has_the_mode_that_the_umask_gives(tiny_sdxl, tmp_path, mask):
+    model, before = load(tiny_sdxl), os.umask(mask)
+    try:
+        model.save_lora(tmp_path)
+        model.save_for_other_programs(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"), 0o666 & ~mask
+    )
+
+
+def test_the_metadata_holds_what_decides_the_lora_and_nothing_else(tiny_sdxl, tmp_path):
+    """An older PEFT refuses a field that it does not know."""
+    load(tiny_sdxl, rank=4, lora_alpha=6, lora_layers="to_v,to_k").save_lora(tmp_path)
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata == {
+        "unet.r": 4,
+        "unet.lora_alpha": 6,
+        "unet.target_modules": ["to_k", "to_v"],
+        "unet.lora_dropout": 0.0,
+        "unet.bias": "none",
+        "unet.rank_pattern": {},
+        "unet.alpha_pattern": {},
+    }

@@ -13,18 +13,23 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
-from orpo.conversion.encoder import parse_flags
+from orpo.conversion.encoder import plan_encoding
+from orpo.conversion.run import ray_session
+from orpo.data.bad_pair import BadPair
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.shards.encoded_sample import read_encoded
-from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
+from orpo.shards.listing import find_shards
 from orpo.shards.manifest import read_manifest
+from orpo.shards.sample import to_pair
+from orpo.shards.shard import read_samples
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
 from bases import base_folder
-from convert_to_webdataset import main, ray_session
+from convert_to_webdataset import main
 from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
 
@@ -92,7 +97,9 @@ def test_the_converter_counts_rows_as_ever_and_finds_images_that_break_off(encod
 
 
 def test_samples_hold_what_the_encoders_say_of_the_centre_crops_and_of_the_prompt(encoded, plain, tiny_sdxl):
-    model = StableDiffusionXL.load(flags_of(tiny_sdxl), torch.device("cpu"), torch.float32, denoiser=False)
+    model = StableDiffusionXL.load(
+        ModelOptions.from_flags(flags_of(tiny_sdxl)), torch.device("cpu"), torch.float32, denoiser=False
+    )
     encoding = find_shards([str(encoded)]).encoding
     originals, found = members(plain), members(encoded)[8:]
     assert len(originals) == len(found) == 15
@@ -213,7 +220,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_hostile_encoding_is_a_bad_sample(encoded, damage):
     sample = members(encoded)[1]
-    with pytest.raises(BadSample) as raised:
+    with pytest.raises(BadPair) as raised:
         read_encoded(
             find_shards([str(encoded)]).encoding,
             sample | {"encoded.safetensors": DAMAGE[damage](sample["encoded.safetensors"])},
@@ -233,7 +240,7 @@ def test_labels_decide_the_order_and_ties_are_passed_over(encoded):
         assert torch.equal(read["original_sizes"][0], tensors["original_sizes"][first])
         assert torch.equal(read["crop_top_lefts"][1], tensors["crop_top_lefts"][1 - first])
     assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0) is None
-    with pytest.raises(BadSample, match="has only encoded.safetensors"):
+    with pytest.raises(BadPair, match="has only encoded.safetensors"):
         read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0)
 
 
@@ -301,7 +308,7 @@ def test_without_encode_neither_torch_nor_diffusers_is_imported():
 
 def test_a_resolution_that_the_family_cannot_train_at_is_refused(capsys):
     """SD3 sees 2 x 2 latents at once, SDXL does not."""
-    assert parse_flags([f"--pretrained_model_name_or_path={base_folder('sdxl')}", "--resolution=72"])
+    assert plan_encoding([f"--pretrained_model_name_or_path={base_folder('sdxl')}", "--resolution=72"])
     with pytest.raises(SystemExit):
-        parse_flags([f"--pretrained_model_name_or_path={base_folder('sd3')}", "--resolution=72"])
+        plan_encoding([f"--pretrained_model_name_or_path={base_folder('sd3')}", "--resolution=72"])
     assert "--resolution must be a multiple of 16" in capsys.readouterr().err

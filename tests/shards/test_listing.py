@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 from helpers import face_rows, write_shards
 from orpo.data.pair import PairTransform
-from orpo.shards import opening, shard, ties
+from orpo.shards import opening, ties
 from orpo.shards.listing import Shards, find_shards
 from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
@@ -29,7 +29,6 @@ def folder(tmp_path_factory) -> Path:
 def prompts(found: Shards, batches: int) -> list[str]:
     stream = ShardData(found, 0, PairTransform(32), 0, 16, 0.0).training_batches(1, 0, None, 0, 1)
     return [prompt for batch in islice(stream, batches) for prompt in batch["prompts"]]
-
 
 
 def test_folders_braces_wildcards_and_several_patterns(folder, tmp_path):
@@ -141,8 +140,6 @@ def test_a_command_that_is_no_longer_needed_is_ended(folder):
     assert [ordinal for ordinal, _ in read_samples(url, 1, 3)] == [1, 2]
 
 
-
-
 # Twice
 
 
@@ -152,7 +149,13 @@ def test_a_shard_that_is_named_twice_is_refused(folder, tmp_path):
     link.symlink_to(shard)
     copied.mkdir()
     url = "pipe:cat " + str(shard)
-    for patterns in ([folder, shard], [shard, shard], [shard, link], [f"{folder}/train-0000{{0,1,1}}.tar"], [url, url]):
+    for patterns in (
+        [folder, shard],
+        [shard, shard],
+        [shard, link],
+        [f"{folder}/train-0000{{0,1,1}}.tar"],
+        [url, url],
+    ):
         with pytest.raises(ValueError, match="same shard twice: .*train-00001.tar and .*train-00001.tar"):
             find_shards(list(map(str, patterns)))
     entry = {"name": "train-00001.tar", "samples": 7, "ties": [], "sha256": "0" * 64}
@@ -222,7 +225,9 @@ def members(key: str = "{:05d}", rename=lambda name: name) -> list[tuple[str, by
     for i, row in enumerate(face_rows(8, ties=0)):
         label = str(row["label_0"]).encode()
         sample = {"original_prompt.txt": row["caption"].encode(), "jpg_0.jpg": row["jpg_0"], "jpg_1.jpg": row["jpg_1"]}
-        found += [(f"{key.format(i)}.{rename(name)}", data) for name, data in (sample | {"label_0.txt": label}).items()]
+        found += [
+            (f"{key.format(i)}.{rename(name)}", data) for name, data in (sample | {"label_0.txt": label}).items()
+        ]
     return found
 
 

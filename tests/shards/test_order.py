@@ -41,7 +41,9 @@ def share_of(shards: Shards, pairs: list, batch_size: int, rank: int, world_size
     return Share(sum(map(len, pairs)), lanes, batch_size, rank, world_size, start)
 
 
-def global_batches(shards: Shards, pairs: list, batch_size: int, world_size: int, start: int, number: int) -> list[list]:
+def global_batches(
+    shards: Shards, pairs: list, batch_size: int, world_size: int, start: int, number: int
+) -> list[list]:
     """What all processes together train on, batch by batch."""
     streams = [
         reader.read_share(shards, pairs, 5, 64, share_of(shards, pairs, batch_size, rank, world_size, start))
@@ -69,7 +71,9 @@ def test_the_lanes_hold_each_pair_once_and_differ_by_one_pair_at_most(counts):
 
 def test_lanes_are_a_power_of_two_and_no_more_than_shards():
     found = [count_lanes(number) for number in range(1, 100)]
-    assert all(lanes <= min(number, MAX_LANES) < 2 * lanes or lanes == MAX_LANES for number, lanes in enumerate(found, 1))
+    assert all(
+        lanes <= min(number, MAX_LANES) < 2 * lanes or lanes == MAX_LANES for number, lanes in enumerate(found, 1)
+    )
     assert {lanes & (lanes - 1) for lanes in found} == {0}
     assert [lane_order(lanes).tolist() for lanes in (1, 2, 8)] == [[0], [0, 1], [0, 4, 2, 6, 1, 5, 3, 7]]
 

@@ -11,7 +11,6 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import face_rows, write_shards
@@ -33,7 +32,9 @@ def data(found: Shards, held_out: int = 0, workers: int = 0, buffer_size: int = 
     return ShardData(found, held_out, PairTransform(32), workers, buffer_size, bad)
 
 
-def seeds(source: ShardData, batches: int, batch_size=1, seed=0, position=None, rank=0, world_size=1) -> list[list[int]]:
+def seeds(
+    source: ShardData, batches: int, batch_size=1, seed=0, position=None, rank=0, world_size=1
+) -> list[list[int]]:
     stream = source.training_batches(batch_size, seed, position, rank, world_size)
     return [batch["seeds"] for batch in islice(stream, batches)]
 
@@ -47,7 +48,9 @@ def test_global_batches_are_those_of_one_process(folder, world_size, batch_size,
     """Seeds decide all that is random about a pair: crop, flip, empty prompt and noise are the same, too."""
     found = find_shards([str(folder)])
     alone = [seed for (seed,) in seeds(data(found), 9 * 8)]
-    ranks = [seeds(data(found, workers=workers), 9, batch_size, 0, None, rank, world_size) for rank in range(world_size)]
+    ranks = [
+        seeds(data(found, workers=workers), 9, batch_size, 0, None, rank, world_size) for rank in range(world_size)
+    ]
     for number, parts in enumerate(zip(*ranks, strict=True)):
         assert Counter(seed for part in parts for seed in part) == Counter(alone[8 * number : 8 * (number + 1)])
     assert len(set(alone[:30])) == 30 and not set(alone[:30]) & set(alone[30:60])  # an epoch counts pairs, not ties
@@ -243,9 +246,7 @@ def damage(folder: Path, tmp_path: Path) -> Path:
     shard.write_bytes(shard.read_bytes()[:cut])
     rows = face_rows(34)[14:21]
     rows[2]["jpg_0"] = rows[2]["jpg_0"][:700]
-    write_shards(
-        tmp_path, rows, per_shard=7, first_shard=2, leave_out={4: "original_prompt.txt"}, manifest=False
-    )
+    write_shards(tmp_path, rows, per_shard=7, first_shard=2, leave_out={4: "original_prompt.txt"}, manifest=False)
     return tmp_path
 
 
@@ -266,7 +267,7 @@ def test_bad_samples_are_logged_and_another_pair_takes_their_place(folder, tmp_p
     assert together.keys() == alone.keys()
     assert all(torch.equal(pixels, alone[seed]) for seed, pixels in together.items())
     assert sum(stream.problems.get("bad", 0) for stream in streams) >= 6
-    for place in ("train-00002.tar, 2-000002: undecodable image", "train-00002.tar, 2-000004: missing member"):
+    for place in ("train-00002.tar, 2-000002, loser: undecodable image", "train-00002.tar, 2-000004: missing member"):
         assert caplog.text.count(place) == 3
     unreadable = [f"train-00001.tar, sample {ordinal}: unreadable" for ordinal in range(3, 7)]
     assert all(caplog.text.count(place) == 3 for place in unreadable)
@@ -312,4 +313,4 @@ def test_held_out_samples_that_are_bad_are_named_and_left_out(tmp_path, caplog):
     source = data(find_shards([str(write_shards(tmp_path, rows, per_shard=6))]), held_out=3)
     (batch,) = source.held_out_batches(4, 0, 1)
     assert len(batch["seeds"]) == 2
-    assert "train-00000.tar, 0-000000, held out: undecodable image" in caplog.text
+    assert "train-00000.tar, 0-000000, loser, held out: undecodable image" in caplog.text

@@ -59,6 +59,23 @@ class Shards:
         return f"{without_secrets(self.urls[shard])}, {printable(str(members['__key__'])) if members else f'sample {ordinal}'}"
 
 
+def first_pairs(
+    pairs: list[np.ndarray], num_held_out: int, max_pairs: int | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Splits the pairs of shards, given by their places in each, into the first ones, held out, and those to train on.
+
+    Args:
+        pairs: of `Shards.pairs`.
+        num_held_out: how many to hold out.
+        max_pairs: how many to train on, at most; None for all.
+    """
+    starts = np.cumsum([0, *map(len, pairs)])
+    begins = [max(0, num_held_out - start) for start in starts]
+    ends = [None if max_pairs is None else max(0, num_held_out + max_pairs - start) for start in starts]
+    held_out = [of_shard[:begin] for of_shard, begin in zip(pairs, begins)]
+    return held_out, [of_shard[begin:end] for of_shard, begin, end in zip(pairs, begins, ends)]
+
+
 @dataclass(frozen=True)
 class Listed:
     """What a manifest says of a shard.
@@ -140,7 +157,9 @@ def _refuse_repeated(urls: tuple[str, ...], listed: list[Listed | None]) -> None
     """
     seen: dict[str, str] = {}
     for url, entry in zip(urls, listed):
-        names = [without_secrets(url) if re.match("https?:", url) else url if is_remote(url) else os.path.realpath(url)]
+        names = [
+            without_secrets(url) if re.match("https?:", url) else url if is_remote(url) else os.path.realpath(url)
+        ]
         names += [entry.sha256] if entry and entry.sha256 and entry.samples else []
         for name in names:
             if name in seen:

@@ -77,7 +77,9 @@ def _start(url: str) -> Pipe:
     if url.startswith("s3:"):
         return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], **own_session)
     if url.startswith("pipe:"):
-        return Pipe(url.removeprefix("pipe:"), shell=True, ignore_status=[141], **own_session)  # 141: we closed it early
+        return Pipe(
+            url.removeprefix("pipe:"), shell=True, ignore_status=[141], **own_session
+        )  # 141: we closed it early
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which `curl`, unlike a shell, keeps
     try:
         pipe = gopen(url, "rb", bufsize=BUFFER_BYTES)

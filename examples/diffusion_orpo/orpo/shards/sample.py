@@ -13,7 +13,7 @@ from ..system.messages import printable
 from .tar import OTHERS, WANTED
 
 
-PROMPT, LABEL = "original_prompt.txt", "label_0.txt"
+PROMPT, LABEL, SECOND = "original_prompt.txt", "label_0.txt", "label_1.txt"
 IMAGES = ("jpg_0.*", "jpg_1.*")
 SHOWN_MEMBERS = 6
 
@@ -51,13 +51,11 @@ def read_label(members: dict[str, bytes], others: tuple[str, ...]) -> tuple[floa
     if missing_members([name for name in members if not name.startswith("__")], needed):
         raise BadPair("missing member", *what_is_missing(members, needed))
     try:
-        label = parse_label(members[LABEL].decode(), LABEL)
-        other = parse_label(members["label_1.txt"].decode(), "label_1.txt") if "label_1.txt" in members else 1 - label
+        label = parse_label(members[LABEL].decode(), "", LABEL)
+        other = parse_label(members[SECOND].decode(), "", SECOND) if SECOND in members else 1 - label
         prompt = members[PROMPT].decode()
     except UnicodeDecodeError as error:
         raise BadPair("not UTF-8", str(error)) from error
-    except ValueError as error:
-        raise BadPair("bad label", str(error)) from error
     if label + other != 1:
         raise BadPair("bad label", f"label_0 {label} and label_1 {other} contradict each other")
     return label, prompt

@@ -57,9 +57,7 @@ def read_samples(url: str, first: int, last: int, count: int | None = None) -> I
         logger.warning(str(error))
 
 
-def walk_shard(
-    url: str, first: int, last: int, wanted: re.Pattern = WANTED
-) -> Iterator[tuple[int, dict]]:
+def walk_shard(url: str, first: int, last: int, wanted: re.Pattern = WANTED) -> Iterator[tuple[int, dict]]:
     """Place and members of the samples before `last`, as `walk_samples` gives them.
 
     Raises:

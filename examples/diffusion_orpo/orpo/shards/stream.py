@@ -23,7 +23,7 @@ from ..system.redaction import without_secrets
 from ..system.signals import shield_worker
 from .decoder import PairDecoder, collate, decode
 from .encoded_sample import check_encoding
-from .listing import Shards, find_shards
+from .listing import Shards, find_shards, first_pairs
 from .opening import shard_name
 from .order import ORDER_VERSION, Run, Share, count_lanes
 from .reader import ReadAhead, read_run, read_share
@@ -31,37 +31,6 @@ from .tolerance import Tolerance
 
 
 logger = logging.getLogger(__name__)
-
-
-def add_shard_arguments(parser, required: bool = True) -> None:
-    """Adds the flags that name the shards and say how to read them; the first is `required`, or one of two sources."""
-    group = parser.add_argument_group("shards")
-    group.add_argument(
-        "--dataset_path",
-        nargs="+",
-        required=required,
-        help="Folders of shards, paths with braces or wildcards, s3:// or https:// URLs with braces, or `pipe:` commands. "
-        "Commands run in a shell: name only those you trust. WDS_SECURE=1 in the environment refuses them.",
-    )
-    group.add_argument(
-        "--num_train_examples",
-        type=int,
-        help="Samples in all shards, checked against the manifest. Without a manifest, they are counted at the start.",
-    )
-    if required:  # else the data set has this flag
-        group.add_argument("--max_train_samples", type=int, help="Train on the first so many pairs only.")
-    group.add_argument(
-        "--shuffle_buffer_size",
-        type=int,
-        default=1024,
-        help="Samples, in encoded form, that all processes together shuffle among; 1 keeps the order within shards.",
-    )
-    group.add_argument(
-        "--max_bad_samples",
-        type=float,
-        default=0.01,
-        help="Share of a process's samples that may be unreadable before the run stops, from 0 to 1.",
-    )
 
 
 @dataclass(frozen=True)
@@ -96,7 +65,7 @@ class ShardOptions:
             args.num_train_examples,
             args.num_validation_pairs if args.run_validation else 0,
             args.max_train_samples,
-            PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts),
+            PairTransform.from_flags(args),
             args.dataloader_num_workers,
             args.shuffle_buffer_size,
             args.max_bad_samples,
@@ -124,9 +93,7 @@ def load_shards(
     wait_for_reading(accelerator)
     (shards,) = broadcast_object_list([found])
     if shards.encoding is not None:
-        on_main_process(
-            accelerator, lambda: check_encoding(shards.encoding, options.transform, encoding_identity())
-        )
+        on_main_process(accelerator, lambda: check_encoding(shards.encoding, options.transform, encoding_identity()))
     data = ShardData(
         shards,
         options.num_held_out,
@@ -177,22 +144,27 @@ class ShardData:
         return self.shards.encoding is not None
 
     @cached_property
+    def _split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return first_pairs(self.shards.pairs(), self.num_held_out, self.max_pairs)
+
+    @property
     def held_out(self) -> list[np.ndarray]:
         """Of each shard, the places of the pairs to validate on."""
-        return _first(self.shards.pairs(), self.num_held_out)
+        return self._split[0]
 
-    @cached_property
+    @property
     def pairs(self) -> list[np.ndarray]:
         """Of each shard, the places of the pairs to train on."""
-        rest = [every[len(held) :] for every, held in zip(self.shards.pairs(), self.held_out)]
-        return rest if self.max_pairs is None else _first(rest, self.max_pairs)
+        return self._split[1]
 
     @property
     def fingerprint(self) -> str:
         """Tells other pairs from these: by the shards' names and sizes, and which of their samples are trained on."""
         names = [shard_name(url) for url in self.shards.urls]  # signed URLs differ from run to run
         content = [names, self.shards.counts.tolist(), self.num_held_out]
-        if self.num_held_out + self.num_pairs != self.shards.counts.sum():  # ties are left out, or --max_train_samples is less
+        if (
+            self.num_held_out + self.num_pairs != self.shards.counts.sum()
+        ):  # ties are left out, or --max_train_samples is less
             content.append(hashlib.blake2b(b"".join(pairs.tobytes() + b"|" for pairs in self.pairs)).hexdigest())
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -246,12 +218,6 @@ class ShardData:
                     samples = []
         if samples:
             yield collate_pairs(samples)
-
-
-def _first(places: list[np.ndarray], number: int) -> list[np.ndarray]:
-    """The first `number` of all places."""
-    before = np.cumsum([0, *map(len, places)])
-    return [of_shard[: max(0, number - start)] for of_shard, start in zip(places, before)]
 
 
 @dataclass

@@ -86,7 +86,9 @@ def _answer_file(url: str, cache_dir: str | None) -> Path:
     if not is_remote(url):
         status = os.stat(url)
         identity = [os.path.realpath(url), status.st_size, status.st_mtime_ns]
-    return folder / "shard-labels" / f"{hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}.json"
+    return (
+        folder / "shard-labels" / f"{hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}.json"
+    )
 
 
 def _kept_answer(path: Path) -> tuple[int, np.ndarray] | None:
