@@ -125,10 +125,12 @@ def reference_samples(data: bytes) -> list[dict[str, list[bytes]]]:
         folder, slash, base = name.rpartition("/")
         stem, dot, extension = base.partition(".")
         extension = extension.lower()
-        if not (dot and stem) or is_folder and not WANTED.fullmatch(extension):
+        has_key = bool(dot and stem)
+        if not has_key and (is_folder or content is not None) or is_folder and not WANTED.fullmatch(extension):
             continue
-        if not found or found[-1][0] != (folder, slash, stem):
-            found.append(((folder, slash, stem), {}))
+        key = (folder, slash, stem) if has_key else name
+        if not found or found[-1][0] != key:
+            found.append((key, {}))
         if content is not None:
             found[-1][1].setdefault(extension, []).append(content)
     return [members for _, members in found]

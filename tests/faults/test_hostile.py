@@ -531,7 +531,7 @@ SHARDS = {
     "a key that is not UTF-8, and of several lines": (between(*sample("\udcff\n\x1b[2J", 1)), None, None),
     "a label of 100,000 digits": (
         between(*sample("001", 1, label_0=entry("001.label_0.txt", b"9" * 100_000))),
-        "label_0 is '999",
+        "label_0.txt is '999",
         None,
     ),
     "cut in the middle": (GOOD[:CUT_AT], "ends or breaks off", "ends or breaks off"),

@@ -102,7 +102,7 @@ def walk_samples(
     """
     keys = set()
     with tarfile.open(fileobj=stream, mode=mode, tarinfo=StrictTarInfo) as tar:
-        for ordinal, (key, members) in enumerate(groupby(filter(_has_key, tar), key=_key)):
+        for ordinal, (key, members) in enumerate(groupby(filter(_is_of_sample, tar), key=_key)):
             if ordinal >= last:
                 return False
             sample = _read_sample(tar, members, wanted) if ordinal >= first else {}
@@ -116,7 +116,7 @@ def walk_samples(
 def _read_sample(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], wanted: re.Pattern) -> dict:
     sample, others = {}, []
     for member in members:
-        extension = base_plus_ext(member.name)[1].lower()
+        extension = (base_plus_ext(member.name)[1] or "").lower()
         if not wanted.fullmatch(extension):
             others += [extension] if len(others) < OTHERS_NAMED else []
             continue
@@ -133,13 +133,16 @@ def _read_sample(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], wante
     return sample | ({OTHERS: others} if others else {})
 
 
-def _has_key(member: tarfile.TarInfo) -> bool:
+def _is_of_sample(member: tarfile.TarInfo) -> bool:
+    """Not so are files without a key, and folders; but one that stands for a member of a sample is seen, and refused."""
     key, extension = base_plus_ext(member.name)
-    return key is not None and not (member.isdir() and not WANTED.fullmatch(extension.lower()))
+    if member.isdir():
+        return key is not None and WANTED.fullmatch(extension.lower()) is not None
+    return key is not None or not member.isreg() or member.issparse()
 
 
 def _key(member: tarfile.TarInfo) -> str:
-    return base_plus_ext(member.name)[0]
+    return base_plus_ext(member.name)[0] or member.name
 
 
 def _stem(extension: str) -> str:
