@@ -240,7 +240,7 @@ def test_labels_decide_the_order_and_ties_are_passed_over(encoded):
         assert torch.equal(read["original_sizes"][0], tensors["original_sizes"][first])
         assert torch.equal(read["crop_top_lefts"][1], tensors["crop_top_lefts"][1 - first])
     assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0) is None
-    with pytest.raises(BadPair, match="has only encoded.safetensors"):
+    with pytest.raises(BadPair, match="has only .*needs original_prompt.txt, encoded.safetensors, label_0.txt"):
         read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0)
 
 
