@@ -52,6 +52,13 @@ MODEL = FlagGroup(
             resume="same",
             card=True,
         ),
+        Flag(
+            "init_lora_weights",
+            "A LoRA to start from, in place of one that changes nothing: folder, file or name on the Hub, from diffusers, PEFT "
+            "or kohya's scripts, for the modules and of the rank that the run trains. A resumed run goes on from its checkpoint.",
+            resume="warn",
+            card=True,
+        ),
         Flag("gradient_checkpointing", "Recompute activations backward: less memory, slower.", bool),
         Flag(
             "compile",

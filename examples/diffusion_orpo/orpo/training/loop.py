@@ -122,6 +122,8 @@ def train(run: Run, model, data) -> int:
     pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
     max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.num_pairs / pairs_per_step)
 
+    if args.init_lora_weights is not None and run.checkpoint is None:
+        model.start_from_initial_lora()
     parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(args, parameters, pairs_per_step, fused=accelerator.scaler is None)
     lr_scheduler = make_lr_scheduler(args, optimizer, max_train_steps)
