@@ -54,8 +54,9 @@ MODEL = FlagGroup(
         ),
         Flag(
             "init_lora_weights",
-            "A LoRA to start from, in place of one that changes nothing: folder, file or name on the Hub, from diffusers, PEFT "
-            "or kohya's scripts, for the modules and of the rank that the run trains. A resumed run goes on from its checkpoint.",
+            "A LoRA to start from, in place of one that changes nothing, as for a second round on pairs drawn with it: folder, "
+            "file or name on the Hub, from diffusers, PEFT or kohya's scripts, for the modules and of the rank that the run "
+            "trains. A resumed run goes on from its checkpoint.",
             resume="warn",
             card=True,
         ),
