@@ -19,6 +19,7 @@ TRAIN = [
     "transformers>=5.0",
 ]
 EIGHT_BIT = ["bitsandbytes>=0.45"]
+PRODIGY = ["prodigyopt"]
 WANDB = ["wandb"]
 WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.50"]
 DEMO = ["matplotlib", "scipy"]
@@ -39,12 +40,14 @@ setup(
     extras_require={
         "train": TRAIN,
         "8bit": EIGHT_BIT,
+        "prodigy": PRODIGY,
         "wandb": WANDB,
         "webdataset": TRAIN + WEBDATASET,
         "demo": TRAIN + DEMO,
         "benchmark": TRAIN + BENCHMARK,
         "test": TRAIN
         + EIGHT_BIT
+        + PRODIGY
         + WANDB
         + WEBDATASET
         + BENCHMARK

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from helpers import logged, lora_weights, train
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.training import loop as training
+from orpo.training import step as training
 from orpo.training.collapse import CollapseWatch
 
 

@@ -39,6 +39,20 @@ def encoding_identity(family: type, args, dtype: torch.dtype) -> dict[str, str]:
     return identity
 
 
+def base_identity(family: type, args, dtype: torch.dtype, predicts: str) -> dict[str, str]:
+    """What a LoRA is trained for: all modules by content, and what the denoiser predicts. Reads all files of a local model.
+
+    Args:
+        family: the model family, such as `StableDiffusionXL`.
+        args: the flags.
+        dtype: of the frozen weights.
+        predicts: "epsilon" or "v_prediction", or the name of the noise process.
+    """
+    options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir}
+    denoiser = module_identity(args.pretrained_model_name_or_path, **options, subfolder=family.denoiser_name)
+    return encoding_identity(family, args, dtype) | {family.denoiser_name: denoiser, "prediction": predicts}
+
+
 def vae_source(args) -> tuple[str, dict]:
     """Where the VAE of the flags is, and the options to load it from there with."""
     if args.pretrained_vae_model_name_or_path is not None:

@@ -19,7 +19,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 
 from ..system.messages import printable
 from ..system.transfer import draw_noise, to_device
-from .encoding_identity import encoding_identity, vae_source
+from .encoding_identity import base_identity, encoding_identity, vae_source
 from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .quantization import quantization_options
 
@@ -129,6 +129,12 @@ class LatentDiffusion:
     def encoding_identity(cls, args, dtype: torch.dtype) -> dict[str, str]:
         """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
         return encoding_identity(cls, args, dtype)
+
+    def base_identity(self) -> dict[str, str]:
+        """What a LoRA of this run is trained for: see `encoding_identity.py`."""
+        config = self.noise_process.scheduler.config
+        predicts = config.get("prediction_type", self.noise_process_class.__name__)
+        return base_identity(type(self), self.args, self.dtype, predicts)
 
     def _check_pipeline(self) -> None:
         args = self.args
