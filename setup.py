@@ -22,6 +22,7 @@ EIGHT_BIT = ["bitsandbytes>=0.45"]
 PRODIGY = ["prodigyopt"]
 WANDB = ["wandb"]
 WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.50"]
+LABEL = ["starlette>=1.0", "uvicorn>=0.30"]
 DEMO = ["matplotlib", "scipy"]
 BENCHMARK = [*DEMO, "scikit-learn"]
 
@@ -43,6 +44,7 @@ setup(
         "prodigy": PRODIGY,
         "wandb": WANDB,
         "webdataset": TRAIN + WEBDATASET,
+        "label": TRAIN + LABEL,
         "demo": TRAIN + DEMO,
         "benchmark": TRAIN + BENCHMARK,
         "test": TRAIN
@@ -50,6 +52,7 @@ setup(
         + PRODIGY
         + WANDB
         + WEBDATASET
+        + LABEL
         + BENCHMARK
         + [
             "atelier-diffusion",

@@ -17,6 +17,8 @@ ALLOWED = {
     "shards": {"data", "system"},
     "evaluation": {"scoring", "data", "system"},
     "checking": {"shards", "data", "system"},
+    "labelling": {"data", "system"},
+    "making": {"models", "scoring", "data", "system"},
     "conversion": {"shards", "data", "models", "system"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}

@@ -11,6 +11,7 @@ from diffusion_orpo_loss import per_pair_error
 from orpo.data.dataset import EndlessOrder
 from orpo.data.flags import IMAGES
 from orpo.data.pair import sample_seed
+from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.system.flags import assemble, make_parser, parse
@@ -83,7 +84,7 @@ def load_model(base: str, learning_rate: float, seed: int) -> tuple[argparse.Nam
     declared = assemble([*SDXL.flags, IMAGES, *TRAINING], SDXL.defaults)
     args = parse(make_parser(None, declared), declared, [f"--{name}={value}" for name, value in flags.items()])
     torch.manual_seed(seed)
-    return args, EncodedSDXL.load(args, torch.device("cpu"), torch.float32)
+    return args, EncodedSDXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
 
 
 def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: int) -> dict:

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from orpo.data.dataset import load_pairs
 from orpo.data.encoding_cache import cache_encodings
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training import run as training
 from orpo.training.loop import train
@@ -168,7 +169,7 @@ def start(args, **more) -> Iterator[Run]:
         with training.start_run(run_args, FLAGS) as run:
             data = load_pairs(run_args)
             cached = cache_encodings(run_args, run.accelerator, StableDiffusionXL, run.dtype, data)
-            model = StableDiffusionXL.load(run_args, run.accelerator.device, run.dtype)
+            model = StableDiffusionXL.load(ModelOptions.from_flags(run_args), run.accelerator.device, run.dtype)
             yield Run(run, model, data, cached)
 
 

@@ -6,6 +6,7 @@ import sys
 
 from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
+from orpo.models.options import ModelOptions
 from orpo.models.registry import FLUX
 from orpo.system.flags import assemble, make_parser, parse
 from orpo.training.flags import TRAINING, check_training_flags
@@ -32,9 +33,11 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.loop import train
     from orpo.training.run import start_run
 
+    options = ModelOptions.from_flags(args)
     with start_run(args, FLAGS) as run:
+        Flux.check(options)
         data = load_data(args, run.accelerator, Flux, run.dtype)
-        model = Flux.load(args, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
+        model = Flux.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 
 

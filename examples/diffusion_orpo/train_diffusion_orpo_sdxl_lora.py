@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from orpo.data.flags import DATA_SET, IMAGES
+from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.system.flags import assemble, make_parser, parse
 from orpo.training.flags import TRAINING, check_training_flags
@@ -32,12 +33,14 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.loop import train
     from orpo.training.run import start_run
 
+    options = ModelOptions.from_flags(args)
     with start_run(args, FLAGS) as run:
+        StableDiffusionXL.check(options)
         with main_process_first(run.accelerator):  # the others then find the data in the cache
             data = load_pairs(args)
         if args.cache_latents:
             data = cache_encodings(args, run.accelerator, StableDiffusionXL, run.dtype, data)
-        model = StableDiffusionXL.load(args, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
+        model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 
 

@@ -5,6 +5,7 @@ import argparse
 import sys
 
 from orpo.data.flags import IMAGES
+from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.shards.flags import SHARDS
 from orpo.system.flags import assemble, make_parser, parse
@@ -31,9 +32,11 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.loop import train
     from orpo.training.run import start_run
 
+    options = ModelOptions.from_flags(args)
     with start_run(args, FLAGS) as run:
+        StableDiffusionXL.check(options)
         data = load_shards(args, run.accelerator, StableDiffusionXL, run.dtype)
-        model = StableDiffusionXL.load(args, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
+        model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 
 

@@ -200,7 +200,13 @@ def test_a_checkpoint_records_all_flags_without_secrets(stopped):
 # Optimizers
 
 
-@pytest.mark.parametrize("flags", [{}, {"prodigy_beta3": 0.9, "prodigy_decouple": "false"}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"prodigy_beta3": 0.9, "prodigy_decouple": "false"},
+        {"prodigy_use_bias_correction": "false", "prodigy_safeguard_warmup": True},
+    ],
+)
 def test_resuming_prodigy_equals_the_uninterrupted_run(tiny_sdxl, eight, tmp_path, flags):
     flags |= {"optimizer": "prodigy", "learning_rate": 1.0, "checkpointing_steps": 2}
     whole = train(tiny_sdxl, eight, tmp_path / "whole", max_train_steps=4, **flags)

@@ -20,8 +20,12 @@ class Flux(LatentDiffusion):
     inference_dtype = "bfloat16"
 
     @property
+    def latent_channels(self) -> int:
+        return 4 * super().latent_channels  # of patches of 2x2
+
+    @property
     def call_options(self) -> dict:
-        return {"max_sequence_length": self.args.max_sequence_length}
+        return {"max_sequence_length": self.options.max_sequence_length}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -38,7 +42,7 @@ class Flux(LatentDiffusion):
         prompt_embeds = embeds["prompt_embeds"].repeat(2, 1, 1)
         guidance = None
         if self.denoiser.config.guidance_embeds:
-            guidance = torch.full((count,), self.args.guidance_scale, device=self.device)
+            guidance = torch.full((count,), self.options.guidance_scale, device=self.device)
         # Tokens of 2x2 latents: (2B, h/2 * w/2, 4C), with their places in the image; all of a prompt's are at the origin.
         with self.device:  # or the places would be made on the CPU, and the step would wait for their copy
             image_ids = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype)
@@ -53,8 +57,7 @@ class Flux(LatentDiffusion):
             img_ids=image_ids,
             return_dict=False,
         )[0]
-        return self.unpack_latents(model_pred)
+        return self.unpack_latents(model_pred, height, width)
 
-    def unpack_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        resolution = self.args.resolution
-        return FluxPipeline._unpack_latents(latents, resolution, resolution, self.pipeline.vae_scale_factor)
+    def unpack_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return FluxPipeline._unpack_latents(latents, height, width, vae_scale_factor=1)

@@ -7,12 +7,14 @@ from diffusers import StableDiffusionPipeline
 from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion
 from .registry import SD
+from .vae import PlainVae
 
 
 class StableDiffusion(LatentDiffusion):
     pipeline_class = StableDiffusionPipeline
     denoiser_name = "unet"
     text_encoder_names = ("text_encoder",)
+    vae_class = PlainVae
     noise_process_class = DDPM
     name, slug = SD.name, SD.slug
     tags = ("stable-diffusion", "stable-diffusion-diffusers")

@@ -13,6 +13,7 @@ class StableDiffusion3(LatentDiffusion):
     pipeline_class = StableDiffusion3Pipeline
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional_modules = ("text_encoder_3", "tokenizer_3")  # without T5, its hidden states are zeros
     noise_process_class = FlowMatching
     name, slug = SD3.name, SD3.slug
     license = "other"
@@ -20,12 +21,12 @@ class StableDiffusion3(LatentDiffusion):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        version = "sd3.5" if "3.5" in self.args.pretrained_model_name_or_path else "sd3"
+        version = "sd3.5" if "3.5" in self.options.pretrained_model_name_or_path else "sd3"
         return version, f"{version}-diffusers"
 
     @property
     def call_options(self) -> dict:
-        return {"max_sequence_length": self.args.max_sequence_length}
+        return {"max_sequence_length": self.options.max_sequence_length}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:

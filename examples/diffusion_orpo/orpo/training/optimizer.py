@@ -82,6 +82,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 class LearningRate:
     """The learning rate as a function of how far a run is. It has no state: a resumed run asks for the same place.
 
+    Steps that the gradient scaler skips count, too.
+
     Attributes:
         optimizer: whose learning rate it sets.
         base: learning rate after warm-up.
