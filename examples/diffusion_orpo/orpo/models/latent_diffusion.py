@@ -23,7 +23,7 @@ from .checks import (
     read_index,
     warn_of_distillation,
 )
-from .encoding_identity import encoding_identity
+from .encoding_identity import base_identity, encoding_identity
 from .inference_snippet import inference_snippet
 from .initial_lora import read_initial_lora
 from .lora import LORA_FILE, add_lora, load_lora, save_lora
@@ -151,6 +151,12 @@ class LatentDiffusion:
     def encoding_identity(cls, options: ModelOptions, dtype: torch.dtype) -> dict[str, str]:
         """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
         return encoding_identity(cls, options, dtype)
+
+    def base_identity(self) -> dict[str, str]:
+        """What a LoRA of this run is trained for: see `encoding_identity.py`."""
+        config = self.noise_process.scheduler.config
+        predicts = config.get("prediction_type", self.noise_process_class.__name__)
+        return base_identity(type(self), self.options, predicts)
 
     def check_denoiser(self, config: dict) -> None:
         """Checks the denoiser's configuration.
