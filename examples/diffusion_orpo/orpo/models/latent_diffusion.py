@@ -20,6 +20,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_
 from ..system.messages import printable
 from ..system.transfer import draw_noise, to_device
 from .encoding_identity import encoding_identity, vae_source
+from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .quantization import quantization_options
 
 
@@ -286,6 +287,10 @@ class LatentDiffusion:
             **{f"{self.denoiser_name}_lora_layers": layers},
             **_collate_lora_metadata({self.denoiser_name: self.denoiser}),
         )
+
+    def save_for_other_programs(self, directory: Path) -> None:
+        """Writes the LoRA in `directory` once more, as ComfyUI and AUTOMATIC1111 read it."""
+        write_for_other_programs(directory / self.lora_file, directory / COMFYUI_FILE)
 
     def load_lora(self, directory: Path) -> None:
         """Reads what `save_lora` wrote into the LoRA that is there.

@@ -82,6 +82,8 @@ def _text(args, model, data, steps, results, gallery, prompts, lora) -> str:
         " optimization, [arXiv 2403.07691](https://arxiv.org/abs/2403.07691)) for diffusion, without a reference"
         " model.\n",
         f"## Use\n\n```python\n{model.inference_snippet(lora, prompts[0])}```\n",
+        "`pytorch_lora_weights.safetensors` is for diffusers; `comfyui_lora.safetensors` is the same LoRA for ComfyUI,"
+        " AUTOMATIC1111 and other programs: copy it into their folder of LoRAs.\n",
         f"## Training\n\n- data: {_plain(data)}\n- optimizer steps: {steps}",
         "\n".join(f"- {name}: {_plain(str(vars(args)[name]))}" for name in HYPERPARAMETERS if name in vars(args))
         + "\n",

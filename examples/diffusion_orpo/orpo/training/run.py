@@ -194,6 +194,7 @@ def write_output(args, model, data: str, steps: int, results: ValidationResults 
     partial.mkdir()
     try:
         model.save_lora(partial)
+        model.save_for_other_programs(partial)
         save_model_card(args, model, data, steps, results, partial)
         if results is not None:
             (partial / "eval_results.json").write_text(json.dumps(results.all_metrics(), indent=2) + "\n")
