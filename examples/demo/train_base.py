@@ -189,10 +189,12 @@ def shared_latents(family: str, images: torch.Tensor) -> tuple:
 def qwen_latents(images: torch.Tensor, vae_steps: int) -> tuple:
     """Normalised latents of a VAE of one video frame, trained here, and that VAE."""
     vae = tiny_qwen_image.build_tiny_qwen_vae()
-    train_vae(vae, images.unsqueeze(2), vae_steps)
-    with torch.no_grad():
-        batches = images.unsqueeze(2).split(128)
-        latents = [vae.encode(x / 127.5 - 1).latent_dist.mode() for x in tqdm(batches, desc="Encoding")]
+    frames = images.unsqueeze(2)
+    with tiny_qwen_image.one_frame_in_2d():
+        train_vae(vae, frames, vae_steps)
+        with torch.no_grad():
+            batches = tqdm(frames.split(128), desc="Encoding")
+            latents = [vae.encode(x / 127.5 - 1).latent_dist.mode() for x in batches]
     return tiny_qwen_image.set_statistics(vae, torch.cat(latents).squeeze(2)), vae
 
 
