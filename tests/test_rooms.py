@@ -17,7 +17,9 @@ ALLOWED = {
     "shards": {"data", "system"},
     "evaluation": {"scoring", "data", "system"},
     "checking": {"shards", "data", "system"},
-    "conversion": {"shards", "data", "models", "system", "training"},  # training goes with the flags
+    "labelling": {"data", "system"},
+    "making": {"models", "scoring", "data", "system"},
+    "conversion": {"shards", "data", "models", "system"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}
 MODULES = sorted((EXAMPLE / "orpo").rglob("*.py"))

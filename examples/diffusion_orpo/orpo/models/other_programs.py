@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
 
+from ..system.durable import make_readable
 from ..system.messages import printable
 
 
@@ -48,6 +49,7 @@ def write_for_other_programs(lora: Path, target: Path) -> None:
             " training scripts write them, can be converted."
         )
     save_file({name: value.contiguous() for name, value in converted.items()}, target)
+    make_readable(target)
 
 
 def for_unet(state_dict: dict[str, torch.Tensor], metadata: dict) -> dict[str, torch.Tensor]:
