@@ -3,10 +3,30 @@
 import torch
 import torch.nn.functional as F
 
-from diffusers import QwenImagePipeline
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 
 from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .registry import QWEN_IMAGE
+from .vae import VaeWithMeans
+
+
+class QwenImageVae(VaeWithMeans):
+    """A VAE of videos, for which an image is one frame, (N, C, 1, h, w)."""
+
+    module_class = AutoencoderKLQwenImage
+    applied_statistics = ("latents_mean", "latents_std")
+
+    @property
+    def downscale(self) -> int:
+        return 2 ** len(self.config["temperal_downsample"])
+
+    def moments(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return super().moments(module, images.unsqueeze(2)).squeeze(2)
+
+    def decode(self, module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.statistics(module)
+        return module.decode((latents * scale + shift).to(module.dtype).unsqueeze(2)).sample.squeeze(2)
 
 
 class QwenImage(LatentDiffusion):
@@ -14,16 +34,22 @@ class QwenImage(LatentDiffusion):
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder",)
     noise_process_class = FlowMatching
-    name, slug = "Qwen-Image", "qwen-image"
+    name, slug = QWEN_IMAGE.name, QWEN_IMAGE.slug
+    vae_class = QwenImageVae
     tags = ("qwen-image", "qwen-image-diffusers")
     license = "apache-2.0"
-    defaults = {"weighting_scheme": "none", "validation_guidance_scale": 4.0}
-    resolution_step = 16
     inference_dtype = "bfloat16"
 
     @property
+    def latent_channels(self) -> int:
+        return 4 * self.vae.config["z_dim"]  # of patches of 2x2
+
+    @property
     def call_options(self) -> dict:
-        return {"max_sequence_length": self.args.max_sequence_length}
+        return {"max_sequence_length": self.options.max_sequence_length}
+
+    def guidance_options(self, scale: float) -> dict:
+        return {"true_cfg_scale": scale, "negative_prompt": " "}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -31,7 +57,7 @@ class QwenImage(LatentDiffusion):
         prompt_embeds, mask = self.pipeline.encode_prompt(prompts, device=self.device, **self.call_options)
         if mask is None:  # the pipeline's word for prompts of one length
             mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=self.device)
-        missing = self.args.max_sequence_length - mask.shape[1]
+        missing = self.options.max_sequence_length - mask.shape[1]
         return {
             "prompt_embeds": F.pad(prompt_embeds, (0, 0, 0, missing)),
             "prompt_embeds_mask": F.pad(mask, (0, missing)),
