@@ -30,7 +30,9 @@ def build_qwen_tokenizer(words: list[str]) -> Qwen2Tokenizer:
         model_max_length=512,
     )
     words = sorted({*TEMPLATE_WORDS, *words})
-    tokenizer.add_tokens([AddedToken(word, single_word=True, lstrip=word != "Describe", normalized=False) for word in words])
+    tokenizer.add_tokens(
+        [AddedToken(word, single_word=True, lstrip=word != "Describe", normalized=False) for word in words]
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

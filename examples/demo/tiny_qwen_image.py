@@ -60,7 +60,9 @@ def set_statistics(vae: AutoencoderKLQwenImage, latents: torch.Tensor) -> torch.
         latents_mean=[round(value, 5) for value in mean.tolist()],
         latents_std=[round(value, 5) for value in std.tolist()],
     )
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     return (latents - mean) / std
 
 

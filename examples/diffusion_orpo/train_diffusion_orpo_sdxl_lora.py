@@ -26,7 +26,7 @@ def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
-    from orpo.data.dataset import load_pairs
+    from orpo.data.dataset import DataOptions, load_pairs
     from orpo.data.encoding_cache import cache_encodings
     from orpo.models.sdxl import StableDiffusionXL
     from orpo.system.processes import main_process_first
@@ -37,9 +37,16 @@ def main(input_args: list[str] | None = None) -> int:
     StableDiffusionXL.check(options)
     with start_run(args, FLAGS) as run:
         with main_process_first(run.accelerator):  # the others then find the data in the cache
-            data = load_pairs(args)
+            data = load_pairs(DataOptions.from_flags(args))
         if args.cache_latents:
-            data = cache_encodings(args, run.accelerator, StableDiffusionXL, run.dtype, data)
+            data = cache_encodings(
+                data,
+                run.accelerator,
+                identify=lambda: StableDiffusionXL.encoding_identity(options, run.dtype),
+                load_model=lambda: StableDiffusionXL.load(options, run.accelerator.device, run.dtype, denoiser=False),
+                vae_batch_size=args.vae_encode_batch_size,
+                cache_dir=args.cache_dir,
+            )
         model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 

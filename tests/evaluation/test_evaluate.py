@@ -411,8 +411,8 @@ def test_a_validation_scorer_that_cannot_judge_is_refused_before_models_load(cap
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_readmes_command_parses_and_its_table_lists_every_flag_as_it_is():
-    readme = (EXAMPLE / "README.md").read_text()
-    (command,) = re.findall(r"\npython evaluate_lora.py (.*?)```", readme, flags=re.DOTALL)
+@pytest.mark.parametrize("page", [EXAMPLE / "README.md", EXAMPLE.parents[1] / "docs" / "evaluation.md"])
+def test_the_documented_command_parses(page):
+    (command,) = re.findall(r"\npython evaluate_lora.py (.*?)```", page.read_text(), flags=re.DOTALL)
     args = evaluate_lora.parse_args(shlex.split(command.replace("\\\n", " ")))
     assert (args.scorers, args.base_images_dir) == (["pickscore", "imagereward"], Path("evaluation/base"))

@@ -6,8 +6,8 @@ import os
 import pyarrow.parquet as pq
 import pytest
 from helpers import train
+from orpo.data.listing import read_listing
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
-from orpo.labelling.listing import read_listing
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from sklearn.metrics import cohen_kappa_score
@@ -170,6 +170,6 @@ def test_what_can_not_be_judged_is_said(make_images, tmp_path, flags, problem):
     folder = make_images(3, k=1)
     with pytest.raises(SystemExit, match=problem):
         label_preferences.main([f"--images_dir={folder}", *(flag.format(tmp=tmp_path) for flag in flags)])
-    with pytest.raises(SystemExit, match="metadata.jsonl can't be read"):
+    with pytest.raises(SystemExit, match="neither images with caption files nor a metadata.jsonl"):
         label_preferences.main([f"--images_dir={tmp_path}"])
     assert not (folder / "votes").exists() and os.listdir(tmp_path) == ["images"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from orpo.labelling.listing import ListedImage, read_listing
+from orpo.data.listing import ListedImage, read_listing
 from orpo.labelling.questions import is_common, make_questions, places
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import VoteLog, read_votes

@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import arguments, train
-from orpo.data.dataset import load_pairs
-from orpo.data.encoding_cache import cache_encodings
+from orpo.data.dataset import DataOptions, load_pairs
+from orpo.data_source import encode_pairs
 from orpo.models.latent_diffusion import advise_tf32
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
@@ -26,7 +26,8 @@ def setup(tiny_sdxl, faces):
     def make(**flags):
         args = parse_args(arguments(tiny_sdxl, faces, "unused", **flags))
         model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
-        batch = next(iter(load_pairs(args).training_batches(4, seed=0, position=None, rank=0, world_size=1)))
+        data = load_pairs(DataOptions.from_flags(args))
+        batch = next(iter(data.training_batches(4, seed=0, position=None, rank=0, world_size=1)))
         return args, model, batch
 
     return make
@@ -198,9 +199,9 @@ def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
     flags = {"cache_latents": cached, "cache_dir": tmp_path}
     args = parse_args(arguments(tiny_sdxl, faces, tmp_path, **flags))
     accelerator = Accelerator(mixed_precision="fp16")
-    data = load_pairs(args)
+    data = load_pairs(DataOptions.from_flags(args))
     if cached:
-        data = cache_encodings(args, accelerator, StableDiffusionXL, torch.float16, data)
+        data = encode_pairs(data, args, accelerator, StableDiffusionXL, torch.float16)
     model = StableDiffusionXL.load(
         ModelOptions.from_flags(args), accelerator.device, torch.float16, encoders=not cached
     )

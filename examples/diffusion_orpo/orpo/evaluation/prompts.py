@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from ..data.dataset import choose_split
+from ..data.files import choose_split
 
 
 # Written for this project and dedicated to the public domain (CC0 1.0).

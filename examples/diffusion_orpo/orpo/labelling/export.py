@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.listing import ListedImage, image_path
 from ..data.writing import write_pairs
-from .listing import ListedImage, image_path
 from .votes import Vote
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .listing import ListedImage
+from ..data.listing import ListedImage
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from .listing import image_path
+from ..data.listing import image_path
 from .questions import Question
 from .session import Session
 

@@ -52,6 +52,13 @@ MODEL = FlagGroup(
             resume="same",
             card=True,
         ),
+        Flag(
+            "init_lora_weights",
+            "Folder of a LoRA trained by this script, to go on from instead of from one that changes nothing: for a second "
+            "round, on pairs that the model drew with it. Rank and alpha must be its own.",
+            resume="same",
+            card=True,
+        ),
         Flag("gradient_checkpointing", "Recompute activations backward: less memory, slower.", bool),
         Flag(
             "compile",

@@ -13,10 +13,18 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..system.transfer import to_device
-from .checks import build_empty, check_lora_layers, check_modules, check_pipeline, is_absent, read_index
+from .checks import (
+    build_empty,
+    check_lora_layers,
+    check_modules,
+    check_pipeline,
+    is_absent,
+    read_index,
+    warn_of_distillation,
+)
 from .encoding_identity import encoding_identity
 from .inference_snippet import inference_snippet
-from .lora import LORA_FILE, add_lora, load_lora, save_lora
+from .lora import LORA_FILE, add_lora, check_init_lora, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .prompts import report_first_truncation
@@ -49,6 +57,7 @@ class LatentDiffusion:
         pipeline: has all modules that are loaded, on the device; images are drawn with it.
         noise_process: adds noise in training.
         vae: encodes and decodes images; its weights are in the pipeline.
+        denoiser_config: complete, whether the denoiser is loaded or not.
         absent_modules: the optional ones that this model was saved without.
     """
 
@@ -78,8 +87,10 @@ class LatentDiffusion:
         self.vae = self.vae_class(options)
         self.noise_process = self.noise_process_class.load(options)
         denoiser = build_empty(options, index, self.denoiser_name)
+        self.denoiser_config = denoiser.config
         self.check_denoiser(denoiser.config)
         check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
+        check_init_lora(self.denoiser_name, options)
 
     @classmethod
     def load(
@@ -109,8 +120,11 @@ class LatentDiffusion:
         else:
             model._load_pipeline(**dict.fromkeys(model.encoder_names), **absent)
         if denoiser:
+            warn_of_distillation(options, model.pipeline.scheduler)
             model.denoiser.requires_grad_(False)
             add_lora(model.denoiser, options)
+            if options.init_lora_weights is not None:
+                model.load_lora(Path(options.init_lora_weights))
             if options.gradient_checkpointing:
                 model.denoiser.enable_gradient_checkpointing()
             if device.type == "cuda" and cls.denoiser_name == "unet":
@@ -138,8 +152,13 @@ class LatentDiffusion:
         """Checks the denoiser's configuration.
 
         Raises:
-            ValueError: it takes other latents than the VAE makes.
+            ValueError: it takes other latents than the VAE makes, or a condition that training does not give it.
         """
+        if config.get("time_cond_proj_dim") is not None:
+            raise ValueError(
+                f"The {self.denoiser_name} of {self.options.pretrained_model_name_or_path} is told the guidance scale, as"
+                " latent consistency models are. Train the model that it was distilled from; the LoRA may fit both."
+            )
         expected, found = self.latent_channels, config["in_channels"]
         if found != expected:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""The images to judge: a folder with a `metadata.jsonl` that names each image and its prompt.
+"""Single images with their prompts: a folder with a `metadata.jsonl` that names each image and its prompt.
 
     {"file_name": "00000-0.png", "prompt": "a red fox", "seed": 0}
     {"file_name": "00000-1.png", "prompt": "a red fox", "seed": 1}
 
-Images of the same prompt are judged against each other. Everything beside file name and prompt is passed on to the export.
+Without one, every image has a caption file beside it: `fox.txt` (or `.caption`) for `fox.png`.
 """
 
 import json
@@ -11,13 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.bad_pair import BadPair
-from ..data.image import open_image
+from PIL import Image
+
 from ..system.messages import printable
+from .bad_pair import BadPair
+from .image import open_image
 
 
 METADATA = "metadata.jsonl"
 PROMPT_KEYS = ("prompt", "caption", "text")
+CAPTION_SUFFIXES = (".txt", ".caption")
 SHOWN = 20  # problems in an error
 
 
@@ -37,19 +40,29 @@ class ListedImage:
 
 
 def read_listing(folder: Path) -> list[ListedImage]:
-    """Reads `metadata.jsonl`, and opens every image that it names.
+    """Reads the prompts, and opens every image.
 
     Raises:
-        ValueError: it can't be read, or anything is wrong with a line or an image. Lists what is wrong.
+        ValueError: there are no prompts, or anything is wrong with one or an image. Lists what is wrong.
     """
+    images, problems = _read_metadata(folder) if (folder / METADATA).exists() else _read_captions(folder)
+    with ThreadPoolExecutor() as pool:
+        problems += filter(None, pool.map(lambda image: _problem(folder, image.name), images))
+    if problems:
+        shown = "\n  ".join(problems[:SHOWN])
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(
+            f"{folder}: {len(problems)} problems; nothing was changed. Mend or remove these files or lines.\n  {shown}{more}"
+        )
+    return images
+
+
+def _read_metadata(folder: Path) -> tuple[list[ListedImage], list[str]]:
     path = folder / METADATA
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} can't be read: {printable(str(error))}. It must hold a line for each image:"
-            ' {"file_name": "0.png", "prompt": "a red fox"}. make_preferences.py writes one.'
-        ) from error
+        raise ValueError(f"{path} can't be read: {printable(str(error))}") from error
     images, problems, seen = [], [], set()
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -63,16 +76,33 @@ def read_listing(folder: Path) -> list[ListedImage]:
                 images.append(image)
             except BadPair as bad:
                 problems.append(bad.summary)
-    with ThreadPoolExecutor() as pool:
-        problems += filter(None, pool.map(lambda image: _problem(folder, image.name), images))
-    if problems:
-        shown = "\n  ".join(problems[:SHOWN])
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return images, problems
+
+
+def _read_captions(folder: Path) -> tuple[list[ListedImage], list[str]]:
+    """Images with a caption file beside each, in the order of their names."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"{folder} can't be read: {error.strerror}") from error
+    known = Image.registered_extensions()
+    images, problems = [], []
+    for name in (name for name in names if Path(name).suffix.lower() in known):
+        captions = [Path(name).with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+        captions = [caption for caption in captions if caption.name in names]
+        try:
+            (caption,) = captions
+            images.append(ListedImage(name, (folder / caption).read_text(encoding="utf-8-sig").strip()))
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{printable(captions[0].name)}: {printable(str(error))}")
+        except ValueError:
+            problems.append(f"{printable(name)}: {'two caption files' if captions else 'no caption file beside it'}")
+    if not images and not any(Path(name).suffix.lower() in known for name in names):
         raise ValueError(
-            f"{folder}: {len(problems)} problems; nothing was changed. Mend the files, or remove their lines from"
-            f" {METADATA}.\n  {shown}{more}"
+            f"{folder} has neither images with caption files nor a {METADATA}, a line for each image: "
+            '{"file_name": "0.png", "prompt": "a red fox"}. make_preferences.py writes one.'
         )
-    return images
+    return images, problems
 
 
 def image_path(folder: Path, name: str) -> Path:
