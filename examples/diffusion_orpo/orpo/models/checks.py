@@ -103,7 +103,7 @@ def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Mod
 
 def find_modules(denoiser: torch.nn.Module, layer: str) -> dict[str, torch.nn.Module]:
     """The modules, by name, that a name of --lora_layers stands for."""
-    return {name: module for name, module in denoiser.named_modules() if fnmatch(f".{name}", f"*.{layer}")}
+    return {name: module for name, module in denoiser.named_modules() if name and fnmatch(f".{name}", f"*.{layer}")}
 
 
 def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: list[str]) -> None:
