@@ -34,8 +34,8 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
-    StableDiffusion3.check(options)
     with start_run(args, FLAGS) as run:
+        StableDiffusion3.check(options, is_resumed=run.checkpoint is not None)
         data = load_data(args, run.accelerator, StableDiffusion3, run.dtype)
         model = StableDiffusion3.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)

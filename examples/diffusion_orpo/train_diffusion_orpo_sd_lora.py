@@ -34,8 +34,8 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
-    StableDiffusion.check(options)
     with start_run(args, FLAGS) as run:
+        StableDiffusion.check(options, is_resumed=run.checkpoint is not None)
         data = load_data(args, run.accelerator, StableDiffusion, run.dtype)
         model = StableDiffusion.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)

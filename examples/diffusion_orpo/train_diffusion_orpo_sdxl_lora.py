@@ -34,8 +34,8 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
-    StableDiffusionXL.check(options)
     with start_run(args, FLAGS) as run:
+        StableDiffusionXL.check(options, is_resumed=run.checkpoint is not None)
         with main_process_first(run.accelerator):  # the others then find the data in the cache
             data = load_pairs(DataOptions.from_flags(args))
         if args.cache_latents:

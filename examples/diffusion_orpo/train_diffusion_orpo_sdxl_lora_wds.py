@@ -33,8 +33,8 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
-    StableDiffusionXL.check(options)
     with start_run(args, FLAGS) as run:
+        StableDiffusionXL.check(options, is_resumed=run.checkpoint is not None)
         data = load_shards(args, run.accelerator, StableDiffusionXL, run.dtype)
         model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)

@@ -54,9 +54,10 @@ MODEL = FlagGroup(
         ),
         Flag(
             "init_lora_weights",
-            "Folder of a LoRA trained by this script, to go on from instead of from one that changes nothing: for a second "
-            "round, on pairs that the model drew with it. Rank and alpha must be its own.",
-            resume="same",
+            "A LoRA to start from, in place of one that changes nothing, as for a second round on pairs drawn with it: folder, "
+            "file or name on the Hub, from diffusers, PEFT or kohya's scripts, for the modules and of the rank that the run "
+            "trains. A resumed run goes on from its checkpoint.",
+            resume="warn",
             card=True,
         ),
         Flag("gradient_checkpointing", "Recompute activations backward: less memory, slower.", bool),

@@ -23,7 +23,7 @@ class Flag:
         default: a value, or a function of the other flags that makes one.
         range: the lowest value, and the highest where there is one.
         choices: all values there are.
-        nargs: as in argparse.
+        nargs: as in argparse; with "?" the flag alone means True.
         required: whether it must be given.
         resume: what becomes of a resumed run where the flag has changed: "same" refuses, "warn" warns, None says nothing.
         card: whether the model card shows it.
@@ -61,6 +61,7 @@ class Flag:
             default=self.start,
             choices=self.choices,
             nargs=self.nargs,
+            const=True if self.nargs == "?" else None,
             required=self.required,
             help=self.help,
         )
@@ -74,6 +75,13 @@ class Flag:
             return None
         limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}, and finite"
         return f"--{self.name} must be {limits}; got {value}."
+
+
+def truth(text: str) -> bool:
+    """The type of a flag that is on unless it is given as false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 @dataclass(frozen=True)

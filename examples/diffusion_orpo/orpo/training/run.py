@@ -75,6 +75,11 @@ class Run:
         """The settings of the flags with certain attributes, such as `card=True`."""
         return flags.values(self.flags, self.settings, **wanted)
 
+    @property
+    def recorded_flags(self) -> dict[str, object]:
+        """All flags for a checkpoint: those that a resumed run is compared in as they are, the others without secrets."""
+        return flags_without_secrets(self.settings) | self.values(resume="same") | self.values(resume="warn")
+
 
 @contextmanager
 def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> Iterator[Run]:
@@ -172,18 +177,27 @@ def explain_failure(error: Exception, args, accelerator: Accelerator) -> None:
         )
 
 
-def start_trackers(run: Run, step: int) -> None:
+def start_trackers(run: Run, step: int, known: dict[str, str]) -> dict[str, str]:
     """Starts the trackers with the flags as configuration, without what is secret in them.
 
     Args:
         run: whose flags they record.
         step: that the run goes on from, or 0. TensorBoard hides what an interrupted run had logged of later ones.
+        known: what this function returned to the run that is resumed.
+
+    Returns:
+        What the trackers need to go on with the same run.
     """
-    options = {"tensorboard": {"purge_step": step + 1}}
+    options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(run.output_dir)}}
+    if "wandb" in known:
+        options["wandb"] |= {"id": known["wandb"], "resume": "allow"}
     with command_line_without_secrets():
         run.accelerator.init_trackers(
             run.args.tracker_name, config=flags_without_secrets(run.settings), init_kwargs=options
         )
+    if not run.accelerator.is_main_process:
+        return {}
+    return {tracker.name: tracker.run.id for tracker in run.accelerator.trackers if tracker.name == "wandb"}
 
 
 def flush_trackers(accelerator: Accelerator) -> None:
