@@ -32,6 +32,7 @@ DEMO_BASE = Path(__file__).parent.parent / "examples" / "demo" / "base"
 WORDS = sorted({word.strip(",") for kind in ALL_KINDS for word in kind.prompt.split()})
 T5_FLAGS = {"max_sequence_length": 12}
 QWEN_FLAGS = {"max_sequence_length": 20}
+QWEN_IMAGE_OPTIONS = QWEN_FLAGS | {"negative_prompt": " "}
 T5_BASE, QWEN_BASE = {"max_sequence_length": T5_LENGTH}, {"max_sequence_length": PROMPT_LENGTH}
 
 
@@ -81,13 +82,18 @@ FAMILIES = {
     "sd3": Family(StableDiffusion3, "train_diffusion_orpo_sd3_lora", build_tiny_sd3, T5_FLAGS, T5_FLAGS, T5_BASE),
     "flux": Family(Flux, "train_diffusion_orpo_flux_lora", build_tiny_flux, T5_FLAGS, T5_FLAGS, T5_BASE),
     "z_image": Family(
-        ZImage, "train_diffusion_orpo_z_image_lora", build_tiny_z_image, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
+        ZImage, "train_diffusion_orpo_z_image_lora", build_tiny_z_image, QWEN_FLAGS, QWEN_IMAGE_OPTIONS, QWEN_BASE
     ),
     "flux2": Family(
-        Flux2Klein, "train_diffusion_orpo_flux2_lora", build_tiny_flux2, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
+        Flux2Klein, "train_diffusion_orpo_flux2_lora", build_tiny_flux2, QWEN_FLAGS, QWEN_IMAGE_OPTIONS, QWEN_BASE
     ),
     "qwen_image": Family(
-        QwenImage, "train_diffusion_orpo_qwen_image_lora", build_tiny_qwen_image, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
+        QwenImage,
+        "train_diffusion_orpo_qwen_image_lora",
+        build_tiny_qwen_image,
+        QWEN_FLAGS,
+        QWEN_IMAGE_OPTIONS,
+        QWEN_BASE,
     ),
 }
 SMALL = {

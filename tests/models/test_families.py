@@ -308,7 +308,7 @@ def test_the_model_card_draws(name, family, model, faces, tmp_path, monkeypatch)
     assert TAGS.get(name, name) in card.split("---")[1].split()
     snippet = card.split("```python\n")[1].split("```")[0]
     assert family.cls.pipeline_class.__name__ in snippet
-    assert all(f"{option}={value}" in snippet for option, value in family.call_options.items())
+    assert all(f"{option}={value!r}" in snippet for option, value in family.call_options.items())
     monkeypatch.chdir(tmp_path)
     exec(snippet.replace("'a red ball'", "'a red ball', height=64, width=64, num_inference_steps=1"), {})
     assert Image.open("image.png").size == (64, 64)

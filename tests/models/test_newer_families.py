@@ -9,7 +9,11 @@ from tiny_qwen import build_qwen_tokenizer
 
 NAMES = ("z_image", "flux2", "qwen_image")
 PROMPTS = ["a red ball", "a prompt that is longer than these flags allow, whichever of the models is asked " * 3]
-NO_GUIDANCE = {"z_image": {"guidance_scale": 0.0}, "flux2": {"guidance_scale": 1.0}, "qwen_image": {}}
+NO_GUIDANCE = {
+    "z_image": {"guidance_scale": 0.0},
+    "flux2": {"guidance_scale": 1.0},
+    "qwen_image": {"true_cfg_scale": 1.0},
+}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -63,7 +67,8 @@ def test_a_prediction_is_what_the_pipeline_hands_to_its_scheduler(name, family, 
     )
     given = IN_THE_PIPELINE["qwen_image"](latents) if name == "qwen_image" else latents
     size = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
-    pipeline(prompt=PROMPTS * 2, latents=given, **size, **NO_GUIDANCE[name], **family.call_options)
+    options = NO_GUIDANCE[name] | {"max_sequence_length": family.call_options["max_sequence_length"]}
+    pipeline(prompt=PROMPTS * 2, latents=given, **size, **options)
     expected, timestep = calls[0]
     with torch.no_grad():
         ours = loaded.predict(loaded.denoiser, latents, timestep.expand(4), loaded.encode_prompts(PROMPTS), {})

@@ -46,15 +46,18 @@ class QwenImage(LatentDiffusion):
 
     @property
     def call_options(self) -> dict:
-        return {"max_sequence_length": self.options.max_sequence_length}
+        # Without a negative prompt, the pipeline draws without guidance.
+        return {"negative_prompt": " ", "max_sequence_length": self.options.max_sequence_length}
 
     def guidance_options(self, scale: float) -> dict:
-        return {"true_cfg_scale": scale, "negative_prompt": " "}
+        return {"true_cfg_scale": scale}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Hidden states (B, max_sequence_length, 3584), zero where the mask (B, max_sequence_length) is."""
-        prompt_embeds, mask = self.pipeline.encode_prompt(prompts, device=self.device, **self.call_options)
+        prompt_embeds, mask = self.pipeline.encode_prompt(
+            prompts, device=self.device, max_sequence_length=self.options.max_sequence_length
+        )
         if mask is None:  # the pipeline's word for prompts of one length
             mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=self.device)
         missing = self.options.max_sequence_length - mask.shape[1]
