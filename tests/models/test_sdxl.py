@@ -187,22 +187,6 @@ def test_a_lora_of_other_modules_is_refused(tiny_sdxl, tmp_path):
         load(tiny_sdxl).load_lora(tmp_path)
 
 
-def test_a_run_goes_on_from_a_lora_that_fits(tiny_sdxl, tmp_path):
-    first = load(tiny_sdxl, rank=3, lora_alpha=2)
-    randomize_lora(first)
-    first.save_lora(tmp_path)
-    again = load(tiny_sdxl, rank=3, lora_alpha=2, init_lora_weights=tmp_path)
-    assert torch.equal(predict(again.denoiser), predict(first.denoiser))
-    assert {p.dtype for p in again.denoiser.parameters() if p.requires_grad} == {torch.float32}
-    for flags in ({"rank": 3}, {"rank": 2, "lora_alpha": 2}):
-        with pytest.raises(ValueError, match="has rank 3 and alpha 2.*: give --rank=3 --lora_alpha=2"):
-            load(tiny_sdxl, init_lora_weights=tmp_path, **flags)
-    with pytest.raises(ValueError, match="other modules"):
-        load(tiny_sdxl, rank=3, lora_alpha=2, init_lora_weights=tmp_path, lora_layers="to_q")
-    with pytest.raises(ValueError, match="--init_lora_weights=.*missing has no pytorch_lora_weights.safetensors"):
-        load(tiny_sdxl, init_lora_weights=tmp_path / "missing")
-
-
 def test_gradient_checkpointing_is_switched_on_and_changes_no_gradient(tiny_sdxl):
     gradients = []
     for flag in (False, True):

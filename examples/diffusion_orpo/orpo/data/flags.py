@@ -11,10 +11,10 @@ DATA_SET = FlagGroup(
             "Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
             "folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
             required=True,
+            is_source=True,
         ),
         Flag("dataset_config_name", "Configuration of the data set, if it has several."),
         Flag("dataset_split_name", "Split to train on. Default: the only one, else train."),
-        Flag("max_train_samples", "Train on the first so many pairs only.", int, range=(1,)),
         Flag(
             "cache_latents",
             "Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
@@ -25,8 +25,9 @@ DATA_SET = FlagGroup(
 )
 
 IMAGES = FlagGroup(
-    "images and captions",
+    "pairs",
     (
+        Flag("max_train_samples", "Train on the first so many pairs only.", int, range=(1,)),
         Flag(
             "resolution",
             "Images are resized by their shorter side and cropped to this.",

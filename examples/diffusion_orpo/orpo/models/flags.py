@@ -10,12 +10,14 @@ MODEL = FlagGroup(
             "pretrained_model_name_or_path",
             "Path to pretrained model or model identifier from huggingface.co/models.",
             required=True,
+            is_source=True,
         ),
         Flag(
             "pretrained_vae_model_name_or_path",
             "Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix, "
             "which works in float16. A VAE whose config says `force_upcast` runs in float32.",
             card=True,
+            is_source=True,
         ),
         Flag("revision", "Revision of the pretrained model."),
         Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),
@@ -47,16 +49,17 @@ MODEL = FlagGroup(
         ),
         Flag(
             "lora_layers",
-            "Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections, "
-            "and in FLUX.1 the feed-forward layers.",
+            "Comma-separated names of the denoiser's modules that get a LoRA, or ends of names; * stands for anything. Default: "
+            "all attention projections, and in FLUX.1 and FLUX.2 the feed-forward layers.",
             resume="same",
             card=True,
         ),
         Flag(
             "init_lora_weights",
-            "Folder of a LoRA trained by this script, to go on from instead of from one that changes nothing: for a second "
-            "round, on pairs that the model drew with it. Rank and alpha must be its own.",
-            resume="same",
+            "A LoRA to start from, in place of one that changes nothing, as for a second round on pairs drawn with it: folder, "
+            "file or name on the Hub, from diffusers, PEFT or kohya's scripts, for the modules and of the rank that the run "
+            "trains. A resumed run goes on from its checkpoint.",
+            resume="warn",
             card=True,
         ),
         Flag("gradient_checkpointing", "Recompute activations backward: less memory, slower.", bool),
@@ -142,15 +145,16 @@ FLOW_MATCHING_FLAGS = FlagGroup(
 )
 
 
-def max_sequence_length(default: int, note: str = "") -> Flag:
-    """--max_sequence_length, for families that read prompts with T5."""
-    text = f"Tokens of a prompt that T5 reads, at most 512{note}."
-    return Flag("max_sequence_length", text, int, default, range=(1, 512), resume="warn", card=True)
+def max_sequence_length(default: int, note: str = "", reader: str = "T5", highest: int = 512) -> Flag:
+    """--max_sequence_length, for families whose text encoder reads as many tokens as it is told to."""
+    text = f"Tokens of a prompt that {reader} reads, at most {highest}{note}."
+    return Flag("max_sequence_length", text, int, default, range=(1, highest), resume="warn", card=True)
 
 
 GUIDANCE_SCALE = Flag(
     "guidance_scale",
-    "Guidance scale that the model is told in training. FLUX.1-dev takes one; FLUX.1-schnell does not.",
+    "Guidance scale that the model is told in training, where it takes one: FLUX.1-dev and FLUX.2-dev do, FLUX.1-schnell "
+    "and FLUX.2 klein don't.",
     float,
     3.5,
     range=(0,),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import set_peft_model_state_dict
 
 from diffusers import DiffusionPipeline
 
@@ -22,9 +23,10 @@ from .checks import (
     read_index,
     warn_of_distillation,
 )
-from .encoding_identity import encoding_identity
+from .encoding_identity import base_identity, encoding_identity
 from .inference_snippet import inference_snippet
-from .lora import LORA_FILE, add_lora, check_init_lora, load_lora, save_lora
+from .initial_lora import read_initial_lora
+from .lora import LORA_FILE, add_lora, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .prompts import report_first_truncation
@@ -57,7 +59,7 @@ class LatentDiffusion:
         pipeline: has all modules that are loaded, on the device; images are drawn with it.
         noise_process: adds noise in training.
         vae: encodes and decodes images; its weights are in the pipeline.
-        denoiser_config: complete, whether the denoiser is loaded or not.
+        empty_denoiser: the denoiser on the meta device, for its configuration and its modules' names.
         absent_modules: the optional ones that this model was saved without.
     """
 
@@ -86,11 +88,9 @@ class LatentDiffusion:
         check_modules(options, index, tuple(name for name in needed if name not in self.absent_modules))
         self.vae = self.vae_class(options)
         self.noise_process = self.noise_process_class.load(options)
-        denoiser = build_empty(options, index, self.denoiser_name)
-        self.denoiser_config = denoiser.config
-        self.check_denoiser(denoiser.config)
-        check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
-        check_init_lora(self.denoiser_name, options)
+        self.empty_denoiser = build_empty(options, index, self.denoiser_name)
+        self.check_denoiser(self.empty_denoiser.config)
+        check_lora_layers(self.empty_denoiser, self.denoiser_name, options.lora_layer_names)
 
     @classmethod
     def load(
@@ -123,8 +123,6 @@ class LatentDiffusion:
             warn_of_distillation(options, model.pipeline.scheduler)
             model.denoiser.requires_grad_(False)
             add_lora(model.denoiser, options)
-            if options.init_lora_weights is not None:
-                model.load_lora(Path(options.init_lora_weights))
             if options.gradient_checkpointing:
                 model.denoiser.enable_gradient_checkpointing()
             if device.type == "cuda" and cls.denoiser_name == "unet":
@@ -134,19 +132,31 @@ class LatentDiffusion:
         return model
 
     @classmethod
-    def check(cls, options: ModelOptions) -> None:
-        """Reads the model's configuration files, and no weights.
+    def check(cls, options: ModelOptions, is_resumed: bool = False) -> None:
+        """Reads the model's configuration files and --init_lora_weights, and no weights of the model.
+
+        Args:
+            options: of the model.
+            is_resumed: whether the LoRA will come from a checkpoint.
 
         Raises:
             ValueError: the model is not one of this family, lacks a module, has a VAE or noise that the family does not
-                know, or has no modules for --lora_layers.
+                know, or has no modules for --lora_layers or for the LoRA to start from.
         """
-        cls(options, torch.device("cpu"), torch.float32)
+        model = cls(options, torch.device("cpu"), torch.float32)
+        if options.init_lora_weights is not None and not is_resumed:
+            read_initial_lora(options, cls.pipeline_class, cls.denoiser_name, model.empty_denoiser)
 
     @classmethod
     def encoding_identity(cls, options: ModelOptions, dtype: torch.dtype) -> dict[str, str]:
         """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
         return encoding_identity(cls, options, dtype)
+
+    def base_identity(self) -> dict[str, str]:
+        """What a LoRA of this run is trained for: see `encoding_identity.py`."""
+        config = self.noise_process.scheduler.config
+        predicts = config.get("prediction_type", self.noise_process_class.__name__)
+        return base_identity(type(self), self.options, predicts)
 
     def check_denoiser(self, config: dict) -> None:
         """Checks the denoiser's configuration.
@@ -214,6 +224,10 @@ class LatentDiffusion:
         """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
         return {}
 
+    def guidance_options(self, scale: float) -> dict:
+        """The pipeline's arguments for classifier-free guidance."""
+        return {"guidance_scale": scale}
+
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the VAE says of images: mean and log variance of the distribution of normalised latents.
@@ -279,13 +293,13 @@ class LatentDiffusion:
         """
         resolution = self.options.resolution
         latents = self.pipeline(
-            prompt,
+            prompt=prompt,
             height=resolution,
             width=resolution,
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
+            **self.guidance_options(guidance_scale),
             **self.call_options,
         ).images
         side = resolution // self.vae.downscale
@@ -308,6 +322,15 @@ class LatentDiffusion:
             ValueError: the file's modules are not those of this LoRA.
         """
         load_lora(self.denoiser_name, self.denoiser, directory)
+
+    def start_from_initial_lora(self) -> None:
+        """Reads --init_lora_weights into the LoRA that is there.
+
+        Raises:
+            ValueError: see `read_initial_lora`.
+        """
+        tensors = read_initial_lora(self.options, self.pipeline_class, self.denoiser_name, self.empty_denoiser)
+        set_peft_model_state_dict(self.denoiser, tensors)
 
     def save_for_other_programs(self, directory: Path) -> None:
         """Writes the LoRA in `directory` once more, as ComfyUI and AUTOMATIC1111 read it."""

@@ -1,18 +1,16 @@
 """The LoRA: into the denoiser, to a file, and back."""
 
-import json
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 
 from ..system.durable import make_readable
-from ..system.messages import printable
+from .checks import find_modules
 from .options import ModelOptions
 
 
@@ -29,33 +27,15 @@ def add_lora(denoiser: torch.nn.Module, options: ModelOptions) -> None:
             lora_alpha=options.alpha,
             lora_dropout=options.lora_dropout,
             init_lora_weights="gaussian",
-            target_modules=options.lora_layer_names,
+            target_modules=_target_modules(denoiser, options.lora_layer_names),
         )
     )
     cast_training_params(denoiser, dtype=torch.float32)
 
 
-def check_init_lora(denoiser_name: str, options: ModelOptions) -> None:
-    """Makes sure that --init_lora_weights is a LoRA which this run can go on from. Reads its header alone.
-
-    Raises:
-        ValueError: it is not; or its rank or alpha is another, with which its weights would say something else.
-    """
-    if options.init_lora_weights is None:
-        return
-    flag = f"--init_lora_weights={printable(options.init_lora_weights)}"
-    try:
-        with safe_open(Path(options.init_lora_weights) / LORA_FILE, "pt") as file:
-            metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-        found = metadata[f"{denoiser_name}.r"], metadata[f"{denoiser_name}.lora_alpha"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{flag} has no {LORA_FILE} of this script, with rank and alpha of a {denoiser_name} ({printable(str(error))})."
-        ) from error
-    if found != (options.rank, options.alpha):
-        raise ValueError(
-            f"{flag} has rank {found[0]} and alpha {found[1]}: give --rank={found[0]} --lora_alpha={found[1]}."
-        )
+def _target_modules(denoiser: torch.nn.Module, layers: list[str]) -> list[str]:
+    """Names as PEFT takes them, which knows no wildcards."""
+    return [name for layer in layers for name in (find_modules(denoiser, layer) if "*" in layer else [layer])]
 
 
 def save_lora(pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Module, directory: Path) -> None:

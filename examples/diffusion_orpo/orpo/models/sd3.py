@@ -43,7 +43,7 @@ class StableDiffusion3(LatentDiffusion):
         if self.denoiser is not None:  # what --compile compiles; diffusers names the blocks of its other models
             self.denoiser._repeated_blocks = ["JointTransformerBlock"]
         elif self.absent_modules:  # the pipeline asks its denoiser how wide T5's hidden states, zeros here, would be
-            self.pipeline.transformer = SimpleNamespace(config=self.denoiser_config)
+            self.pipeline.transformer = SimpleNamespace(config=self.empty_denoiser.config)
 
     def predict(
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict

@@ -3,7 +3,6 @@
 Validation uses the modules that train: no second copy is loaded.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +11,8 @@ import torch
 from accelerate.logging import get_logger
 from diffusion_orpo_loss import OrpoMetrics
 from PIL.Image import Image
+
+from .step import compute_losses
 
 
 logger = get_logger(__name__)
@@ -47,13 +48,11 @@ class Validator:
         run: the `Run`.
         model: the model family, with the LoRA that trains.
         data: the source of held-out pairs.
-        compute_losses: (args, model, denoiser, batch) -> (losses, metrics, timesteps), all per pair.
     """
 
     run: object
     model: object
     data: object
-    compute_losses: Callable
 
     @property
     def args(self):
@@ -100,7 +99,7 @@ class Validator:
         names = ["loss", *OrpoMetrics.__annotations__]
         sums = torch.zeros(1 + len(names), dtype=torch.float64, device=self.accelerator.device)
         for batch in batches:
-            losses, metrics, _ = self.compute_losses(self.args, self.model, denoiser, batch)
+            losses, metrics, _ = compute_losses(self.args.beta_orpo, self.model, denoiser, batch)
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
             sums += values.double().sum(dim=1)
         count, *totals = self.accelerator.reduce(sums, "sum").tolist()
