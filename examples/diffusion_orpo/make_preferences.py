@@ -18,10 +18,13 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from orpo.making.flags import FLAGS, check_flags
-from orpo.system.flags import make_parser, parse
+from orpo.evaluation.flags import PROMPTS
+from orpo.making.flags import MAKING, check_flags
+from orpo.system.flags import assemble, make_parser, parse
 from orpo.system.start import begin
 
+
+FLAGS = assemble([PROMPTS, *MAKING])
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
 
@@ -82,7 +85,7 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
         open_folder(images, drawing.settings(requests))
     if missing(images, requests):
         pipeline = load_pipeline(drawing, family, state.device, args.cache_dir)
-        draw_images(drawing, pipeline, images, requests, args.batch_size)
+        draw_images(drawing, family, pipeline, images, requests, args.batch_size)
         del pipeline
 
     kept, left_out = usable(images, requests)

@@ -201,7 +201,12 @@ def missing(folder: Path, requests: list[Request]) -> list[Request]:
 
 
 def draw_images(
-    drawing: Drawing, pipeline: DiffusionPipeline, folder: Path, requests: list[Request], batch_size: int
+    drawing: Drawing,
+    family: Family,
+    pipeline: DiffusionPipeline,
+    folder: Path,
+    requests: list[Request],
+    batch_size: int,
 ) -> None:
     """Draws what is missing in the folder, over all processes.
 
@@ -211,16 +216,19 @@ def draw_images(
     state = PartialState()
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     batches = [batch for batch in batches if missing(folder, batch)]
-    options = {} if drawing.max_sequence_length is None else {"max_sequence_length": drawing.max_sequence_length}
+    options = family.load_class().guidance_options(drawing.guidance_scale)
+    if drawing.max_sequence_length is not None:
+        options["max_sequence_length"] = drawing.max_sequence_length
     state.wait_for_everyone()  # all processes have seen the same images before one draws more
     with state.split_between_processes(batches) as mine:
         for batch in tqdm(mine, desc="Drawing", unit="batch", disable=not state.is_main_process):
+            if "true_cfg_scale" in options:  # Qwen-Image is guided away from a prompt that is given, or not at all
+                options["negative_prompt"] = [" "] * len(batch)
             images = pipeline(
-                [request.prompt for request in batch],
+                prompt=[request.prompt for request in batch],
                 height=drawing.resolution,
                 width=drawing.resolution,
                 num_inference_steps=drawing.num_inference_steps,
-                guidance_scale=drawing.guidance_scale,
                 generator=[torch.Generator().manual_seed(request.seed) for request in batch],
                 **options,
             ).images
