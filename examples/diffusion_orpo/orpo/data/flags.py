@@ -18,8 +18,8 @@ DATA_SET = FlagGroup(
         Flag("max_train_samples", "Train on the first so many pairs only.", int, range=(1,)),
         Flag(
             "cache_latents",
-            "Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
-            "are then loaded for validation images only.",
+            "Encode every image and prompt once, before training, and train from datasets' cache; and then "
+            "load the VAE for validation images only, and the text encoders once, for their prompts.",
             bool,
         ),
     ),
