@@ -236,6 +236,10 @@ class LatentDiffusion:
         """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
         return {}
 
+    def guidance_options(self, scale: float) -> dict:
+        """The pipeline's arguments for classifier-free guidance."""
+        return {"guidance_scale": scale}
+
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the VAE says of images: mean and log variance of the distribution of normalised latents.
@@ -301,13 +305,13 @@ class LatentDiffusion:
         """
         resolution = self.options.resolution
         latents = self.pipeline(
-            prompt,
+            prompt=prompt,
             height=resolution,
             width=resolution,
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
+            **self.guidance_options(guidance_scale),
             **self.call_options,
         ).images
         side = resolution // self.vae.downscale
