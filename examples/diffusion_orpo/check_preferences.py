@@ -30,6 +30,7 @@ from orpo.shards.flags import SHARDS
 from orpo.shards.listing import find_shards
 from orpo.system.flags import all_flags
 from orpo.system.redaction import without_secrets
+from orpo.system.start import begin
 from orpo.training.flags import VALIDATION
 from tqdm.auto import tqdm
 
@@ -100,6 +101,7 @@ def _add_prompt_arguments(group) -> None:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
     try:
         tokenizers = load_tokenizers(args) if args.pretrained_model_name_or_path else {}
     except ValueError as error:

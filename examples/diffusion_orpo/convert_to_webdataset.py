@@ -18,10 +18,10 @@ import logging
 import os
 import re
 import time
+from pathlib import Path
 
-from orpo.conversion.finish import check_totals, find_finished, finish, verify
-from orpo.conversion.plan import EncodingJob, plan_job
-from orpo.conversion.run import ray_session, run
+from orpo.system.flags import looks_like_a_path
+from orpo.system.start import begin
 
 
 # The training scripts' flags that decide an encoding; those scripts read them.
@@ -81,22 +81,33 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--split={args.split} is not the name of a split: letters, digits and _ only.")
     if args.shard_size_mb <= 0:
         parser.error(f"--shard_size_mb={args.shard_size_mb:g} must be above 0.")
+    for name in ("dataset_path", "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"):
+        if looks_like_a_path(getattr(args, name)) and not os.path.exists(getattr(args, name)):
+            parser.error(f"--{name}={getattr(args, name)} does not exist.")
     return args
 
 
 def main(input_args: list[str] | None = None) -> None:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
+
+    # Ray and datasets take seconds to load: not before the flags are known to be good.
+    from orpo.conversion.finish import check_totals, find_finished, finish, verify
+    from orpo.conversion.plan import plan_job
+    from orpo.conversion.run import ray_session, run
+
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     if args.verify:
         verify(args.output_dir)
         return
     start = time.perf_counter()
-    if not args.output_dir.startswith("s3://"):
-        args.output_dir = os.path.abspath(args.output_dir)  # tasks run elsewhere
-        os.makedirs(args.output_dir, exist_ok=True)
+    output_dir = args.output_dir
+    if not output_dir.startswith("s3://"):
+        output_dir = os.path.abspath(output_dir)  # tasks run elsewhere
+        os.makedirs(output_dir, exist_ok=True)
     job = plan_job(
         args.dataset_path,
-        args.output_dir,
+        output_dir,
         dataset_config_name=args.dataset_config_name,
         split=args.split,
         shard_size_mb=args.shard_size_mb,
@@ -106,7 +117,7 @@ def main(input_args: list[str] | None = None) -> None:
     )
     finished, in_manifest = find_finished(job)
     if in_manifest and len(finished) == len(job.units):
-        print(f"{args.output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
+        print(f"{output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
         return
     with ray_session(args.ray_address):
         new = {shard.name: shard for shard in run(job, finished)}
@@ -118,7 +129,7 @@ def main(input_args: list[str] | None = None) -> None:
     print(f"{samples} pairs in {len(new)} shards, {seconds:.1f} s, {samples / seconds:.1f} pairs/s. {summary}")
 
 
-def read_encoding_flags(args: argparse.Namespace) -> EncodingJob:
+def read_encoding_flags(args: argparse.Namespace) -> "EncodingJob":  # noqa: F821
     """How the flags of the encoding say that samples are encoded.
 
     Raises:

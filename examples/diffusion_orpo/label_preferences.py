@@ -28,6 +28,7 @@ from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_judge, read_votes
 from orpo.system.durable import rename
 from orpo.system.flags import make_parser, parse
+from orpo.system.start import begin
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -36,6 +37,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> None:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
     try:
         if args.export is None:
             judge(args)

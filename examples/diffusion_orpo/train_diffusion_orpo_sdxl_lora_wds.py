@@ -3,12 +3,14 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from orpo.data.flags import IMAGES
 from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.shards.flags import SHARDS
 from orpo.system.flags import assemble, make_parser, parse
+from orpo.system.start import begin
 from orpo.training.flags import TRAINING, check_training_flags
 
 
@@ -25,6 +27,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.models.sdxl import StableDiffusionXL

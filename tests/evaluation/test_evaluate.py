@@ -18,6 +18,7 @@ from accelerate.state import PartialState
 from families import FAMILIES, load_pipeline, save_tiny
 from helpers import arguments, logged, train
 from orpo.evaluation.prompts import BUILT_IN_PROMPTS
+from orpo.models import base_and_lora
 from orpo.models.options import ModelOptions
 from orpo.models.other_programs import write_for_other_programs
 from orpo.models.sdxl import StableDiffusionXL
@@ -180,7 +181,7 @@ def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
     assert pngs(out / "base")["00001-0.png"] == before["base"]["00001-0.png"]
     assert pngs(out / "lora") == before["lora"]
 
-    monkeypatch.setattr(evaluate_lora, "load_pipeline", None)  # with all images there, no model is loaded
+    monkeypatch.setattr(base_and_lora, "load_pipeline", None)  # with all images there, no model is loaded
     run(scorers=["high_frequency"])
     assert results_of(out)["scorers"].keys() == {"high_frequency"}
 
@@ -369,14 +370,15 @@ def test_a_broken_image_is_named(run):
         ({"resolution": 60}, "--resolution must be a multiple of 8; got 60"),
         ({"max_sequence_length": 12}, "--max_sequence_length means nothing for SDXL"),
         ({"pretrained_model_name_or_path": "x.safetensors"}, "single file.*from_single_file"),
-        ({"prompt_file": "/no/such/file"}, "--prompt_file=/no/such/file can't be read"),
+        ({"prompt_file": "/no/such/file"}, "--prompt_file=/no/such/file does not exist"),
         ({"dataset_name": "some/data"}, "--prompt_file and --dataset_name: choose one"),
     ],
 )
-def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(evaluate_lora, "load_pipeline", None)
-    with pytest.raises(SystemExit, match=message):
+def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(base_and_lora, "load_pipeline", None)
+    with pytest.raises(SystemExit) as error:
         run(**flags)
+    assert re.search(message, " ".join(f"{error.value} {capsys.readouterr().err}".split()))
     assert not (tmp_path / "out").exists()
 
 

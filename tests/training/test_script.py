@@ -343,13 +343,12 @@ def test_the_cards_snippet_runs(tiny_sdxl, faces, output_dir, tmp_path, monkeypa
     [
         ({"resume_from_checkpoint": "checkpoint-7"}, ["checkpoint-7", "none"]),
         ({"output_dir": "/dev/null/lora"}, ["--output_dir", "/dev/null/lora"]),
-        ({"dataset_name": "/no/such/folder"}, ["/no/such/folder"]),
     ],
 )
 def test_bad_input_stops_before_models_load(faces, output_dir, flags, parts):
     """The model does not exist: whoever came as far as loading it would say so."""
     with pytest.raises(Exception) as raised:
-        train("no/such-model", flags.pop("dataset_name", faces), flags.pop("output_dir", output_dir), **flags)
+        train("no/such-model", faces, flags.pop("output_dir", output_dir), **flags)
     assert all(part in str(raised.value) for part in parts), raised.value
     assert "such-model" not in str(raised.value)
 
@@ -407,6 +406,8 @@ def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, pa
         ({"prediction_type": "sample"}, "--prediction_type"),
         ({"lr_scheduler": "none"}, "--lr_scheduler"),
         ({"mixed_precision": "fp8"}, "--mixed_precision"),
+        ({"dataset_name": "/no/such/folder"}, "--dataset_name=/no/such/folder does not exist"),
+        ({"optimizer": "prodigy", "use_8bit_adam": True}, "--use_8bit_adam with --optimizer=prodigy"),
     ],
 )
 def test_flags_are_checked_first(capsys, flags, message):
@@ -505,3 +506,17 @@ def test_tf32_is_allowed_by_flag(tiny_sdxl, faces, tmp_path):
         assert matmul.allow_tf32
     finally:
         matmul.allow_tf32 = before
+
+
+def test_a_result_has_nothing_of_an_earlier_one_beside_it(tiny_sdxl, faces, output_dir):
+    """A run with validation, then one without in the same folder; what is no result is left alone."""
+    validation = {"run_validation": True, "num_validation_pairs": 4, "validation_prompts": ["red", "ball"]}
+    train(tiny_sdxl, faces, output_dir, **validation, validation_inference_steps=1)
+    names = {path.name for path in output_dir.iterdir()}
+    assert {"eval_results.json", "image_1.png", "image_1_without_lora.png"} <= names
+    for name in ("notes.txt", "image_of_mine.png"):
+        (output_dir / name).write_bytes(b"mine")
+    train(tiny_sdxl, faces, output_dir)
+    left = {path.name for path in output_dir.iterdir() if path.is_file()}
+    assert {"pytorch_lora_weights.safetensors", "README.md", "notes.txt", "image_of_mine.png"} <= left
+    assert not left & {"eval_results.json", "image_0.png", "image_1.png", "image_1_without_lora.png"}

@@ -6,15 +6,12 @@ from dataclasses import dataclass, fields
 import torch
 from PIL.Image import Image
 
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from ..system.messages import printable
-from .checks import build_empty, check_pipeline, is_absent, read_index
-from .encoding_identity import module_identity
-from .lora_file import check_fit, lora_digest, modules_of, read_lora_file
+from .checks import is_absent, read_index
 from .options import ModelOptions
 from .registry import FAMILIES, Family
-from .vae import vae_source
 
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16"}
@@ -92,49 +89,6 @@ class Drawing:
             self.variant,
             resolution=self.resolution,
         )
-
-
-def base_identity(drawing: Drawing, family: Family) -> dict[str, object]:
-    """What the base model's images depend on, besides the flags: the content of its modules, and its sampler.
-
-    Raises:
-        ValueError: the model is not of this family, or has no such files.
-    """
-    model, options = family.load_class(), drawing.options
-    index = read_index(options, family.pipeline)
-    check_pipeline(options, index, family.pipeline, family.name)
-    source = options.pretrained_model_name_or_path
-    arguments = {"variant": options.variant, **options.source_options}
-    encoders = [name for name in model.text_encoder_names if not is_absent(index, name)]
-    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
-    identity = {
-        name: module_identity(source, subfolder=name, **arguments)
-        for name in (model.denoiser_name, *encoders, *tokenizers)
-    }
-    vae, vae_arguments = vae_source(options)
-    scheduler = DDPMScheduler.load_config(source, subfolder="scheduler", **options.source_options)
-    if drawing.prediction_type is not None:
-        scheduler = {**scheduler, "prediction_type": drawing.prediction_type}
-    scheduler = {name: value for name, value in scheduler.items() if name != "_diffusers_version"}
-    return identity | {"vae": module_identity(vae, **vae_arguments), "scheduler": scheduler}
-
-
-def lora_identity(drawing: Drawing, family: Family) -> tuple[str, str | None]:
-    """A LoRA's digest, and a warning where only a part of it fits the base model. Reads no weights but the LoRA's.
-
-    Raises:
-        ValueError: it can't be read, or none of it fits.
-    """
-    model, options = family.load_class(), drawing.options
-    flag = f"--lora_weights={printable(drawing.lora_weights)}"
-    denoiser = build_empty(options, read_index(options, family.pipeline), model.denoiser_name)
-    try:
-        content = read_lora_file(drawing.lora_weights, model.pipeline_class, denoiser.config)
-    except Exception as error:  # of safetensors, of json, of the Hub, and of diffusers' conversions
-        raise ValueError(f"{flag} can't be loaded: {printable(str(error))}") from error
-    modules = modules_of(content[0], model.denoiser_name)
-    warning = check_fit(flag, modules, denoiser, model.denoiser_name, drawing.pretrained_model_name_or_path)
-    return lora_digest(*content), warning
 
 
 def load_pipeline(

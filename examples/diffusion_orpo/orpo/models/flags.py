@@ -10,12 +10,14 @@ MODEL = FlagGroup(
             "pretrained_model_name_or_path",
             "Path to pretrained model or model identifier from huggingface.co/models.",
             required=True,
+            is_source=True,
         ),
         Flag(
             "pretrained_vae_model_name_or_path",
             "Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix, "
             "which works in float16. A VAE whose config says `force_upcast` runs in float32.",
             card=True,
+            is_source=True,
         ),
         Flag("revision", "Revision of the pretrained model."),
         Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),

@@ -1,0 +1,74 @@
+"""An evaluation from beginning to end: draw, score, write."""
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from ..scoring.image_statistics import STATISTICS
+from ..scoring.names import scorer_label
+from ..scoring.scorers import check_scorer
+from .images import Draw, draw_images, make_requests, missing, open_folder, write_atomically
+from .page import render_page
+from .prompts import read_prompts
+from .results import make_results, score_folders, summary
+
+
+TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
+
+
+class Contestants(Protocol):
+    """A base model and a LoRA for it."""
+
+    def settings(self) -> tuple[dict, dict, list[str]]:
+        """What decides the base's images, what the LoRA's besides, and what makes a verdict doubtful."""
+
+    def load(self) -> dict[str, Draw]:
+        """What draws with either, as "base" and as "lora"."""
+
+
+def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace, object], Contestants]) -> None:
+    """Draws what is not drawn yet, scores all of it, and writes results and page.
+
+    Args:
+        args: the flags.
+        open_model: finds base and LoRA of the flags, and loads no weights; takes the device, too.
+
+    Raises:
+        ValueError: model, LoRA, prompts or scorers can't be used, or a folder holds images of other settings.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    prompts = read_prompts(args)
+    model = open_model(args, state.device)
+    base, lora, warnings = model.settings()
+    for name in args.scorers if state.is_main_process else ():
+        check_scorer(name, base["resolution"])
+    base |= {"num_images_per_prompt": args.num_images_per_prompt, "seed": args.seed, "prompts": prompts}
+    requests = make_requests(prompts, args.num_images_per_prompt, args.seed)
+    folders = {"base": args.base_images_dir, "lora": args.output_dir / "lora"}
+    with state.main_process_first():
+        versions = open_folder(folders["base"], base)
+        open_folder(folders["lora"], base | lora)
+
+    if any(missing(folder, requests) for folder in folders.values()):
+        for side, draw in model.load().items():
+            draw_images(draw, folders[side], requests, args.batch_size, name=side)
+        del draw  # and the pipeline with it: a scorer needs the memory
+    if not state.is_main_process:
+        return
+
+    scores = {scorer_label(name): score_folders(name, folders, requests, state.device) for name in args.scorers}
+    statistics = {
+        name: scores[name] if name in scores else score_folders(name, folders, requests, state.device)
+        for name in STATISTICS
+    }
+    settings = base | lora | {"lora_weights": args.lora_weights, "scorers": args.scorers, "versions": versions}
+    results = make_results(settings, requests, scores, statistics, warnings)
+    write_atomically(args.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    page = render_page(results, [tuple(folders[side] / r.name for side in ("base", "lora")) for r in requests])
+    write_atomically(args.output_dir / "index.html", page)
+    print(summary(results), f"Look at the pairs: {args.output_dir / 'index.html'}", sep="\n")
