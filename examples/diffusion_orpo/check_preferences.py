@@ -27,7 +27,7 @@ from orpo.data.flags import DATA_SET, IMAGES
 from orpo.data.folders import is_pair_folders, read_pair_folders
 from orpo.data.table import Table
 from orpo.shards.flags import SHARDS
-from orpo.shards.listing import find_shards
+from orpo.shards.listing import find_shards, first_pairs
 from orpo.system.flags import all_flags
 from orpo.system.redaction import without_secrets
 from orpo.system.start import begin
@@ -75,7 +75,7 @@ def _add_data_arguments(group) -> None:
     source.add_argument("--dataset_path", nargs="+", help="Shards: folders, paths, URLs, or `pipe:` commands.")
     group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
     group.add_argument("--dataset_split_name", help="Split to check. Default: the only one, else train.")
-    group.add_argument("--max_train_samples", type=int, help="Check the first so many pairs of a data set only.")
+    group.add_argument("--max_train_samples", type=int, help="Check the first so many pairs only, and those held out.")
     group.add_argument("--run_validation", action="store_true", help="Training will hold pairs out.")
     group.add_argument("--num_validation_pairs", type=int, default=64, help="Pairs that training will hold out.")
     group.add_argument("--num_train_examples", type=int, help="Samples in all shards, as training will be told.")
@@ -166,7 +166,7 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     """
     report = {"data": " ".join(map(without_secrets, args.dataset_path))}
     try:
-        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples))
+        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
     if source.shards.encoding is not None:
@@ -179,7 +179,7 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     worst, share = source.worst_shard(counts.bad_keys)
     if share > args.max_bad_samples:
         report["notes"].append(
-            f"{share:.1%} of the samples of {worst} are bad. Each worker judges its own part: one that reads mostly this"
+            f"{share:.1%} of the samples of {worst} are bad. Each process judges its own part: one that reads mostly this"
             " shard stops the run. Replace it, or raise --max_bad_samples."
         )
     return report, source
@@ -187,18 +187,20 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
 
 def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, counts: PreferenceReport) -> str | None:
     held_out = args.num_validation_pairs if args.run_validation else 0
-    total = len(source) - held_out
-    if total <= 0:
-        return f"--num_validation_pairs={held_out} leaves none of the {len(source)} samples to train on."
+    training = first_pairs(source.shards.pairs(), held_out, args.max_train_samples)[1]
+    total = sum(map(len, training))
+    if total == 0:
+        return f"No pairs are left to train on, after {source.shards.num_ties} ties and {held_out} held out."
     if counts.problems[STOPS]:
         return str(counts.first_problems[STOPS][0])
-    bad, good = (sum(source.index(key) >= held_out for key in keys) for keys in (counts.bad_keys, counts.good_keys))
+    trained = {(shard, int(ordinal)) for shard, ordinals in enumerate(training) for ordinal in ordinals}
+    bad, good = (sum(key in trained for key in keys) for keys in (counts.bad_keys, counts.good_keys))
     if bad > args.max_bad_samples * total:
         return (
             f"{bad} of {total} samples are bad, more than --max_bad_samples={args.max_bad_samples}: replace them, or"
             " allow more."
         )
-    return None if good else "There are only ties or bad samples. Check what made the shards."
+    return None if good else "All samples are bad. Check what made the shards."
 
 
 def _count(source: PairSource, counts: PreferenceReport, num_workers: int) -> None:

@@ -91,7 +91,7 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
         `shard`: the manifest's entry, as JSON.
     """
     unit, folder = job.units[row["item"]], open_folder(job.output_dir)
-    labels, bad_rows, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], 0
+    labels, bad_rows, ties, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], [], 0
     with written_whole(folder, unit.name, job.cache_dir) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
             for file, number, result in convert_rows(unit, job, encoder):
@@ -101,11 +101,12 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
                 label, members = result
                 labels[LABELS[label]] += 1
                 if is_sample(result, job):
+                    ties += [samples] if label == TIE else []
                     add_sample(tar, f"{job.split}-{job.files.index(file):05d}-{number:08d}", members)
                     samples += 1
         with open(path, "rb") as file:
             digest, size = sha256(file), file.tell()
-    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows)
+    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows, ties)
     with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
     return {"shard": json.dumps(asdict(shard))}
