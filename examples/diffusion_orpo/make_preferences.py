@@ -63,14 +63,13 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     from orpo.making.drawing import (
         Drawing,
         draw_images,
-        find_family,
-        load_pipeline,
         make_requests,
         missing,
         open_folder,
     )
     from orpo.making.judging import score
     from orpo.making.usable import usable
+    from orpo.models.drawing import find_family, load_pipeline
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 
@@ -85,7 +84,7 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
         open_folder(images, drawing.settings(requests))
     if missing(images, requests):
         pipeline = load_pipeline(drawing, family, state.device, args.cache_dir)
-        draw_images(drawing, family, pipeline, images, requests, args.batch_size)
+        draw_images(drawing, pipeline, images, requests, args.batch_size)
         del pipeline
 
     kept, left_out = usable(images, requests)

@@ -142,7 +142,8 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
 def test_every_family_draws(run, tmp_path, name):
     base = save_tiny(name, tmp_path / "base")
     options = FAMILIES[name].flags  # the length of prompts, if anything
-    out = run(pretrained_model_name_or_path=base, num_images_per_prompt=2, num_prompts=1, **options)
+    flags = {"num_images_per_prompt": 2, "num_prompts": 1, "guidance_scale": 5}
+    out = run(pretrained_model_name_or_path=base, **flags, **options)
     if name == "qwen_image":
         options = options | {"true_cfg_scale": 5.0, "negative_prompt": " ", "guidance_scale": None}
     image = listed(out)[1]
