@@ -60,14 +60,13 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     from orpo.making.drawing import (
         Drawing,
         draw_images,
-        find_family,
-        load_pipeline,
         make_requests,
         missing,
         open_folder,
     )
     from orpo.making.judging import score
     from orpo.making.usable import usable
+    from orpo.models.drawing import find_family, load_pipeline
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 

@@ -17,8 +17,8 @@ DATA_SET = FlagGroup(
         Flag("dataset_split_name", "Split to train on. Default: the only one, else train."),
         Flag(
             "cache_latents",
-            "Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
-            "are then loaded for validation images only.",
+            "Encode every image and prompt once, before training, and train from datasets' cache. Later "
+            "on, the VAE is loaded for validation images only, and text encoders once, for their prompts.",
             bool,
         ),
     ),
