@@ -82,10 +82,10 @@ FAMILIES = {
     "sd3": Family(StableDiffusion3, "train_diffusion_orpo_sd3_lora", build_tiny_sd3, T5_FLAGS, T5_FLAGS, T5_BASE),
     "flux": Family(Flux, "train_diffusion_orpo_flux_lora", build_tiny_flux, T5_FLAGS, T5_FLAGS, T5_BASE),
     "z_image": Family(
-        ZImage, "train_diffusion_orpo_z_image_lora", build_tiny_z_image, QWEN_FLAGS, QWEN_IMAGE_OPTIONS, QWEN_BASE
+        ZImage, "train_diffusion_orpo_z_image_lora", build_tiny_z_image, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
     ),
     "flux2": Family(
-        Flux2Klein, "train_diffusion_orpo_flux2_lora", build_tiny_flux2, QWEN_FLAGS, QWEN_IMAGE_OPTIONS, QWEN_BASE
+        Flux2Klein, "train_diffusion_orpo_flux2_lora", build_tiny_flux2, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
     ),
     "qwen_image": Family(
         QwenImage,

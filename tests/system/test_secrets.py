@@ -94,7 +94,7 @@ def test_a_run_on_rows(tiny_sdxl, faces, tmp_path, planted, capfd, caplog, monke
     assert error is None
     assert (tmp_path / "lora" / "checkpoint-1").is_dir() and (tmp_path / "lora" / "README.md").exists()
     if report_to == "wandb":
-        (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+        (recorded,) = tmp_path.rglob("offline-run-*/*.wandb")
         assert b"max_train_steps" in recorded.read_bytes()  # the command line is recorded
 
 
@@ -125,10 +125,10 @@ def test_a_run_on_shards(tiny_sdxl, folder, tmp_path, planted, capfd, caplog, mo
 
 @pytest.mark.parametrize("url", ["s3://key:" + SECRET + "@bucket/x.tar", "ftp://u:" + SECRET + "@host/x.tar"])
 def test_urls_that_cannot_carry_credentials_are_refused_without_showing_them(
-    tmp_path, capfd, caplog, monkeypatch, url
+    tiny_sdxl, tmp_path, capfd, caplog, monkeypatch, url
 ):
     (tmp_path / "a").touch()
-    error = run_and_listen(tmp_path, capfd, caplog, monkeypatch, "no/model", None, tmp_path / "lora", dataset_path=url)
+    error = run_and_listen(tmp_path, capfd, caplog, monkeypatch, tiny_sdxl, None, tmp_path / "lora", dataset_path=url)
     assert isinstance(error, ValueError) and url.partition("://")[0] in str(error)
 
 
