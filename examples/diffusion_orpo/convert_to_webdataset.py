@@ -41,6 +41,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_path",
+        type=os.path.expanduser,
         help="What --dataset_name is in training: a folder, a file, or identifier of a data set on the Hub; or parquet files "
         "in s3://bucket/prefix. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
     )

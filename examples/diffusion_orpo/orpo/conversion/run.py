@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..data.bad_pair import BadPair
 from ..data.columns import TIE
 from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, sha256, written_whole
+from ..system.messages import printable
 from .parquet import read_rows
 from .plan import Job, Unit
 from .sample import add_sample, attempt, read_pair
@@ -50,7 +51,15 @@ def ray_session(address: str | None) -> Iterator[None]:
     options = {"runtime_env": {"py_modules": [str(package)]}, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address or "local", **options)
+    try:
+        ray.init(address or "local", **options)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        where = f"--ray_address={address}" if address else "Ray on this machine"
+        raise ConnectionError(
+            f"{where} can't be used: {printable(str(error), 500)}. A cluster that asks for a token takes it from the"
+            " environment of this program and of every node: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
+            " RAY_AUTH_TOKEN_PATH (on the head node it lies in ~/.ray/auth_token)."
+        ) from error
     try:
         yield
     finally:
