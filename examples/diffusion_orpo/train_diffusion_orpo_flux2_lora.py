@@ -15,12 +15,14 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
 from orpo.models.options import ModelOptions
 from orpo.models.registry import FLUX2, FLUX2_KLEIN
 from orpo.system.flags import assemble, make_parser, parse
+from orpo.system.start import begin
 from orpo.training.flags import TRAINING, check_training_flags
 
 
@@ -38,6 +40,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.data_source import load_data
@@ -48,8 +51,8 @@ def main(input_args: list[str] | None = None) -> int:
     options = ModelOptions.from_flags(args)
     is_dev = read_index(options, FLUX2_KLEIN.pipeline).get("_class_name") == FLUX2.pipeline
     family = (FLUX2 if is_dev else FLUX2_KLEIN).load_class()
-    family.check(options)
     with start_run(args, FLAGS) as run:
+        family.check(options)
         data = load_data(args, run.accelerator, family, run.dtype)
         model = family.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
