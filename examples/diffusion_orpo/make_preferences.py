@@ -30,10 +30,13 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from orpo.making.flags import FLAGS, check_flags
-from orpo.system.flags import make_parser, parse
+from orpo.evaluation.flags import PROMPTS
+from orpo.making.flags import MAKING, check_flags
+from orpo.system.flags import assemble, make_parser, parse
 from orpo.system.start import begin
 
+
+FLAGS = assemble([PROMPTS, *MAKING])
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
 

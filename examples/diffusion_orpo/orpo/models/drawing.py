@@ -139,13 +139,16 @@ def draw(drawing: Drawing, pipeline: DiffusionPipeline, prompts: list[str], seed
 
     Neither batch size nor device changes an image's noise.
     """
-    options = {} if drawing.max_sequence_length is None else {"max_sequence_length": drawing.max_sequence_length}
+    options = FAMILIES[type(pipeline).__name__].load_class().guidance_options(drawing.guidance_scale)
+    if drawing.max_sequence_length is not None:
+        options["max_sequence_length"] = drawing.max_sequence_length
+    if "true_cfg_scale" in options:  # Qwen-Image is guided away from a prompt that is given, or not at all
+        options["negative_prompt"] = [" "] * len(prompts)
     return pipeline(
-        prompts,
+        prompt=prompts,
         height=drawing.resolution,
         width=drawing.resolution,
         num_inference_steps=drawing.num_inference_steps,
-        guidance_scale=drawing.guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         **options,
     ).images

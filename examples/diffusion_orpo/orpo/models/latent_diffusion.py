@@ -236,7 +236,8 @@ class LatentDiffusion:
         """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
         return {}
 
-    def guidance_options(self, scale: float) -> dict:
+    @staticmethod
+    def guidance_options(scale: float) -> dict:
         """The pipeline's arguments for classifier-free guidance."""
         return {"guidance_scale": scale}
 

@@ -49,7 +49,8 @@ class QwenImage(LatentDiffusion):
         # Without a negative prompt, the pipeline draws without guidance.
         return {"negative_prompt": " ", "max_sequence_length": self.options.max_sequence_length}
 
-    def guidance_options(self, scale: float) -> dict:
+    @staticmethod
+    def guidance_options(scale: float) -> dict:
         return {"true_cfg_scale": scale}
 
     @torch.no_grad()
