@@ -11,7 +11,8 @@ from orpo.conversion.plan import plan_job
 from orpo.conversion.run import convert_unit
 from orpo.data.rows import PreferenceRows
 from orpo.data.table import open_table
-from orpo.shards.listing import read_samples, to_pair
+from orpo.shards.sample import to_pair
+from orpo.shards.shard import read_samples
 
 
 ROWS = face_rows(6, ties=1)
