@@ -14,6 +14,7 @@ TRAIN = [
     "peft>=0.21",
     "Pillow>=11.3",
     "safetensors",
+    "sentencepiece",
     "tensorboard",
     "tqdm",
     "transformers>=5.0",

@@ -285,3 +285,11 @@ def test_scores_that_are_none_are_refused():
     with pytest.raises(ValueError, match="mine returned nan.*'b'"):
         score_images("mine", lambda images, prompts: [1.0, float("nan")], [image] * 2, ["a", "b"])
     assert score_images("mine", lambda images, prompts: torch.ones(2), [image] * 2, ["a", "b"]) == [1.0, 1.0]
+
+
+def test_a_scorers_file_gets_its_own_neighbours_whatever_they_are_called(tmp_path):
+    (tmp_path / "images.py").write_text("ANSWER = 4.0\n")
+    (tmp_path / "judge.py").write_text(
+        "from images import ANSWER\n\n\ndef judge(images, prompts):\n    return [ANSWER] * len(images)\n"
+    )
+    assert load_scorer(f"{tmp_path / 'judge.py'}:judge", "cpu")([None], ["a"]) == [4.0]
