@@ -6,7 +6,7 @@ The U-Net keeps SDXL's layout of blocks (1, 2 and 10 transformer layers, heads o
 256 pixels stand for 1024. That alone would change what VAE and text encoders cost beside the U-Net: attention grows with
 the square of the latents, and prompts keep their 77 tokens. So the VAE's width (its blocks keep their proportions 1, 2, 4, 4) and
 the text encoders' layers are searched: the values that come nearest to the real ratios of operations.
-`tests/test_performance.py` holds the result to that.
+`tests/benchmarks/test_performance.py` holds the result to that.
 Smaller ones than this will not do: at 128 pixels, or at an eighth of the width, the U-Net's matrices are so small that a core makes
 half as many operations a second in them as in the VAE, and the ratio of times is no longer the ratio of operations.
 """

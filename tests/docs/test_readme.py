@@ -72,3 +72,12 @@ def test_the_gain_by_cached_latents_is_that_of_the_stored_runs():
     runs = [step["not cached over cached"]["median"]]
     runs += [run["milliseconds"]["not cached"] / run["milliseconds"]["cached"] for run in (step, earlier)]
     assert [round(min(runs), 1), round(max(runs), 1), round(step["bound"], 2)] == [low, high, bound]
+
+
+PAGES = [path for path in sorted(ROOT.rglob("*.md")) if ".venv" not in path.parts and ".git" not in path.parts]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_that_a_page_names_exist(page):
+    named = re.findall(r"tests/[\w/]+\.py", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from ..data.bad_pair import BadPair
 from ..data.columns import TIE
-from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, sha256, written_whole
+from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
+from ..system.checksums import sha256_of
 from ..system.messages import printable
 from .parquet import read_rows
 from .plan import Job, Unit
@@ -114,7 +115,7 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
                     add_sample(tar, f"{job.split}-{job.files.index(file):05d}-{number:08d}", members)
                     samples += 1
         with open(path, "rb") as file:
-            digest, size = sha256(file), file.tell()
+            digest, size = sha256_of(file), file.tell()
     shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows, ties)
     with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")

@@ -1,6 +1,5 @@
 """The manifest: what a folder of shards holds, on this machine or on S3. And how files get there whole."""
 
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pyarrow.fs import FileType, LocalFileSystem, S3FileSystem, SubTreeFileSystem
 
+from ..system.checksums import sha256_of
 from ..system.messages import printable
 from ..system.redaction import without_secrets
 
@@ -236,14 +236,6 @@ def write_manifest(url: str, manifest: Manifest) -> None:
         path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def sha256(file) -> str:
-    """Hex digest of an open binary file, read in chunks."""
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def find_damage(folder: SubTreeFileSystem, shard: Shard) -> str | None:
     """Reads a shard to its end and says what is wrong with it: missing, another size or another content; else None."""
     info = folder.get_file_info(shard.name)
@@ -252,5 +244,5 @@ def find_damage(folder: SubTreeFileSystem, shard: Shard) -> str | None:
     if info.size != shard.bytes:
         return f"{shard.name} has {info.size} bytes, the manifest says {shard.bytes}"
     with folder.open_input_stream(shard.name) as file:
-        found = sha256(file)
+        found = sha256_of(file)
     return None if found == shard.sha256 else f"{shard.name} has SHA-256 {found}, the manifest says {shard.sha256}"

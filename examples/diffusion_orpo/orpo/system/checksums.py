@@ -6,6 +6,7 @@ from pathlib import Path
 
 
 SUMS_FILE = "SHA256SUMS"
+BLOCK_BYTES = 1 << 20
 
 
 class Damaged(ValueError):
@@ -56,8 +57,14 @@ def listed_files(folder: Path) -> set[str]:
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+    """Hex digest of a file."""
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return sha256_of(file)
+
+
+def sha256_of(file) -> str:
+    """Hex digest of an open binary file, read in blocks."""
+    digest = hashlib.sha256()
+    while block := file.read(BLOCK_BYTES):
+        digest.update(block)
     return digest.hexdigest()
