@@ -272,7 +272,7 @@ def test_manifest_describes_the_shards(tmp_path):
     entries = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert entries["version"] == 1 and len(entries["shards"]) > 2
     for shard in entries["shards"]:
-        assert set(shard) == {"name", "split", "samples", "bytes", "sha256", "labels", "source", "bad_rows"}
+        assert set(shard) == {"name", "split", "samples", "bytes", "sha256", "labels", "source", "bad_rows", "ties"}
         file = tmp_path / "out" / shard["name"]
         assert shard["bytes"] == file.stat().st_size
         assert shard["sha256"] == subprocess.check_output(["sha256sum", file], text=True).split()[0]
