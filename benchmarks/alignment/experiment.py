@@ -63,10 +63,9 @@ class EncodedSDXL(StableDiffusionXL):
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         known = self.__dict__.setdefault("_known_prompts", {})
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-        if new:
-            embeds = super().encode_prompts(new)
-            known.update((prompt, {name: rows[i] for name, rows in embeds.items()}) for i, prompt in enumerate(new))
+        for prompt in prompts:
+            if prompt not in known:  # alone, so that no digit depends on the others in its batch
+                known[prompt] = {name: rows[0] for name, rows in super().encode_prompts([prompt]).items()}
         return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in known[prompts[0]]}
 
 
