@@ -3,13 +3,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 
-.PHONY: demo test lint clean
+.PHONY: demo flags test lint clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python examples/demo/run_demo.py --output_dir demo-output
 
 test: $(VENV)/test
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests
+
+flags: $(VENV)/test
+	$(VENV)/bin/python docs/flags_page.py
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

@@ -21,6 +21,7 @@ TRAIN = [
 EIGHT_BIT = ["bitsandbytes>=0.45"]
 WANDB = ["wandb"]
 WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.50"]
+LABEL = ["starlette>=1.0", "uvicorn>=0.30"]
 DEMO = ["matplotlib", "scipy"]
 BENCHMARK = [*DEMO, "scikit-learn"]
 
@@ -41,12 +42,14 @@ setup(
         "8bit": EIGHT_BIT,
         "wandb": WANDB,
         "webdataset": TRAIN + WEBDATASET,
+        "label": TRAIN + LABEL,
         "demo": TRAIN + DEMO,
         "benchmark": TRAIN + BENCHMARK,
         "test": TRAIN
         + EIGHT_BIT
         + WANDB
         + WEBDATASET
+        + LABEL
         + BENCHMARK
         + [
             "atelier-diffusion",

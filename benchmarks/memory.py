@@ -35,9 +35,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DMod
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_orpo"))
 from diffusion_orpo_loss import orpo_loss  # noqa: E402
-from orpo.models.flux import Flux  # noqa: E402
-from orpo.models.sd3 import StableDiffusion3  # noqa: E402
-from orpo.models.sdxl import StableDiffusionXL  # noqa: E402
+from orpo.models.registry import FLUX, SD3, SDXL  # noqa: E402
 
 
 GIB = 2**30
@@ -65,7 +63,7 @@ def sdxl_unet() -> tuple[torch.nn.Module, dict, str]:
         "encoder_hidden_states": half(IMAGES, 77, 2048),
         "added_cond_kwargs": {"text_embeds": half(IMAGES, 1280), "time_ids": torch.zeros(IMAGES, 6)},
     }
-    return unet, inputs, StableDiffusionXL.lora_layers
+    return unet, inputs, SDXL.lora_layers
 
 
 def sd3_transformer() -> tuple[torch.nn.Module, dict, str]:
@@ -83,7 +81,7 @@ def sd3_transformer() -> tuple[torch.nn.Module, dict, str]:
         "encoder_hidden_states": half(IMAGES, 154, 4096),
         "pooled_projections": half(IMAGES, 2048),
     }
-    return transformer, inputs, StableDiffusion3.lora_layers
+    return transformer, inputs, SD3.lora_layers
 
 
 def flux_transformer() -> tuple[torch.nn.Module, dict, str]:
@@ -97,7 +95,7 @@ def flux_transformer() -> tuple[torch.nn.Module, dict, str]:
         "img_ids": torch.zeros(4096, 3),
         "txt_ids": torch.zeros(512, 3),
     }
-    return FluxTransformer2DModel(guidance_embeds=True), inputs, Flux.lora_layers
+    return FluxTransformer2DModel(guidance_embeds=True), inputs, FLUX.lora_layers
 
 
 MODELS = {"sdxl": sdxl_unet, "sd3": sd3_transformer, "flux": flux_transformer}

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 from helpers import arguments, lora_weights
 from orpo.models.flux import Flux
 from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.options import ModelOptions
 from orpo.models.sd import StableDiffusion
 from orpo.models.sd3 import StableDiffusion3
 
@@ -47,7 +48,7 @@ class Family:
         return script.parse_args(arguments(model, "unused", "unused", **self.flags | flags))
 
     def load(self, model: str, dtype=torch.float32, **flags) -> LatentDiffusion:
-        return self.cls.load(self.parse_args(model, **flags), torch.device("cpu"), dtype)
+        return self.cls.load(ModelOptions.from_flags(self.parse_args(model, **flags)), torch.device("cpu"), dtype)
 
     def train(self, model: str, data: str | None, output_dir, **flags) -> dict[str, torch.Tensor]:
         """Runs the script in this process, on a data set, or, without `data`, on `dataset_path`; returns the LoRA."""

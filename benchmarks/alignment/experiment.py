@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from diffusion_orpo_loss import per_pair_error
 from orpo.data.dataset import EndlessOrder
+from orpo.data.flags import IMAGES
 from orpo.data.pair import sample_seed
+from orpo.models.options import ModelOptions
+from orpo.models.registry import SDXL
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.training.arguments import add_training_arguments, check_training_arguments
+from orpo.system.flags import assemble, make_parser, parse
+from orpo.training.flags import TRAINING
 from orpo.training.loop import make_optimizer, predict_pairs
 
 from objectives import ALL_OBJECTIVES, Errors
@@ -71,19 +75,18 @@ class EncodedSDXL(StableDiffusionXL):
 
 def load_model(base: str, learning_rate: float, seed: int) -> tuple[argparse.Namespace, EncodedSDXL]:
     """The base with a fresh LoRA, and the training scripts' flags."""
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser, StableDiffusionXL, PAIRS_PER_STEP)
     flags = {
         "pretrained_model_name_or_path": base,
         "output_dir": "unused",
         "resolution": 64,
         "rank": RANK,
+        "train_batch_size": PAIRS_PER_STEP,
         "learning_rate": learning_rate,
     }
-    args = parser.parse_args([f"--{name}={value}" for name, value in flags.items()])
-    check_training_arguments(parser, args)
+    declared = assemble([*SDXL.flags, IMAGES, *TRAINING], SDXL.defaults)
+    args = parse(make_parser(None, declared), declared, [f"--{name}={value}" for name, value in flags.items()])
     torch.manual_seed(seed)
-    return args, EncodedSDXL.load(args, torch.device("cpu"), torch.float32)
+    return args, EncodedSDXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
 
 
 def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: int) -> dict:

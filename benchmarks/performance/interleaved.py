@@ -11,7 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -24,14 +24,15 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from orpo.data.dataset import load_pairs
 from orpo.data.encoding_cache import cache_encodings
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.training import run as training
 from orpo.training.loop import train
-from orpo.training.run import start_run, weight_dtype
 from PIL import Image
 
 import scaled_sdxl
 from measuring import DEVICE, clock
-from train_diffusion_orpo_sdxl_lora import parse_args
+from train_diffusion_orpo_sdxl_lora import FLAGS, parse_args
 
 
 WARM_UP = 2  # rounds that are not counted
@@ -131,15 +132,22 @@ class Run:
     """What a run of the loop is given.
 
     Attributes:
-        args, accelerator, model: as `train` takes them; the model has its encoders.
+        run, model: as `train` takes them; the model has its encoders.
         data, cached: the pairs, not cached and cached.
     """
 
-    args: argparse.Namespace
-    accelerator: Accelerator
+    run: training.Run
     model: StableDiffusionXL
     data: object
     cached: object
+
+    @property
+    def args(self) -> argparse.Namespace:
+        return self.run.args
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.run.accelerator
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -147,8 +155,9 @@ class Run:
 
     def train(self, source: Interleaved, rounds: int) -> dict[str, list[float]]:
         """Trains for so many rounds through the sources, and some to warm up; returns the seconds of each's steps."""
-        self.args.max_train_steps = len(source.sources) * (rounds + WARM_UP) + 1  # the last step's end is not seen
-        train(self.args, self.accelerator, None, self.model, source)
+        steps = len(source.sources) * (rounds + WARM_UP) + 1  # the last step's end is not seen
+        args = argparse.Namespace(**vars(self.args) | {"max_train_steps": steps})
+        train(replace(self.run, args=args), self.model, source)
         return {name: times[WARM_UP:] for name, times in source.times.items()}
 
 
@@ -157,11 +166,11 @@ def start(args, **more) -> Iterator[Run]:
     """Loads model and data as the training script does, but both cached and not cached."""
     with tempfile.TemporaryDirectory() as work:
         run_args = parse_args(command_line(flags(args, work, max_train_steps=1, **more)))
-        with start_run(run_args) as (accelerator, _):
-            data, dtype = load_pairs(run_args), weight_dtype(accelerator)
-            cached = cache_encodings(run_args, accelerator, StableDiffusionXL, dtype, data)
-            model = StableDiffusionXL.load(run_args, accelerator.device, dtype)
-            yield Run(run_args, accelerator, model, data, cached)
+        with training.start_run(run_args, FLAGS) as run:
+            data = load_pairs(run_args)
+            cached = cache_encodings(run_args, run.accelerator, StableDiffusionXL, run.dtype, data)
+            model = StableDiffusionXL.load(ModelOptions.from_flags(run_args), run.accelerator.device, run.dtype)
+            yield Run(run, model, data, cached)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:

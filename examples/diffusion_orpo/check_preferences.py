@@ -23,10 +23,13 @@ from orpo.checking.report import PreferenceReport
 from orpo.checking.sources import STOPS, RowSource, ShardSource
 from orpo.checking.text import render
 from orpo.data.dataset import load_pairs, open_rows
+from orpo.data.flags import DATA_SET, IMAGES
 from orpo.data.folders import is_pair_folders, read_pair_folders
+from orpo.shards.flags import SHARDS
 from orpo.shards.listing import find_shards
+from orpo.system.flags import all_flags
 from orpo.system.redaction import without_secrets
-from orpo.training.arguments import RANGES
+from orpo.training.flags import VALIDATION
 from tqdm.auto import tqdm
 
 
@@ -50,11 +53,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
     args = parser.parse_args(input_args)
-    for name, (lowest, *highest) in (RANGES | {"num_sample_pairs": (0,), "num_workers": (0,)}).items():
-        value = getattr(args, name, None)
-        if value is not None and not lowest <= value <= min(highest, default=value):
-            limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}"
-            parser.error(f"--{name} must be {limits}; got {value}.")
+    for flag in all_flags([DATA_SET, SHARDS, IMAGES, VALIDATION]):
+        problem = flag.problem(getattr(args, flag.name, None))
+        if problem:
+            parser.error(problem)
+    for name in ("num_sample_pairs", "num_workers"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} must be at least 0; got {getattr(args, name)}.")
     return args
 
 

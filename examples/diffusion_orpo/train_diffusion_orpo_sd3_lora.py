@@ -4,30 +4,41 @@
 import argparse
 import sys
 
-from orpo.data_source import add_data_arguments, check_data_arguments, load_data
-from orpo.models.sd3 import StableDiffusion3
-from orpo.training.arguments import add_training_arguments, check_training_arguments
-from orpo.training.loop import train
-from orpo.training.run import start_run, weight_dtype
+from orpo.data.flags import IMAGES
+from orpo.data_source import SOURCES, check_source
+from orpo.models.options import ModelOptions
+from orpo.models.registry import SD3
+from orpo.system.flags import assemble, make_parser, parse
+from orpo.training.flags import TRAINING, check_training_flags
+
+
+FLAGS = assemble([*SOURCES, *SD3.flags, IMAGES, *TRAINING], SD3.defaults)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_data_arguments(parser)
-    add_training_arguments(parser, StableDiffusion3, train_batch_size=4)
-    args = parser.parse_args(input_args)
-    check_data_arguments(parser, args)
-    check_training_arguments(parser, args, StableDiffusion3.resolution_step)
+    parser = make_parser(__doc__, FLAGS)
+    args = parse(parser, FLAGS, input_args)
+    check_source(parser, args)
+    SD3.check_flags(parser, args)
+    check_training_flags(parser, args)
     return args
 
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
-    with start_run(args) as (accelerator, checkpoint):
-        dtype = weight_dtype(accelerator)
-        data = load_data(args, accelerator, StableDiffusion3, dtype)
-        model = StableDiffusion3.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
-        return train(args, accelerator, checkpoint, model, data)
+
+    # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
+    from orpo.data_source import load_data
+    from orpo.models.sd3 import StableDiffusion3
+    from orpo.training.loop import train
+    from orpo.training.run import start_run
+
+    options = ModelOptions.from_flags(args)
+    StableDiffusion3.check(options)
+    with start_run(args, FLAGS) as run:
+        data = load_data(args, run.accelerator, StableDiffusion3, run.dtype)
+        model = StableDiffusion3.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
+        return train(run, model, data)
 
 
 if __name__ == "__main__":

@@ -4,29 +4,40 @@
 import argparse
 import sys
 
-from orpo.models.sdxl import StableDiffusionXL
-from orpo.shards.stream import add_shard_arguments, load_shards
-from orpo.training.arguments import add_training_arguments, check_training_arguments
-from orpo.training.loop import train
-from orpo.training.run import start_run, weight_dtype
+from orpo.data.flags import IMAGES
+from orpo.models.options import ModelOptions
+from orpo.models.registry import SDXL
+from orpo.shards.flags import SHARDS
+from orpo.system.flags import assemble, make_parser, parse
+from orpo.training.flags import TRAINING, check_training_flags
+
+
+FLAGS = assemble([SHARDS, *SDXL.flags, IMAGES, *TRAINING], SDXL.defaults | {"train_batch_size": 8})
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_shard_arguments(parser)
-    add_training_arguments(parser, StableDiffusionXL, train_batch_size=8)
-    args = parser.parse_args(input_args)
-    check_training_arguments(parser, args)
+    parser = make_parser(__doc__, FLAGS)
+    args = parse(parser, FLAGS, input_args)
+    SDXL.check_flags(parser, args)
+    check_training_flags(parser, args)
     return args
 
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
-    with start_run(args) as (accelerator, checkpoint):
-        dtype = weight_dtype(accelerator)
-        data = load_shards(args, accelerator, StableDiffusionXL, dtype)
-        model = StableDiffusionXL.load(args, accelerator.device, dtype, encoders=not data.is_encoded)
-        return train(args, accelerator, checkpoint, model, data)
+
+    # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
+    from orpo.models.sdxl import StableDiffusionXL
+    from orpo.shards.stream import load_shards
+    from orpo.training.loop import train
+    from orpo.training.run import start_run
+
+    options = ModelOptions.from_flags(args)
+    StableDiffusionXL.check(options)
+    with start_run(args, FLAGS) as run:
+        data = load_shards(args, run.accelerator, StableDiffusionXL, run.dtype)
+        model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
+        return train(run, model, data)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The check of a preference data set: it refuses what training refuses, counts all that is wrong, and shows who won."""
 
-import argparse
 import json
 import logging
 from collections import Counter, defaultdict
@@ -557,23 +556,6 @@ def test_folders_have_no_splits(tmp_path):
 
 
 # The flags
-
-
-def actions() -> list[argparse.Action]:
-    parsers = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", lambda self, args: parsers.append(self) or exit())
-        with pytest.raises(SystemExit):
-            check_preferences.parse_args([])
-    return [action for action in parsers[0]._actions if action.dest != "help"]
-
-
-def test_the_readme_lists_the_flags_as_they_are():
-    readme = (Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "README.md").read_text()
-    section = readme.split("Checking data (`check_preferences.py`)")[1].split("\n\n")[1]
-    rows = [f"| `--{action.dest}` |" for action in actions()]
-    assert [line[: len(row)] for line, row in zip(section.splitlines()[2:], rows, strict=True)] == rows
-    assert all(" ".join(action.help.split()) in section for action in actions())
 
 
 def test_one_source_is_required_and_numbers_have_limits(capsys):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
-from flag_tables import flag_table
 from helpers import arguments, logged, train
 from orpo.evaluation.prompts import BUILT_IN_PROMPTS
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.scoring.image_statistics import saturation
 from PIL import Image
@@ -40,7 +40,7 @@ def lora(tiny_sdxl, tmp_path_factory) -> str:
 
 def save_lora(base: str, folder: Path, seed: int) -> None:
     args = parse_args(arguments(base, "unused", "unused", rank=2, lora_alpha=3))
-    model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
+    model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.denoiser.parameters():
         if parameter.requires_grad:
@@ -156,7 +156,9 @@ def test_results_are_the_scores_of_the_images_on_disk(run):
 
 def test_a_lora_that_adds_nothing_ties_everywhere(run, tiny_sdxl, tmp_path):
     args = parse_args(arguments(tiny_sdxl, "unused", "unused"))
-    StableDiffusionXL.load(args, torch.device("cpu"), torch.float32).save_lora(tmp_path / "untrained")
+    StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32).save_lora(
+        tmp_path / "untrained"
+    )
     comparison = results_of(run(lora_weights=tmp_path / "untrained"))["scorers"]["saturation"]
     assert (comparison["ties"], comparison["win_rate"], comparison["difference"]) == (3, 0.5, 0)
 
@@ -353,7 +355,7 @@ def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, t
     draw_one, drawn = StableDiffusionXL.draw, []
     monkeypatch.setattr(StableDiffusionXL, "draw", lambda *args: drawn.append(args[1:]) or draw_one(*args))
     (tmp_path / "mine.py").write_text(
-        "from image_statistics import saturation\n"
+        "from orpo.scoring.image_statistics import saturation\n"
         "CALLS = []\n"
         "def mine(images, prompts):\n"
         "    scores = saturation(images, prompts)\n"
@@ -409,9 +411,8 @@ def test_a_validation_scorer_that_cannot_judge_is_refused_before_models_load(cap
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_readmes_command_parses_and_its_table_lists_every_flag_as_it_is():
-    readme = (EXAMPLE / "README.md").read_text()
-    (command,) = re.findall(r"\npython evaluate_lora.py (.*?)```", readme, flags=re.DOTALL)
+@pytest.mark.parametrize("page", [EXAMPLE / "README.md", EXAMPLE.parents[1] / "docs" / "evaluation.md"])
+def test_the_documented_command_parses(page):
+    (command,) = re.findall(r"\npython evaluate_lora.py (.*?)```", page.read_text(), flags=re.DOTALL)
     args = evaluate_lora.parse_args(shlex.split(command.replace("\\\n", " ")))
     assert (args.scorers, args.base_images_dir) == (["pickscore", "imagereward"], Path("evaluation/base"))
-    assert [line for line in flag_table(evaluate_lora).splitlines() if line not in readme] == []

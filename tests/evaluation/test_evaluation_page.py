@@ -13,7 +13,7 @@ from orpo.evaluation.results import make_results
 from PIL import Image
 
 
-BROWSER = Path(__file__).with_name("browser.py")
+BROWSER = Path(__file__).parents[1] / "browser.py"
 EVIL = "<script>document.title = 'evil'</script><img src=x onerror=\"document.title = 'evil'\">'\"&amp; {{ 7 * 7 }}"
 PROMPTS = ["a red ball", EVIL, "a blue cat", "ünïcode 猫"]
 BASE = np.array([1.0, 5.0, 3.0, 2.0])

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tiny_t5 import T5_LENGTH
 
 DATA = Path(__file__).parents[1] / "fixtures"
 BASE_ERRORS = {"sd": 0.3, "sd3": 0.3, "flux": 0.3}  # of a velocity, whose mean square is 2, in SD 1
+FLAGS = SimpleNamespace(beta_orpo=0.1)
 PROMPTS = ["a red ball", "a prompt that is longer than the tokenizers of this model allow, whichever is asked " * 3]
 
 
@@ -129,21 +131,26 @@ def test_a_denoiser_that_knows_the_answer_has_no_error(name, family, model):
     embeds = loaded.encode_prompts(["a", "b", "c", "d"])
     batch = {"moments": latents, "embeds": embeds, "seeds": [1, 2, 3, 4]}
     recorder = Recorder(velocity)
-    _, metrics, _ = compute_losses(loaded.args, loaded, recorder, batch)
+    _, metrics, _ = compute_losses(FLAGS, loaded, recorder, batch)
     assert metrics["logps/chosen"].abs().max() < 1e-6
     assert metrics["logps/rejected"].abs().max() < 1e-6
     recorder.answer = lambda given: velocity(given).flip(0)
-    _, metrics, _ = compute_losses(loaded.args, loaded, recorder, batch)
+    _, metrics, _ = compute_losses(FLAGS, loaded, recorder, batch)
     assert metrics["logps/chosen"].abs().min() > 0.1
 
 
-def test_the_vaes_shift_is_taken_off_the_latents(name, family, model):
-    mean = torch.randn(2, 4, 8, 8)
-    moments = torch.cat([mean, torch.full_like(mean, -40.0)], dim=1)  # of no variance
-    latents = family.load(model).sample_latents(moments, [torch.Generator() for _ in range(2)])
-    vae = load_pipeline(model).vae.config
-    assert (vae.shift_factor or 0) == (0 if name == "sd" else 0.3)
-    torch.testing.assert_close(latents, (mean - (vae.shift_factor or 0)) * vae.scaling_factor)
+def test_latents_are_those_that_diffusers_samples_and_normalises(name, family, model):
+    """Also in batches that the VAE takes one after another."""
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loaded = family.load(model, vae_encode_batch_size=2)
+    latents = loaded.sample_latents(loaded.encode_images(pixels), [torch.Generator().manual_seed(i) for i in range(3)])
+    vae = load_pipeline(model).vae
+    with torch.no_grad():
+        posterior = vae.encode(pixels / 127.5 - 1).latent_dist
+    sample = posterior.sample([torch.Generator().manual_seed(i) for i in range(3)])
+    shift = vae.config.shift_factor or 0
+    assert shift == (0 if name == "sd" else 0.3)
+    torch.testing.assert_close(latents, (sample - shift) * vae.config.scaling_factor, rtol=1e-4, atol=1e-5)
 
 
 def flow(models, name: str = "sd3", **flags):
@@ -368,5 +375,5 @@ def test_a_flux_without_guidance_is_told_none(tmp_path):
     folder = save_tiny("flux", tmp_path, guidance_embeds=False)
     loaded = FAMILIES["flux"].load(folder)
     batch = {"moments": torch.zeros(2, 8, 8, 8), "embeds": loaded.encode_prompts(["a"]), "seeds": [1]}
-    losses, _, _ = compute_losses(loaded.args, loaded, loaded.denoiser, batch)
+    losses, _, _ = compute_losses(FLAGS, loaded, loaded.denoiser, batch)
     assert losses.isfinite().all()

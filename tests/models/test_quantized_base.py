@@ -7,6 +7,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from helpers import arguments, train
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -26,7 +27,7 @@ def quantizing_on_a_cpu(monkeypatch):
 
 def load(model: str, **flags) -> StableDiffusionXL:
     args = parse_args(arguments(model, "unused", "unused", **flags))
-    return StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
+    return StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
 
 
 def predict(model: StableDiffusionXL) -> torch.Tensor:

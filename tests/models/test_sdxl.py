@@ -1,10 +1,15 @@
 """The SDXL family: against diffusers' own pipeline wherever that computes the same thing."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
 from helpers import arguments
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
+from safetensors import safe_open
 
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from train_diffusion_orpo_sdxl_lora import parse_args
@@ -14,9 +19,8 @@ PROMPTS = ["a red ball", "", "a prompt that is much longer than the tokenizer of
 
 
 def load(source: str, dtype=torch.float32, **flags) -> StableDiffusionXL:
-    return StableDiffusionXL.load(
-        parse_args(arguments(source, "unused", "unused", **flags)), torch.device("cpu"), dtype
-    )
+    args = parse_args(arguments(source, "unused", "unused", **flags))
+    return StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), dtype)
 
 
 def randomize_lora(model: StableDiffusionXL) -> None:
@@ -260,7 +264,7 @@ def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
 
 
 def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
-    from orpo.models.latent_diffusion import first_truncation
+    from orpo.models.prompts import first_truncation
 
     first_truncation.seen = False
     model = load(tiny_sdxl)
@@ -268,3 +272,32 @@ def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
         model.encode_prompts(PROMPTS)
     (message,) = [record.message for record in caplog.records]
     assert "tokens is truncated because CLIP reads 24: a prompt that is much longer" in message
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o027])
+def test_the_lora_has_the_mode_that_the_umask_gives(tiny_sdxl, tmp_path, mask):
+    model, before = load(tiny_sdxl), os.umask(mask)
+    try:
+        model.save_lora(tmp_path)
+        model.save_for_other_programs(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("pytorch_lora_weights.safetensors", "comfyui_lora.safetensors"), 0o666 & ~mask
+    )
+
+
+def test_the_metadata_holds_what_decides_the_lora_and_nothing_else(tiny_sdxl, tmp_path):
+    """An older PEFT refuses a field that it does not know."""
+    load(tiny_sdxl, rank=4, lora_alpha=6, lora_layers="to_v,to_k").save_lora(tmp_path)
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata == {
+        "unet.r": 4,
+        "unet.lora_alpha": 6,
+        "unet.target_modules": ["to_k", "to_v"],
+        "unet.lora_dropout": 0.0,
+        "unet.bias": "none",
+        "unet.rank_pattern": {},
+        "unet.alpha_pattern": {},
+    }

@@ -16,6 +16,7 @@ from helpers import arguments, face_rows, logged, train, write_parquet, write_sh
 from orpo.conversion.encoder import parse_flags
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.shards.encoded_sample import read_encoded
 from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
@@ -92,7 +93,9 @@ def test_the_converter_counts_rows_as_ever_and_finds_images_that_break_off(encod
 
 
 def test_samples_hold_what_the_encoders_say_of_the_centre_crops_and_of_the_prompt(encoded, plain, tiny_sdxl):
-    model = StableDiffusionXL.load(flags_of(tiny_sdxl), torch.device("cpu"), torch.float32, denoiser=False)
+    model = StableDiffusionXL.load(
+        ModelOptions.from_flags(flags_of(tiny_sdxl)), torch.device("cpu"), torch.float32, denoiser=False
+    )
     encoding = find_shards([str(encoded)]).encoding
     originals, found = members(plain), members(encoded)[8:]
     assert len(originals) == len(found) == 15

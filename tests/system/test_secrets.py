@@ -203,15 +203,14 @@ class Family:
 def write_card(
     folder: Path, prompts: list[str], name: str = "lora", data: str = "data", base: str = "base/model"
 ) -> str:
-    from orpo.training.model_card import HYPERPARAMETERS
-
-    args = SimpleNamespace(**dict.fromkeys(HYPERPARAMETERS, 1))
-    args.output_dir, args.push_to_hub, args.hub_model_id = f"out/{name}", True, f"somebody/{name}"
+    args = SimpleNamespace()
     args.pretrained_model_name_or_path, args.dataset_name = base, None
     args.validation_prompts, args.num_validation_images = prompts, 1
     images = [Image.new("RGB", (8, 8))] * len(prompts)
     results = SimpleNamespace(images=images, images_without_lora=images, metrics={}, metrics_without_lora={})
-    save_model_card(args, Family, data, 3, results, folder)
+    settings = lambda **wanted: {"rank": 1, "lora_layers": "to_k"}  # noqa: E731
+    run = SimpleNamespace(args=args, values=settings, hub_repository=f"somebody/{name}", output_dir=Path("out", name))
+    save_model_card(run, Family, data, 3, results, folder)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 

@@ -1,16 +1,20 @@
-"""The flags as a whole: each says what it does, each is tried by a test, and the README lists them all."""
+"""The flags as a whole: each says what it does, each is tried by a test, and FLAGS.md lists them all."""
 
 import ast
 from pathlib import Path
 
 import pytest
-from flag_tables import flag_table, flags
+from orpo.data.flags import IMAGES
+from orpo.models.registry import FAMILIES
+from orpo.system.flags import all_flags
+from orpo.training.flags import TRAINING
 
 import train_diffusion_orpo_flux_lora
 import train_diffusion_orpo_sd3_lora
 import train_diffusion_orpo_sd_lora
 import train_diffusion_orpo_sdxl_lora
 import train_diffusion_orpo_sdxl_lora_wds
+from flags_page import PAGE, flags_page
 
 
 SCRIPTS = (
@@ -42,13 +46,16 @@ def set_by_tests() -> set[str]:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_has_a_help_text_and_is_set_by_some_test(script):
-    assert [name for name, action in flags(script).items() if not action.help] == []
+    declared = all_flags(script.FLAGS)
+    assert [flag.name for flag in declared if not flag.help] == []
     always = {"pretrained_model_name_or_path", "dataset_name", "output_dir"}  # positional for `train` and its like
-    assert sorted(set(flags(script)) - set_by_tests() - always) == []
+    assert sorted({flag.name for flag in declared} - set_by_tests() - always) == []
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_the_readmes_table_lists_every_flag_as_it_is(script):
-    readme = (Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "README.md").read_text()
-    missing = [line for line in flag_table(script).splitlines() if line not in readme]
-    assert missing == []
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.slug)
+def test_a_familys_defaults_are_of_flags_that_there_are(family):
+    assert set(family.defaults) <= {flag.name for flag in all_flags([*family.flags, IMAGES, *TRAINING])}
+
+
+def test_the_page_of_flags_is_what_the_scripts_declare():
+    assert PAGE.read_text(encoding="utf-8") == flags_page(), "run `make flags`"

@@ -10,6 +10,7 @@ from helpers import arguments, train
 from orpo.data.dataset import load_pairs
 from orpo.data.encoding_cache import cache_encodings
 from orpo.models.latent_diffusion import advise_tf32
+from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training.loop import Window, compute_losses, make_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,7 +25,7 @@ def setup(tiny_sdxl, faces):
 
     def make(**flags):
         args = parse_args(arguments(tiny_sdxl, faces, "unused", **flags))
-        model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
+        model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
         batch = next(iter(load_pairs(args).training_batches(4, seed=0, position=None, rank=0, world_size=1)))
         return args, model, batch
 
@@ -200,7 +201,9 @@ def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
     data = load_pairs(args)
     if cached:
         data = cache_encodings(args, accelerator, StableDiffusionXL, torch.float16, data)
-    model = StableDiffusionXL.load(args, accelerator.device, torch.float16, encoders=not cached)
+    model = StableDiffusionXL.load(
+        ModelOptions.from_flags(args), accelerator.device, torch.float16, encoders=not cached
+    )
     batches = iter(data.training_batches(4, seed=0, position=None, rank=0, world_size=1))
     for mode in ("default", "error"):  # the first step may copy schedules
         batch = next(batches)

@@ -2,36 +2,25 @@
 
 import argparse
 
-import torch
-from accelerate import Accelerator
-
-from .data.dataset import PreferenceData, add_dataset_arguments, load_pairs
-from .data.encoding_cache import cache_encodings
-from .shards.stream import ShardData, add_shard_arguments, load_shards
-from .system.processes import main_process_first
+from .data.flags import DATA_SET
+from .shards.flags import SHARDS
+from .system.flags import optional
 
 
-DATASET_FLAGS = ("dataset_config_name", "dataset_split_name", "max_train_samples", "cache_latents")
-SHARD_FLAGS = ("num_train_examples", "shuffle_buffer_size", "max_bad_samples")
+SOURCES = [optional(DATA_SET), optional(SHARDS)]
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of both sources."""
-    add_dataset_arguments(parser, required=False)
-    add_shard_arguments(parser, required=False)
-
-
-def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_source(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Stops with a message where not exactly one source is named, or a flag of the other one is given."""
     if (args.dataset_name is None) == (args.dataset_path is None):
         parser.error("Name one source of pairs: --dataset_name for a data set, or --dataset_path for shards.")
-    source, others = ("shards", DATASET_FLAGS) if args.dataset_path else ("a data set", SHARD_FLAGS)
-    for name in others:
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name} means nothing for pairs from {source}.")
+    source, others = ("shards", DATA_SET) if args.dataset_path else ("a data set", SHARDS)
+    for flag in others.flags:
+        if getattr(args, flag.name) != parser.get_default(flag.name):
+            parser.error(f"--{flag.name} means nothing for pairs from {source}.")
 
 
-def load_data(args, accelerator: Accelerator, family: type, dtype: torch.dtype) -> PreferenceData | ShardData:
+def load_data(args, accelerator, family: type, dtype):
     """Opens the source that the flags name, and encodes it where they say so.
 
     Args:
@@ -40,11 +29,20 @@ def load_data(args, accelerator: Accelerator, family: type, dtype: torch.dtype) 
         family: the model family, such as `StableDiffusion3`.
         dtype: of its frozen weights.
 
+    Returns:
+        A `PreferenceData` or a `ShardData`.
+
     Raises:
         ValueError, OSError: see `load_pairs` and `load_shards`.
     """
     if args.dataset_path is not None:
+        from .shards.stream import load_shards
+
         return load_shards(args, accelerator, family, dtype)
+    from .data.dataset import load_pairs
+    from .data.encoding_cache import cache_encodings
+    from .system.processes import main_process_first
+
     with main_process_first(accelerator):  # the others then find the data in the cache
         data = load_pairs(args)
     return cache_encodings(args, accelerator, family, dtype, data) if args.cache_latents else data

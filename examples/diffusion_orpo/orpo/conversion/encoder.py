@@ -7,28 +7,21 @@ import argparse
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from importlib import import_module
 
 import torch
 from safetensors.torch import load, save
 
-from diffusers import DiffusionPipeline
-
+from ..data.flags import IMAGES
 from ..data.pair import PairTransform
+from ..models.checks import read_index
 from ..models.encoding_identity import encoding_identity
+from ..models.options import ModelOptions
+from ..models.registry import FAMILIES
 from ..shards.manifest import Encoding
+from ..system.flags import assemble, make_parser, parse
 from ..system.libraries import LIBRARIES
 from ..system.precision import DTYPES
-from ..training.arguments import add_training_arguments, check_training_arguments
 
-
-# Module and class of the family whose pipeline it is.
-FAMILIES = {
-    "StableDiffusionPipeline": ("orpo.models.sd", "StableDiffusion"),
-    "StableDiffusionXLPipeline": ("orpo.models.sdxl", "StableDiffusionXL"),
-    "StableDiffusion3Pipeline": ("orpo.models.sd3", "StableDiffusion3"),
-    "FluxPipeline": ("orpo.models.flux", "Flux"),
-}
 
 PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
 
@@ -45,25 +38,27 @@ def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--pretrained_model_name_or_path")
     parser.add_argument("--revision")
+    parser.add_argument("--cache_dir")
     model, _ = parser.parse_known_args(flags)
-    config = DiffusionPipeline.load_config(model.pretrained_model_name_or_path, revision=model.revision)
+    config = read_index(ModelOptions.from_flags(model))
     if config["_class_name"] not in FAMILIES:
         raise ValueError(
             f"--pretrained_model_name_or_path={model.pretrained_model_name_or_path} is a {config['_class_name']}, not one"
             f" of {', '.join(FAMILIES)}."
         )
-    module, name = FAMILIES[config["_class_name"]]
-    family = getattr(import_module(module), name)
-    parser = argparse.ArgumentParser()
-    add_training_arguments(parser, family, train_batch_size=1)
-    args = parser.parse_args(flags)
-    check_training_arguments(parser, args, family.resolution_step)
-    return family, args, DTYPES[args.mixed_precision or "no"]
+    family = FAMILIES[config["_class_name"]]
+    declarations = assemble([*family.flags, IMAGES], family.defaults)
+    parser = make_parser(None, declarations)
+    args = parse(parser, declarations, flags)
+    family.check_flags(parser, args)
+    return family.load_class(), args, DTYPES[args.mixed_precision or "no"]
 
 
 def identify(flags: list[str]) -> dict[str, str]:
     """The encoding's identity, from files alone."""
-    return encoding_identity(*parse_flags(flags))
+    family, args, dtype = parse_flags(flags)
+    family.check(ModelOptions.from_flags(args))
+    return encoding_identity(family, ModelOptions.from_flags(args), dtype)
 
 
 def describe(flags: list[str], encoded: bytes) -> Encoding:
@@ -83,7 +78,7 @@ class RowEncoder:
         family, args, dtype = parse_flags(flags)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
-        self.model = family.load(args, device, dtype, denoiser=False)
+        self.model = family.load(ModelOptions.from_flags(args), device, dtype, denoiser=False)
         self.transform = PairTransform(args.resolution)
         self.batch_rows = max(1, args.vae_encode_batch_size // 2)
         self.embeds = lru_cache(PROMPTS_KEPT)(self._embeds)

@@ -18,26 +18,6 @@ from .pair import PairTransform, collate_pairs, sample_seed
 from .rows import HELD_OUT_SEED, PreferenceRows, hold_out
 
 
-def add_dataset_arguments(parser, required: bool = True) -> None:
-    """Adds the flags that choose data set, split and rows; the first is `required`, or one of two sources."""
-    group = parser.add_argument_group("data set")
-    group.add_argument(
-        "--dataset_name",
-        required=required,
-        help="Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
-        "folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
-    )
-    group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
-    group.add_argument("--dataset_split_name", help="Split to train on. Default: the only one, else train.")
-    group.add_argument("--max_train_samples", type=int, help="Train on the first so many pairs only.")
-    group.add_argument(
-        "--cache_latents",
-        action="store_true",
-        help="Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
-        "are then loaded for validation images only.",
-    )
-
-
 def load_pairs(args) -> "PreferenceData":
     """Opens the data set of the flags, checks the pairs it will use and splits off the held-out ones.
 

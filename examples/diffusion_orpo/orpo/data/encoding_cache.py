@@ -70,7 +70,7 @@ def cache_encodings(
     if args.proportion_empty_prompts > 0 and "" not in prompts:
         prompts.append("")
 
-    identity = on_main_process(accelerator, family.encoding_identity, args, dtype)
+    identity = on_main_process(accelerator, family.encoding_identity, family.options_class.from_flags(args), dtype)
     cache = ChunkCache(accelerator, args.cache_dir, [identity, TRANSFORM, DECODER, LIBRARIES])
     encoder = Encoder(args, family, accelerator.device, dtype)
     encodings = Encodings(
@@ -114,7 +114,9 @@ class Encoder:
 
     @cached_property
     def model(self):
-        return self.family.load(self.args, self.device, self.dtype, denoiser=False)
+        return self.family.load(
+            self.family.options_class.from_flags(self.args), self.device, self.dtype, denoiser=False
+        )
 
     def encode_images(self, places: list[Place], flipped: bool) -> Iterator[dict[str, torch.Tensor]]:
         crops = DataLoader(

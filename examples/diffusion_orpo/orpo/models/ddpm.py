@@ -1,11 +1,15 @@
 """The noise process of SD and SDXL: DDPM's schedule, noise or velocity as the target, min-SNR weights."""
 
+import inspect
 from dataclasses import dataclass, field
 
 import torch
 
+import diffusers
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
+
+from .options import ModelOptions
 
 
 @dataclass
@@ -23,34 +27,29 @@ class DDPM:
     sampler_config: dict = field(default_factory=dict)
 
     @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--prediction_type",
-            choices=["epsilon", "v_prediction"],
-            help="What the U-Net predicts. Default: what the model's noise scheduler says.",
-        )
-        group.add_argument(
-            "--snr_gamma",
-            type=float,
-            help="Weighs each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
-        )
-
-    @classmethod
-    def load(cls, args) -> "DDPM":
-        """Reads the schedule of the flags' model.
+    def load(cls, options: ModelOptions) -> "DDPM":
+        """Reads the schedule of a model.
 
         Raises:
-            ValueError: the model predicts something else than noise or velocity.
+            ValueError: the model has noise of another kind, or predicts something else than noise or velocity.
         """
-        source = args.pretrained_model_name_or_path
-        scheduler = DDPMScheduler.from_pretrained(
-            source, subfolder="scheduler", revision=args.revision, cache_dir=args.cache_dir
-        )
-        sampler_config = {} if args.prediction_type is None else {"prediction_type": args.prediction_type}
-        scheduler.register_to_config(**sampler_config)
-        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"Cannot train for prediction type {scheduler.config.prediction_type!r} of {source}.")
-        return cls(scheduler, args.snr_gamma, sampler_config)
+        source = options.pretrained_model_name_or_path
+        config = DDPMScheduler.load_config(source, subfolder="scheduler", **options.source_options)
+        check_is_ddpm(config, source)
+        sampler_config = {} if options.prediction_type is None else {"prediction_type": options.prediction_type}
+        scheduler = DDPMScheduler.from_config(config | sampler_config)
+        predicted = scheduler.config.prediction_type
+        if predicted not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"{source} predicts {predicted!r}, as its scheduler says; this trains models that predict noise (epsilon) or"
+                " velocity (v_prediction). Where the scheduler is wrong, --prediction_type says what is right."
+            )
+        if predicted == "epsilon" and scheduler.config.rescale_betas_zero_snr:
+            raise ValueError(
+                f"The scheduler of {source} has rescale_betas_zero_snr, whose last timestep is noise alone, and predicts"
+                " epsilon, which says nothing there. Give --prediction_type=v_prediction if that is what the model predicts."
+            )
+        return cls(scheduler, options.snr_gamma, sampler_config)
 
     def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
         """A timestep for each generator (B,), all equally likely."""
@@ -78,3 +77,37 @@ class DDPM:
         snr = compute_snr(self.scheduler, timesteps)
         divisor = snr if self.scheduler.config.prediction_type == "epsilon" else snr + 1
         return snr.clamp(max=self.snr_gamma) / divisor
+
+
+def check_is_ddpm(config: dict, source: str) -> None:
+    """Checks that a model's sampler follows a schedule of betas, whatever its steps through it are.
+
+    Args:
+        config: of the model's scheduler.
+        source: of the model, for messages.
+
+    Raises:
+        ValueError: the model was trained on noise of another kind, or the schedule is not there.
+    """
+    name = config.get("_class_name", "of no class")
+    scheduler_class = getattr(diffusers, name, None)
+    has_betas = scheduler_class is not None and "beta_schedule" in inspect.signature(scheduler_class).parameters
+    if not has_betas or config.get("use_flow_sigmas"):
+        kind = f"{name} with use_flow_sigmas" if has_betas else name
+        raise ValueError(
+            f"The scheduler of {source} is a {kind}, so that the model was trained on noise of another kind (EDM or flow"
+            " matching, for instance) than DDPM's, which this script adds. Training on it would spoil the model: choose one"
+            " with DDPM's noise, such as its base model."
+        )
+    if config.get("trained_betas") is None:
+        missing = [field for field in ("beta_start", "beta_end", "beta_schedule") if field not in config]
+        if missing:
+            raise ValueError(
+                f"The scheduler of {source} lacks {', '.join(missing)} in scheduler_config.json: complete it from the model"
+                " that this one was made of."
+            )
+        known = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+        if config["beta_schedule"] not in known:
+            raise ValueError(
+                f"The scheduler of {source} has beta_schedule {config['beta_schedule']!r}, not one of {known}."
+            )

@@ -10,41 +10,46 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from ..system.checksums import sha256
+from .checks import is_absent, read_index
+from .options import ModelOptions
+from .vae import vae_source
 
 
-def encoding_identity(family: type, args, dtype: torch.dtype) -> dict[str, str]:
+# Of the moments: what else than files decides them. "normalised" once they are those of latents as the denoiser sees them.
+MOMENTS = "normalised"
+
+
+def encoding_identity(family: type, options: ModelOptions, dtype: torch.dtype) -> dict[str, str]:
     """What decides the moments and prompt embeddings of a run, read from files alone: no model is loaded.
 
     Args:
-        family: the model family, such as `StableDiffusionXL`.
-        args: the flags.
+        family: the class of the model family, such as `StableDiffusionXL`.
+        options: of the model.
         dtype: of the text encoders, and of a VAE that does not ask for float32.
 
     Returns:
         For each module its `module_identity`, and the flags that matter.
     """
-    source, options = vae_source(args)
+    source, arguments = vae_source(options)
     identity = {
         "family": family.slug,
-        "resolution": str(args.resolution),
+        "resolution": str(options.resolution),
         "precision": str(dtype).removeprefix("torch."),
-        "vae": module_identity(source, **options),
+        "moments": MOMENTS,
+        "vae": module_identity(source, **arguments),
     }
-    options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir}
+    arguments = {"variant": options.variant, **options.source_options}
+    index = read_index(options, family.pipeline_class.__name__)
     for encoder in family.text_encoder_names:
         for name in (encoder, encoder.replace("text_encoder", "tokenizer")):
-            identity[name] = module_identity(args.pretrained_model_name_or_path, **options, subfolder=name)
-    if "max_sequence_length" in args:
-        identity["max_sequence_length"] = str(args.max_sequence_length)
+            identity[name] = (
+                "none"
+                if name in family.optional_modules and is_absent(index, name)
+                else module_identity(options.pretrained_model_name_or_path, **arguments, subfolder=name)
+            )
+    if options.max_sequence_length is not None:
+        identity["max_sequence_length"] = str(options.max_sequence_length)
     return identity
-
-
-def vae_source(args) -> tuple[str, dict]:
-    """Where the VAE of the flags is, and the options to load it from there with."""
-    if args.pretrained_vae_model_name_or_path is not None:
-        return args.pretrained_vae_model_name_or_path, {"cache_dir": args.cache_dir}
-    options = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir, "subfolder": "vae"}
-    return args.pretrained_model_name_or_path, options
 
 
 def module_identity(

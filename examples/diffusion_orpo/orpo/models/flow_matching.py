@@ -10,6 +10,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
+from .options import ModelOptions
+
 
 @dataclass
 class FlowMatching:
@@ -29,39 +31,23 @@ class FlowMatching:
     sampler_config: dict = field(default_factory=dict)
 
     @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--weighting_scheme",
-            choices=["logit_normal", "mode", "sigma_sqrt", "cosmap", "none"],
-            default="logit_normal",
-            help="How noise levels count: logit_normal and mode draw some timesteps more often, sigma_sqrt and cosmap draw "
-            "all alike and weigh the loss, none does neither.",
-        )
-        group.add_argument(
-            "--logit_mean", type=float, default=0.0, help="Mean of logit_normal: larger values draw less noise."
-        )
-        group.add_argument("--logit_std", type=float, default=1.0, help="Standard deviation of logit_normal.")
-        group.add_argument(
-            "--mode_scale",
-            type=float,
-            default=1.29,
-            help="Scale of mode, from -1 to 1.75: above 0 draws the middle more often, below 0 the ends.",
-        )
-
-    @classmethod
-    def load(cls, args) -> "FlowMatching":
-        """Reads the schedule of the flags' model.
+    def load(cls, options: ModelOptions) -> "FlowMatching":
+        """Reads the schedule of a model.
 
         Raises:
             ValueError: the model's scheduler is not one of flow matching.
         """
-        source = args.pretrained_model_name_or_path
-        options = {"subfolder": "scheduler", "revision": args.revision, "cache_dir": args.cache_dir}
-        config = FlowMatchEulerDiscreteScheduler.load_config(source, **options)
-        if not config["_class_name"].startswith("FlowMatch"):
-            raise ValueError(f"{source} has the scheduler {config['_class_name']}, which is none of flow matching.")
+        source = options.pretrained_model_name_or_path
+        config = FlowMatchEulerDiscreteScheduler.load_config(source, subfolder="scheduler", **options.source_options)
+        name = config.get("_class_name", "of no class")
+        if not name.startswith("FlowMatch") or config.get("invert_sigmas"):
+            kind = f"{name} with invert_sigmas" if config.get("invert_sigmas") else name
+            raise ValueError(
+                f"The scheduler of {source} is a {kind}, and this script trains on the noise of flow matching alone, as"
+                " FlowMatchEulerDiscreteScheduler has it."
+            )
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-        return cls(scheduler, args.weighting_scheme, args.logit_mean, args.logit_std, args.mode_scale)
+        return cls(scheduler, options.weighting_scheme, options.logit_mean, options.logit_std, options.mode_scale)
 
     def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
         """A timestep for each generator (B,), as the weighting scheme distributes them."""

@@ -6,6 +6,7 @@ from diffusers import FluxPipeline
 
 from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .registry import FLUX
 
 
 class Flux(LatentDiffusion):
@@ -13,33 +14,18 @@ class Flux(LatentDiffusion):
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2")
     noise_process_class = FlowMatching
-    name, slug = "FLUX.1", "flux"
+    name, slug = FLUX.name, FLUX.slug
     tags = ("flux", "flux-diffusers")
     license = "other"
-    lora_layers = (
-        "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,"
-        "attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out,"
-        "ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2"
-    )
-    defaults = {"weighting_scheme": "none", "validation_guidance_scale": 3.5}
-    resolution_step = 16
     inference_dtype = "bfloat16"
 
-    @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--max_sequence_length", type=int, default=512, help="Tokens of a prompt that T5 reads, at most 512."
-        )
-        group.add_argument(
-            "--guidance_scale",
-            type=float,
-            default=3.5,
-            help="Guidance scale that the model is told in training. FLUX.1-dev takes one; FLUX.1-schnell does not.",
-        )
+    @property
+    def latent_channels(self) -> int:
+        return 4 * super().latent_channels  # of patches of 2x2
 
     @property
     def call_options(self) -> dict:
-        return {"max_sequence_length": self.args.max_sequence_length}
+        return {"max_sequence_length": self.options.max_sequence_length}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -56,7 +42,7 @@ class Flux(LatentDiffusion):
         prompt_embeds = embeds["prompt_embeds"].repeat(2, 1, 1)
         guidance = None
         if self.denoiser.config.guidance_embeds:
-            guidance = torch.full((count,), self.args.guidance_scale, device=self.device)
+            guidance = torch.full((count,), self.options.guidance_scale, device=self.device)
         # Tokens of 2x2 latents: (2B, h/2 * w/2, 4C), with their places in the image; all of a prompt's are at the origin.
         with self.device:  # or the places would be made on the CPU, and the step would wait for their copy
             image_ids = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype)
@@ -71,8 +57,7 @@ class Flux(LatentDiffusion):
             img_ids=image_ids,
             return_dict=False,
         )[0]
-        return self.unpack_latents(model_pred)
+        return self.unpack_latents(model_pred, height, width)
 
-    def unpack_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        resolution = self.args.resolution
-        return FluxPipeline._unpack_latents(latents, resolution, resolution, self.pipeline.vae_scale_factor)
+    def unpack_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return FluxPipeline._unpack_latents(latents, height, width, vae_scale_factor=1)

@@ -6,17 +6,19 @@ from diffusers import StableDiffusionPipeline
 
 from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion
+from .registry import SD
+from .vae import PlainVae
 
 
 class StableDiffusion(LatentDiffusion):
     pipeline_class = StableDiffusionPipeline
     denoiser_name = "unet"
     text_encoder_names = ("text_encoder",)
+    vae_class = PlainVae
     noise_process_class = DDPM
-    name, slug = "Stable Diffusion", "sd"
+    name, slug = SD.name, SD.slug
     tags = ("stable-diffusion", "stable-diffusion-diffusers")
     license = "creativeml-openrail-m"
-    defaults = {"resolution": 512, "validation_guidance_scale": 7.5}
     pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
 
     @torch.no_grad()

@@ -6,39 +6,27 @@ from diffusers import StableDiffusion3Pipeline
 
 from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .registry import SD3
 
 
 class StableDiffusion3(LatentDiffusion):
     pipeline_class = StableDiffusion3Pipeline
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional_modules = ("text_encoder_3", "tokenizer_3")  # without T5, its hidden states are zeros
     noise_process_class = FlowMatching
-    name, slug = "Stable Diffusion 3", "sd3"
+    name, slug = SD3.name, SD3.slug
     license = "other"
-    lora_layers = (
-        "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
-    )
-    defaults = {"validation_guidance_scale": 7.0}
-    resolution_step = 16
     inference_dtype = "bfloat16"
-
-    @classmethod
-    def add_arguments(cls, group) -> None:
-        group.add_argument(
-            "--max_sequence_length",
-            type=int,
-            default=77,
-            help="Tokens of a prompt that T5 reads, at most 512; CLIP reads 77.",
-        )
 
     @property
     def tags(self) -> tuple[str, ...]:
-        version = "sd3.5" if "3.5" in self.args.pretrained_model_name_or_path else "sd3"
+        version = "sd3.5" if "3.5" in self.options.pretrained_model_name_or_path else "sd3"
         return version, f"{version}-diffusers"
 
     @property
     def call_options(self) -> dict:
-        return {"max_sequence_length": self.args.max_sequence_length}
+        return {"max_sequence_length": self.options.max_sequence_length}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:

@@ -6,15 +6,19 @@ from diffusers import StableDiffusionXLPipeline
 
 from ..system.transfer import to_device
 from .ddpm import DDPM
-from .latent_diffusion import LatentDiffusion, clip_tokens
+from .latent_diffusion import LatentDiffusion
+from .prompts import clip_tokens
+from .registry import SDXL
+from .vae import VaeWithMeans
 
 
 class StableDiffusionXL(LatentDiffusion):
     pipeline_class = StableDiffusionXLPipeline
     denoiser_name = "unet"
     text_encoder_names = ("text_encoder", "text_encoder_2")
+    vae_class = VaeWithMeans
     noise_process_class = DDPM
-    name, slug = "SDXL", "sdxl"
+    name, slug = SDXL.name, SDXL.slug
     tags = ("stable-diffusion-xl", "stable-diffusion-xl-diffusers")
     license = "openrail++"
 
@@ -34,7 +38,7 @@ class StableDiffusionXL(LatentDiffusion):
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
     ) -> torch.Tensor:
         # Each image keeps its own original size and crop: (height, width, top, left, target height, target width).
-        target_sizes = torch.full_like(batch["original_sizes"], self.args.resolution)
+        target_sizes = torch.full_like(batch["original_sizes"], self.options.resolution)
         time_ids = torch.cat([batch["original_sizes"], batch["crop_top_lefts"], target_sizes], dim=1)
         added_conditions = {
             "text_embeds": embeds["pooled_prompt_embeds"].repeat(2, 1),

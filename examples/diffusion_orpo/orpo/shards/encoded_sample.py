@@ -86,7 +86,9 @@ def check_encoding(args, family: type, dtype: torch.dtype, shards: Shards) -> No
             f"{' and '.join(refused)}: encoded shards hold one crop of each image, the centre, and no empty prompt. Leave"
             " the flag out, or train from shards of images."
         )
-    other = differences(shards.encoding.identity, family.encoding_identity(args, dtype))
+    other = differences(
+        shards.encoding.identity, family.encoding_identity(family.options_class.from_flags(args), dtype)
+    )
     if other:
         raise ValueError(
             f"--dataset_path: these shards were encoded otherwise: {'; '.join(other)}. Train with the same, or encode"

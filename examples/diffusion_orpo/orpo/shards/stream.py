@@ -28,35 +28,6 @@ from .reader import ShardReader, transform_sample
 logger = logging.getLogger(__name__)
 
 
-def add_shard_arguments(parser, required: bool = True) -> None:
-    """Adds the flags that name the shards and say how to read them; the first is `required`, or one of two sources."""
-    group = parser.add_argument_group("shards")
-    group.add_argument(
-        "--dataset_path",
-        nargs="+",
-        required=required,
-        help="Folders of shards, paths with braces or wildcards, s3:// or https:// URLs with braces, or `pipe:` commands. "
-        "Commands run in a shell: name only those you trust. WDS_SECURE=1 in the environment refuses them.",
-    )
-    group.add_argument(
-        "--num_train_examples",
-        type=int,
-        help="Samples in all shards, checked against the manifest. Without a manifest, they are counted at the start.",
-    )
-    group.add_argument(
-        "--shuffle_buffer_size",
-        type=int,
-        default=256,
-        help="Samples, in encoded form, that each worker shuffles among; 1 keeps the order within shards.",
-    )
-    group.add_argument(
-        "--max_bad_samples",
-        type=float,
-        default=0.01,
-        help="Share of a worker's samples that may be unreadable before the run stops, from 0 to 1.",
-    )
-
-
 def load_shards(args, accelerator: Accelerator, family: type, dtype: torch.dtype) -> "ShardData":
     """Finds and counts the shards of the flags, on one process for all, and splits off the held-out samples.
 

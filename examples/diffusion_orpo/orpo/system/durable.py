@@ -42,3 +42,11 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*"):
         if path.suffix in (".partial", ".removed") and path.is_dir():
             shutil.rmtree(path)
+
+
+def make_readable(path: Path) -> None:
+    """Gives a file the mode that new files have here (`umask`), where a library made it readable for its owner alone."""
+    probe = path.with_name(f".{path.name}.mode")
+    probe.touch()
+    path.chmod(probe.stat().st_mode)
+    probe.unlink()

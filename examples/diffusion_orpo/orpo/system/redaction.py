@@ -2,7 +2,6 @@
 
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -32,10 +31,10 @@ def argument_without_secrets(argument: str) -> str:
     return f"{flag}{equals}{without_secrets(value)}"
 
 
-def flags_without_secrets(args: Namespace) -> dict[str, int | float | str]:
+def flags_without_secrets(settings: dict[str, object]) -> dict[str, int | float | str]:
     """A run's flags as a tracker may have them; --hub_token is left out."""
     flags = {}
-    for name, value in vars(args).items():
+    for name, value in settings.items():
         if isinstance(value, list):
             value = str([without_secrets(str(item)) for item in value])
         flags[name] = value if isinstance(value, (int, float)) else without_secrets(str(value))

@@ -30,11 +30,6 @@ logger = get_logger(__name__)
 
 VERSION = 1  # of the layout; a run refuses those it does not know
 STATE_FILE = "training_state.json"
-# A checkpoint restores what these flags decided, so a run that continues it must have the same.
-SAME_FLAGS = (
-    "quantize_base seed rank lora_alpha lora_layers learning_rate scale_lr lr_scheduler use_8bit_adam adam_beta1 adam_beta2"
-    " adam_weight_decay adam_epsilon mixed_precision"
-).split()
 
 
 @dataclass
@@ -44,7 +39,7 @@ class TrainingState:
     Attributes:
         global_step: optimizer steps done.
         data: fingerprint of the pairs.
-        flags: those of `SAME_FLAGS`, with their values.
+        flags: those that a checkpoint decides for the run that continues it, with their values.
         processes: that saved it.
         skipped_steps: of `global_step`, those that the gradient scaler skipped.
         collapse: of the `CollapseWatch`.
@@ -188,7 +183,7 @@ def check_same_run(saved: TrainingState, current: TrainingState, checkpoint: Pat
     differences = [
         f"--{name} was {value} and is now {current.flags[name]}"
         for name, value in saved.flags.items()
-        if value != current.flags[name]
+        if name in current.flags and value != current.flags[name]
     ]
     if saved.data != current.data:
         differences.append("the pairs are others")

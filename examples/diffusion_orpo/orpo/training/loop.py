@@ -20,7 +20,6 @@ from diffusers.optimization import get_scheduler
 from ..system.signals import StopSignals
 from ..system.transfer import draw_noise, to_device
 from .checkpoints import (
-    SAME_FLAGS,
     TrainingState,
     check_same_run,
     load_checkpoint,
@@ -32,7 +31,7 @@ from .checkpoints import (
 from .collapse import CollapseWatch
 from .divergence import count_skipped, stop_if_not_finite
 from .gradient_share import log_loser_share
-from .run import finish_run, flush_trackers, report_preemption, start_trackers
+from .run import Run, finish_run, flush_trackers, report_preemption, start_trackers
 from .validation import Validator
 
 
@@ -102,13 +101,11 @@ def encode(model, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return moments, embeds
 
 
-def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) -> int:
+def train(run: Run, model, data) -> int:
     """Trains the model's LoRA on the data's pairs, and writes the result.
 
     Args:
-        args: the flags.
-        accelerator: of `start_run`.
-        checkpoint: to resume from, or None.
+        run: of `start_run`.
         model: the model family, such as `StableDiffusionXL`.
         data: the source of pairs, such as `PreferenceData`.
 
@@ -120,7 +117,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
         FloatingPointError: loss or gradient is not finite.
         OSError: a checkpoint or the result can't be written.
     """
-    output_dir = Path(args.output_dir)
+    args, accelerator, output_dir = run.args, run.accelerator, run.output_dir
     rank, world_size = accelerator.process_index, accelerator.num_processes
     pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
     max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * data.num_pairs / pairs_per_step)
@@ -130,16 +127,15 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
     lr_scheduler = make_lr_scheduler(args, optimizer, max_train_steps)
     denoiser, optimizer, lr_scheduler = accelerator.prepare(model.denoiser, optimizer, lr_scheduler)
     register_lora_hooks(accelerator, model)
-    set_seed(args.seed, device_specific=True)  # LoRA dropout draws from the global generators
-    flags = {name: getattr(args, name) for name in SAME_FLAGS}
-    state, position = TrainingState(0, data.fingerprint, flags, world_size), None
-    if checkpoint is not None:
-        state, position = resume(accelerator, checkpoint, state)
-    batches = data.training_batches(args.train_batch_size, args.seed, position, rank, world_size)
+    set_seed(run.seed, device_specific=True)  # LoRA dropout draws from the global generators
+    state, position = TrainingState(0, data.fingerprint, run.values(resume="same"), world_size), None
+    if run.checkpoint is not None:
+        state, position = resume(accelerator, run.checkpoint, state)
+    batches = data.training_batches(args.train_batch_size, run.seed, position, rank, world_size)
 
-    start_trackers(args, accelerator, state.global_step)
+    start_trackers(run, state.global_step)
     logger.info(f"{data}; {max_train_steps} steps of {pairs_per_step} pairs on {world_size} processes")
-    validator = Validator(args, accelerator, model, data, compute_losses)
+    validator = Validator(run, model, data, compute_losses)
     # The last step is left out: what is measured after training serves for it.
     validation_steps = (
         range(args.validation_steps, max_train_steps, args.validation_steps) if args.run_validation else ()
@@ -189,7 +185,7 @@ def train(args, accelerator: Accelerator, checkpoint: Path | None, model, data) 
                 denoiser.train()
 
         results = validator.after_training(state.global_step) if args.run_validation else None
-        finish_run(args, accelerator, model, str(data), state.global_step, results)
+        finish_run(run, model, str(data), state.global_step, results)
     return 0
 
 

@@ -10,26 +10,18 @@ from diffusers.utils.hub_utils import populate_model_card
 from .validation import ValidationResults
 
 
-HYPERPARAMETERS = (
-    "beta_orpo learning_rate lr_scheduler lr_warmup_steps train_batch_size gradient_accumulation_steps mixed_precision"
-    " use_8bit_adam max_grad_norm rank lora_alpha lora_dropout lora_layers resolution random_crop random_flip"
-    " proportion_empty_prompts snr_gamma prediction_type weighting_scheme logit_mean logit_std mode_scale"
-    " guidance_scale max_sequence_length pretrained_vae_model_name_or_path seed"
-).split()
-
-
-def save_model_card(args, model, data: str, steps: int, results: ValidationResults | None, folder: Path) -> None:
+def save_model_card(run, model, data: str, steps: int, results: ValidationResults | None, folder: Path) -> None:
     """Writes README.md and the validation images.
 
     Args:
-        args: the flags.
+        run: the `Run`.
         model: the model family, for tags, license and the inference snippet.
         data: describes the training pairs.
         steps: optimizer steps trained.
         results: of the validation, if one was run.
         folder: gets the files.
     """
-    lora = args.hub_model_id if args.push_to_hub else str(Path(args.output_dir).resolve())
+    args, lora = run.args, run.hub_repository or str(run.output_dir.resolve())
     prompts = [_one_line(prompt) for prompt in args.validation_prompts for _ in range(args.num_validation_images)]
     gallery = _save_images(folder, results) if results else []
     base_model, dataset_name = args.pretrained_model_name_or_path, getattr(args, "dataset_name", None)  # or shards
@@ -41,7 +33,7 @@ def save_model_card(args, model, data: str, steps: int, results: ValidationResul
         widget=[{"text": prompt, "output": {"url": image}} for prompt, (image, _) in zip(prompts, gallery)] or None,
     )
     card = ModelCard(
-        f"---\n{card_data.to_yaml()}\n---\n{_text(args, model, data, steps, results, gallery, prompts, lora)}"
+        f"---\n{card_data.to_yaml()}\n---\n{_text(run, model, data, steps, results, gallery, prompts, lora)}"
     )
     tags = ["text-to-image", "diffusers-training", "diffusers", "lora", "template:sd-lora", "orpo", *model.tags]
     populate_model_card(card, tags=tags).save(folder / "README.md")
@@ -74,17 +66,18 @@ def _code(text: str) -> str:
     return f"{fence}{space}{_one_line(text)}{space}{fence}"
 
 
-def _text(args, model, data, steps, results, gallery, prompts, lora) -> str:
+def _text(run, model, data, steps, results, gallery, prompts, lora) -> str:
     sections = [
         f"# {model.name} LoRA aligned with ORPO: {_plain(Path(lora).name)}\n",
         "<Gallery />\n" if gallery else "",
-        f"A LoRA for {_code(args.pretrained_model_name_or_path)}, trained on preference pairs with ORPO (odds ratio preference"
+        f"A LoRA for {_code(run.args.pretrained_model_name_or_path)}, trained on preference pairs with ORPO (odds ratio preference"
         " optimization, [arXiv 2403.07691](https://arxiv.org/abs/2403.07691)) for diffusion, without a reference"
         " model.\n",
         f"## Use\n\n```python\n{model.inference_snippet(lora, prompts[0])}```\n",
+        "`pytorch_lora_weights.safetensors` is for diffusers; `comfyui_lora.safetensors` is the same LoRA for ComfyUI,"
+        " AUTOMATIC1111 and other programs: copy it into their folder of LoRAs.\n",
         f"## Training\n\n- data: {_plain(data)}\n- optimizer steps: {steps}",
-        "\n".join(f"- {name}: {_plain(str(vars(args)[name]))}" for name in HYPERPARAMETERS if name in vars(args))
-        + "\n",
+        "\n".join(f"- {name}: {_plain(str(value))}" for name, value in run.values(card=True).items()) + "\n",
     ]
     if results and results.metrics:
         sections.append("## Held-out pairs\n\n| metric | with the LoRA | without |\n|---|---|---|")

@@ -1,5 +1,6 @@
 """The beginning and the end of a run: what can fail before models load, trackers, and the output."""
 
+import argparse
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from huggingface_hub import create_repo, upload_folder
 
 import diffusers
 
+from ..system import flags
 from ..system.durable import remove_leftovers, rename, sync_all
 from ..system.lock import lock
 from ..system.precision import DTYPES
@@ -34,15 +37,51 @@ from .validation import ValidationResults
 logger = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training run, from its first line in the log to its last.
+
+    Attributes:
+        args: the flags, as they were given.
+        flags: their declarations.
+        accelerator: devices, processes, precision, trackers.
+        checkpoint: to resume from, or None.
+        seed: the one given, the checkpoint's, or a drawn one.
+        hub_repository: to upload to, or None.
+    """
+
+    args: argparse.Namespace
+    flags: list[flags.FlagGroup]
+    accelerator: Accelerator
+    checkpoint: Path | None
+    seed: int
+    hub_repository: str | None = None
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.args.output_dir)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights: what the flag, or else the accelerate configuration, says."""
+        return DTYPES[self.accelerator.mixed_precision]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The flags' values as they are in force: also where they were drawn, or come from the accelerate configuration."""
+        return vars(self.args) | {"seed": self.seed, "mixed_precision": self.accelerator.mixed_precision}
+
+    def values(self, **wanted: object) -> dict[str, object]:
+        """The settings of the flags with certain attributes, such as `card=True`."""
+        return flags.values(self.flags, self.settings, **wanted)
+
+
 @contextmanager
-def start_run(args) -> Iterator[tuple[Accelerator, Path | None]]:
-    """Prepares devices, logging, seed, output folder and Hub repository. Draws `args.seed` where none was given.
+def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> Iterator[Run]:
+    """Prepares devices, logging, seed, output folder and Hub repository.
 
     The output folder is this run's alone until the block is left. A failure in the block is logged with what to do;
     without one, trackers and process group are closed.
-
-    Yields:
-        The accelerator, and the checkpoint to resume from, or None.
 
     Raises:
         ValueError: the output folder can't be written or is in use, the checkpoint is missing or damaged, or the tracker
@@ -54,19 +93,17 @@ def start_run(args) -> Iterator[tuple[Accelerator, Path | None]]:
     with lock(output_dir, accelerator):
         on_main_process(accelerator, remove_leftovers, output_dir)
         checkpoint = on_main_process(accelerator, find_checkpoint, args.resume_from_checkpoint, output_dir)
-        if args.seed is None:
+        seed = args.seed
+        if seed is None:
             drawn = on_main_process(accelerator, secrets.randbits, 31)
-            args.seed = read_state(checkpoint).flags["seed"] if checkpoint else drawn
-            logger.info(f"No --seed was given: it is {args.seed}")
-        set_seed(args.seed)
+            seed = read_state(checkpoint).flags["seed"] if checkpoint else drawn
+            logger.info(f"No --seed was given: it is {seed}")
+        set_seed(seed)
         if args.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
-        if args.push_to_hub:
-            name = args.hub_model_id or output_dir.resolve().name
-            repository = on_main_process(accelerator, lambda: create_repo(name, exist_ok=True, token=args.hub_token))
-            args.hub_model_id = repository.repo_id
+        repository = on_main_process(accelerator, make_repository, args) if args.push_to_hub else None
         try:
-            yield accelerator, checkpoint
+            yield Run(args, declarations, accelerator, checkpoint, seed, repository)
         except Exception as error:
             explain_failure(error, args, accelerator)
             raise
@@ -74,6 +111,12 @@ def start_run(args) -> Iterator[tuple[Accelerator, Path | None]]:
         # waits for Python's lock, which it holds, and some runs never end.
         accelerator.free_memory()
         accelerator.end_training()
+
+
+def make_repository(args: argparse.Namespace) -> str:
+    """Makes the repository to upload to, if it isn't there, and returns its full name."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    return create_repo(name, exist_ok=True, token=args.hub_token).repo_id
 
 
 def make_accelerator(args, output_dir: Path) -> Accelerator:
@@ -86,9 +129,8 @@ def make_accelerator(args, output_dir: Path) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         step_scheduler_with_optimizer=False,  # the loop steps it: once per optimizer step, however many processes
     )
-    args.mixed_precision = accelerator.mixed_precision  # may come from the accelerate configuration
-    if args.mixed_precision not in DTYPES:
-        raise ValueError(f"Mixed precision {args.mixed_precision!r} is none of {', '.join(DTYPES)}.")
+    if accelerator.mixed_precision not in DTYPES:
+        raise ValueError(f"Mixed precision {accelerator.mixed_precision!r} is not one of {', '.join(DTYPES)}.")
     if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"--report_to={args.report_to}: not installed. Install it, or choose another tracker.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
@@ -130,22 +172,18 @@ def explain_failure(error: Exception, args, accelerator: Accelerator) -> None:
         )
 
 
-def weight_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Of the frozen weights: what the flag, or else the accelerate configuration, says."""
-    return DTYPES[accelerator.mixed_precision]
-
-
-def start_trackers(args, accelerator: Accelerator, step: int) -> None:
+def start_trackers(run: Run, step: int) -> None:
     """Starts the trackers with the flags as configuration, without what is secret in them.
 
     Args:
-        args: the flags.
-        accelerator: of the run.
+        run: whose flags they record.
         step: that the run goes on from, or 0. TensorBoard hides what an interrupted run had logged of later ones.
     """
     options = {"tensorboard": {"purge_step": step + 1}}
     with command_line_without_secrets():
-        accelerator.init_trackers(args.tracker_name, config=flags_without_secrets(args), init_kwargs=options)
+        run.accelerator.init_trackers(
+            run.args.tracker_name, config=flags_without_secrets(run.settings), init_kwargs=options
+        )
 
 
 def flush_trackers(accelerator: Accelerator) -> None:
@@ -170,17 +208,15 @@ def report_preemption(received, step: int) -> int:
     return EXIT_STATUS
 
 
-def finish_run(
-    args, accelerator: Accelerator, model, data: str, steps: int, results: ValidationResults | None
-) -> None:
+def finish_run(run: Run, model, data: str, steps: int, results: ValidationResults | None) -> None:
     """Writes LoRA, held-out metrics, validation images and model card, and uploads these, and nothing else, where asked to."""
-    written = on_main_process(accelerator, write_output, args, model, data, steps, results)
-    logger.info(f"Wrote {', '.join(written)} to {args.output_dir}")
-    if args.push_to_hub:
-        on_main_process(accelerator, upload, args, written, steps)
+    written = on_main_process(run.accelerator, write_output, run, model, data, steps, results)
+    logger.info(f"Wrote {', '.join(written)} to {run.output_dir}")
+    if run.hub_repository is not None:
+        on_main_process(run.accelerator, upload, run, written, steps)
 
 
-def write_output(args, model, data: str, steps: int, results: ValidationResults | None) -> list[str]:
+def write_output(run: Run, model, data: str, steps: int, results: ValidationResults | None) -> list[str]:
     """Writes the output aside and moves it into place, the LoRA last: where it is, all else is.
 
     Returns:
@@ -189,12 +225,13 @@ def write_output(args, model, data: str, steps: int, results: ValidationResults 
     Raises:
         OSError: it can't be written.
     """
-    output_dir = Path(args.output_dir)
+    output_dir = run.output_dir
     partial = output_dir / ".output.partial"
     partial.mkdir()
     try:
         model.save_lora(partial)
-        save_model_card(args, model, data, steps, results, partial)
+        model.save_for_other_programs(partial)
+        save_model_card(run, model, data, steps, results, partial)
         if results is not None:
             (partial / "eval_results.json").write_text(json.dumps(results.all_metrics(), indent=2) + "\n")
         sync_all(partial)
@@ -206,12 +243,12 @@ def write_output(args, model, data: str, steps: int, results: ValidationResults 
         shutil.rmtree(partial)
 
 
-def upload(args, names: list[str], steps: int) -> None:
+def upload(run: Run, names: list[str], steps: int) -> None:
     """Uploads files of the output folder."""
     upload_folder(
-        repo_id=args.hub_model_id,
-        folder_path=args.output_dir,
+        repo_id=run.hub_repository,
+        folder_path=run.output_dir,
         allow_patterns=names,
         commit_message=f"ORPO LoRA after {steps} steps",
-        token=args.hub_token,
+        token=run.args.hub_token,
     )

@@ -3,20 +3,15 @@
 Validation uses the modules that train: no second copy is loaded.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusion_orpo_loss import OrpoMetrics
 from PIL.Image import Image
-
-from ..scoring.scorers import Scorer, load_scorer, score_images
-from ..scoring.win_rate import compare_scores
 
 
 logger = get_logger(__name__)
@@ -49,18 +44,24 @@ class Validator:
     """Validates during and after training.
 
     Attributes:
-        args: the flags.
-        accelerator: of the run.
+        run: the `Run`.
         model: the model family, with the LoRA that trains.
         data: the source of held-out pairs.
         compute_losses: (args, model, denoiser, batch) -> (losses, metrics, timesteps), all per pair.
     """
 
-    args: argparse.Namespace
-    accelerator: Accelerator
+    run: object
     model: object
     data: object
     compute_losses: Callable
+
+    @property
+    def args(self):
+        return self.run.args
+
+    @property
+    def accelerator(self):
+        return self.run.accelerator
 
     def during_training(self, step: int) -> None:
         """Logs held-out metrics, images, and their scores against the base's. Every process must call it."""
@@ -118,7 +119,9 @@ class Validator:
         args = self.args
         with self.model.encoders():
             return [
-                self.model.draw(prompt, args.seed + i, args.validation_inference_steps, args.validation_guidance_scale)
+                self.model.draw(
+                    prompt, self.run.seed + i, args.validation_inference_steps, args.validation_guidance_scale
+                )
                 for prompt in args.validation_prompts
                 for i in range(args.num_validation_images)
             ]
@@ -132,30 +135,20 @@ class Validator:
         return images
 
     @cached_property
-    def scorer(self) -> Scorer:
-        return load_scorer(self.args.validation_scorer, self.accelerator.device)
+    def judge(self):
+        """The `Judge` of `--validation_scorer`."""
+        from .judge import Judge  # whoever asks for no scorer needs no room `scoring`
 
-    @cached_property
-    def scores_without_lora(self) -> np.ndarray:
-        return self._score(self.images_without_lora)
+        args = self.args
+        return Judge(
+            args.validation_scorer, args.validation_prompts, self.images_without_lora, self.accelerator.device
+        )
 
     def compare(self, images: list[Image]) -> dict[str, float]:
-        """What `--validation_scorer` says of images drawn with the LoRA, against the base's.
-
-        Returns:
-            `eval_win_rate`, from 0 to 1, ties counting half, and `eval_score_difference`, the mean difference of the
-            scores; empty without a scorer, and on all processes but the main one.
-        """
+        """What `Judge.compare` says of images; empty without a scorer, and on all processes but the main one."""
         if self.args.validation_scorer is None or not self.accelerator.is_main_process:
             return {}
-        comparison = compare_scores(self.scores_without_lora, self._score(images))
-        return {"eval_win_rate": comparison.win_rate, "eval_score_difference": comparison.difference}
-
-    def _score(self, images: list[Image]) -> np.ndarray:
-        """Scores (prompts, images per prompt)."""
-        prompts = [prompt for prompt in self.args.validation_prompts for _ in range(self.args.num_validation_images)]
-        scores = score_images(self.args.validation_scorer, self.scorer, images, prompts)
-        return np.array(scores).reshape(len(self.args.validation_prompts), -1)
+        return self.judge.compare(images)
 
     def _log_images(self, name: str, images: list[Image], step: int) -> None:
         """Sends `name/i`, the images of the i-th prompt, to the trackers; a prompt would not do as a file name."""

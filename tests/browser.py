@@ -2,13 +2,22 @@
 
     python browser.py page.html '[{"js": "document.title"}, {"key": "Tab"}, {"screenshot": "page.png"}]'
 
-Prints JSON: `values`, one for each step (that of a `js` step's expression); `requests`, every URL the page asked for;
-`console`, every message of level warning or error. It runs in a process of its own, since Qt wants the main thread.
+The page is a file or a URL. A step is one of
+
+- {"js": expression}, whose value is returned;
+- {"key": "Left"}, pressed and let go, or {"press": "Space"} and {"release": "Space"};
+- {"screenshot": file}; {"size": [width, height]}; {"load": URL}; {"wait": milliseconds};
+
+and any may have {"until": expression}, which is then waited for, 20 seconds at most.
+
+Prints JSON: `values`, one for each step; `requests`, every URL the page asked for; `console`, every message of level
+warning or error. It runs in a process of its own, since Qt wants the main thread.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 
@@ -52,8 +61,8 @@ def main(page: str, steps: list[dict], color_scheme: str = LIGHT) -> dict:
             loop.exec()
         return results[0] if results else sys.exit("the browser did not answer")
 
-    def settle():
-        wait(lambda done: QTimer.singleShot(300, done))
+    def settle(milliseconds=300):
+        wait(lambda done: QTimer.singleShot(milliseconds, done))
 
     profile, interceptor, view = QWebEngineProfile(), Interceptor(), QWebEngineView()
     profile.setUrlRequestInterceptor(interceptor)
@@ -62,19 +71,38 @@ def main(page: str, steps: list[dict], color_scheme: str = LIGHT) -> dict:
     view.setPage(Page(profile, view))
     view.resize(1200, 1400)
     view.show()
-    wait(lambda done: (view.loadFinished.connect(done), view.load(QUrl.fromLocalFile(str(Path(page).resolve())))))
-    settle()
+
+    def javascript(expression):
+        value = wait(lambda done: view.page().runJavaScript(f"JSON.stringify({expression})", done))
+        return json.loads(value) if value else None
+
+    def load(page):
+        url = QUrl(page) if page.startswith("http") else QUrl.fromLocalFile(str(Path(page).resolve()))
+        wait(lambda done: (view.loadFinished.connect(done, Qt.ConnectionType.SingleShotConnection), view.load(url)))
+        settle()
+
+    load(page)
     values = []
     for step in steps:
         value = None
         if "js" in step:
-            value = wait(lambda done: view.page().runJavaScript(f"JSON.stringify({step['js']})", done))
-            value = json.loads(value) if value else None
-        elif "key" in step:
-            QTest.keyClick(view.focusProxy(), getattr(Qt.Key, f"Key_{step['key']}"))
-            settle()
-        elif "screenshot" in step:
-            settle()
+            value = javascript(step["js"])
+        for action, act in (("key", QTest.keyClick), ("press", QTest.keyPress), ("release", QTest.keyRelease)):
+            if action in step:
+                act(view.focusProxy(), getattr(Qt.Key, f"Key_{step[action]}"))
+        if "load" in step:
+            load(step["load"])
+        if "size" in step:
+            view.resize(*step["size"])
+        if "until" in step:
+            deadline = time.monotonic() + 20
+            while not javascript(step["until"]):
+                if time.monotonic() > deadline:
+                    sys.exit(f"never came true: {step['until']}")
+                wait(lambda done: QTimer.singleShot(10, done))
+        elif "js" not in step:
+            settle(step.get("wait", 300))
+        if "screenshot" in step:
             view.grab().save(step["screenshot"])
         values.append(value)
     view.setPage(None)

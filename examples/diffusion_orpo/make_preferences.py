@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Makes preference pairs from prompts: a model draws several images of each, and scorers, or people, judge them.
+
+    python make_preferences.py --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 \\
+      --prompt_file=prompts.txt --num_images_per_prompt=4 --scorers pickscore imagereward --output_dir=my_preferences
+
+Writes images/, with a metadata.jsonl, and pairs/train.parquet, which training takes as --dataset_name=my_preferences/pairs.
+Without --scorers there are images only: judge them with label_preferences.py --images_dir=my_preferences/images.
+
+With --winners_dir=my_images, your own images are preferred to what the model draws from their captions: this teaches a style or
+a subject. With --lora_weights, the model draws with a LoRA: this makes the pairs of a second round.
+
+Started again, it goes on where it was. `accelerate launch make_preferences.py` draws on several GPUs.
+"""
+
+import argparse
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from orpo.making.flags import FLAGS, check_flags
+from orpo.system.flags import make_parser, parse
+
+
+TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, FLAGS)
+    args = parse(parser, FLAGS, input_args)
+    check_flags(parser, args)
+    return args
+
+
+def main(input_args: list[str] | None = None) -> None:
+    args = parse_args(input_args)
+
+    # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    from orpo.data.listing import read_listing
+    from orpo.evaluation.prompts import read_prompts
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    try:
+        if args.winners_dir is not None:
+            winners = read_listing(Path(args.winners_dir))
+            make(args, state, [winner.prompt for winner in winners], winners)
+        else:
+            make(args, state, read_prompts(args), None)
+    except ValueError as error:  # what the user can put right
+        sys.exit(f"make_preferences.py: {error}")
+
+
+def make(args: argparse.Namespace, state, prompts: list[str], winners: list | None) -> None:
+    """Draws, judges and writes."""
+    from orpo.making import output
+    from orpo.making.drawing import (
+        Drawing,
+        draw_images,
+        find_family,
+        load_pipeline,
+        make_requests,
+        missing,
+        open_folder,
+    )
+    from orpo.making.judging import score
+    from orpo.making.usable import usable
+    from orpo.scoring.scorers import check_scorer, scorer_label
+
+    family = find_family(args)
+    drawing = Drawing.from_flags(args, family, state.device)
+    scorers = args.scorers or []
+    for name in scorers if state.is_main_process else ():
+        check_scorer(name, drawing.resolution)
+    images = Path(args.output_dir) / "images"
+    requests = make_requests(prompts, args.num_images_per_prompt, args.seed)
+    with state.main_process_first():
+        open_folder(images, drawing.settings(requests))
+    if missing(images, requests):
+        pipeline = load_pipeline(drawing, family, state.device, args.cache_dir)
+        draw_images(drawing, pipeline, images, requests, args.batch_size)
+        del pipeline
+
+    kept, left_out = usable(images, requests)
+    scores = {scorer_label(name): score(name, images, kept, args.batch_size) for name in scorers}
+    if not state.is_main_process:
+        return
+    output.write_metadata(images, kept, drawing.model_name, scores)
+    lines = [f"{len(requests)} images of {len(prompts)} prompts in {images}."]
+    lines += [f"{number} {what} images are left out." for what, number in left_out.items()]
+    if winners is not None:
+        lines.append(output.write_against_winners(Path(args.winners_dir), winners, images, kept, drawing.model_name))
+    elif scores:
+        lines.append(output.write_judged(args, images, kept, drawing.model_name, scores))
+    else:
+        lines.append(f"Judge them: python label_preferences.py --images_dir={images}")
+    print(*lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

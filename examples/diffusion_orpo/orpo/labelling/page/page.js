@@ -1,0 +1,240 @@
+"use strict";
+// One question at a time. A key counts only when all images of the question are shown and no answer is on its way.
+
+const FLICKER = 500;  // milliseconds an image: two changes a second, below the three that can harm
+const element = id => document.getElementById(id);
+const images = element("images"), caption = element("caption"), message = element("message");
+
+let state = null;     // as the server gives it
+let ready = false;    // whether a key counts
+let shownAt = 0;
+let best = null;      // of a ranking, the place that was chosen first
+let loaded = new Map();  // url to a decoded image, for this question and the next
+
+const isRanking = () => state.question.images.length > 2;
+
+async function ask(path, body) {
+  const options = body ? {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)} : {};
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer. Your votes are safe. Start label_preferences.py again, and open the address that it prints.");
+  }
+  const answer = await response.json().catch(() => ({error: response.statusText}));
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+function load(url) {
+  if (!loaded.has(url)) {
+    const image = new Image();
+    image.src = url;
+    const decoded = image.decode().then(() => image);
+    decoded.catch(() => loaded.delete(url));
+    loaded.set(url, decoded);
+  }
+  return loaded.get(url);
+}
+
+async function send(path, body) {
+  if (!ready) return;
+  ready = false;
+  try {
+    show(await ask(path, body));
+  } catch (error) {
+    complain(error.message);
+    ready = true;  // the same key tries again
+  }
+}
+
+function answer(choice, best = null, worst = null) {
+  if (!ready || !state.question) return;
+  if (choice === "best") images.children[best].classList.add("best");
+  send("/answer", {question: state.question.id, choice, best, worst, seconds: (performance.now() - shownAt) / 1000});
+}
+
+function pick(place) {
+  if (!ready || !state.question || place >= state.question.images.length) return;
+  if (!isRanking()) return answer("best", place, 1 - place);
+  if (best === null) {
+    best = place;
+    images.children[place].classList.add("best");
+    instruct();
+  } else if (place !== best) {
+    images.children[place].classList.add("worst");
+    answer("best", best, place);
+  }
+}
+
+function undo() {
+  if (!ready) return;
+  if (best !== null) {  // of a ranking, the first half of an answer
+    images.children[best].classList.remove("best");
+    best = null;
+    instruct();
+  } else {
+    send("/undo", {});
+  }
+}
+
+async function show(next) {
+  stopFlicker();
+  state = next;
+  best = null;
+  message.hidden = true;
+  progress();
+  keys();
+  if (!state.question) return finish();
+  const {question, upcoming} = state, urls = [...question.images, ...(upcoming ? upcoming.images : [])];
+  loaded = new Map([...loaded].filter(([url]) => urls.includes(url)));
+  images.dataset.ready = "no";
+  let decoded;
+  try {
+    decoded = await Promise.all(question.images.map(load));
+  } catch {
+    complain("An image can't be shown: is its file still there? Reload the page to try again.");
+    return;
+  }
+  element("prompt").textContent = question.prompt;
+  images.style.setProperty("--columns", question.images.length > 4 ? 3 : 2);
+  images.replaceChildren(...decoded.map(tile));
+  images.dataset.ready = "yes";
+  instruct();
+  shownAt = performance.now();
+  ready = true;
+  if (upcoming) upcoming.images.map(load).forEach(promise => promise.catch(() => {}));
+}
+
+function tile(image, place) {
+  const button = document.createElement("button");
+  button.type = "button";
+  image.alt = isRanking() ? `Image ${place + 1}` : ["Left image", "Right image"][place];
+  image.classList.toggle("enlarged", image.naturalWidth < 256);
+  button.append(image);
+  if (isRanking()) {
+    const number = document.createElement("span");
+    number.textContent = place + 1;
+    button.append(number);
+  }
+  button.addEventListener("click", () => pick(place));
+  return button;
+}
+
+function instruct() {
+  element("ask").textContent = !isRanking() ? "Which is better?" : best === null ? "Which is the best?" : "And which is the worst?";
+  element("spoken").textContent = `${element("ask").textContent} ${state.question.prompt}`;
+}
+
+function finish() {
+  element("ask").textContent = "";
+  element("prompt").textContent = "";
+  const done = document.createElement("div"), title = document.createElement("h2"), text = document.createElement("p");
+  done.className = "done";
+  done.style.gridColumn = "1 / -1";
+  title.textContent = state.progress.total ? "All done. Thank you!" : "There is nothing to judge.";
+  text.append("Every vote is stored. Stop the server with Ctrl-C; make a data set with ", Object.assign(document.createElement("code"), {textContent: "--export"}), ".");
+  done.append(title, text);
+  images.replaceChildren(done);
+  images.dataset.ready = "yes";
+  element("spoken").textContent = title.textContent;
+  ready = true;
+}
+
+function progress() {
+  const {answered, total, seconds} = state.progress, left = total - answered;
+  const parts = [`${answered} of ${total}`];
+  if (seconds !== null) {
+    parts.push(`${seconds.toFixed(1)} s each`);
+    if (left) parts.push(`about ${duration(left * seconds)} left`);
+  }
+  element("progress").textContent = parts.join(" · ");
+  element("judge").textContent = `${state.folder} · judge: ${state.judge}`;
+  const bar = element("bar");
+  bar.setAttribute("aria-valuemax", total);
+  bar.setAttribute("aria-valuenow", answered);
+  bar.firstElementChild.style.width = total ? `${100 * answered / total}%` : "100%";
+  document.title = left ? `${left} left: which is better?` : "All done";
+}
+
+function duration(seconds) {
+  const minutes = Math.ceil(seconds / 60);
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+function keys() {
+  const ranking = state.question && isRanking();
+  const entries = !state.question ? [] : ranking
+    ? [[`1 – ${state.question.images.length}`, "best, then worst"], ["↓", "no difference", () => answer("tie")], ["X", "all bad", () => answer("bad")]]
+    : [["←", "left", () => pick(0)], ["→", "right", () => pick(1)], ["↓", "no difference", () => answer("tie")], ["X", "both bad", () => answer("bad")]];
+  if (state.progress.answered || ranking) entries.push(["⌫", "undo", undo]);
+  if (state.question) entries.push(["space", ranking ? "hold to compare" : "hold to flicker"]);
+  element("keys").replaceChildren(...entries.map(([key, text, action]) => {
+    const entry = document.createElement(action ? "button" : "span");
+    const label = document.createElement("kbd");
+    label.textContent = key;
+    entry.append(label, text);
+    if (action) {
+      entry.type = "button";
+      entry.addEventListener("click", () => { entry.blur(); action(); });
+    }
+    return entry;
+  }));
+}
+
+function complain(text) {
+  message.textContent = text;
+  message.hidden = false;
+}
+
+let flicker = null;
+
+function startFlicker() {
+  if (!ready || !state.question || flicker !== null) return;
+  const tiles = [...images.children];
+  let place = -1;
+  const turn = () => {
+    tiles[place]?.classList.remove("full");
+    place = (place + 1) % tiles.length;
+    tiles[place].classList.add("full");
+    caption.textContent = tiles.length > 2 ? String(place + 1) : ["left", "right"][place];
+  };
+  turn();
+  caption.hidden = false;
+  flicker = setInterval(turn, FLICKER);
+}
+
+function stopFlicker() {
+  clearInterval(flicker);
+  flicker = null;
+  caption.hidden = true;
+  for (const tile of images.children) tile.classList.remove("full");
+}
+
+const KEYS = {
+  ArrowLeft: () => state.question && !isRanking() && pick(0),
+  ArrowRight: () => state.question && !isRanking() && pick(1),
+  ArrowDown: () => answer("tie"),
+  t: () => answer("tie"),
+  x: () => answer("bad"),
+  Backspace: undo,
+  u: undo,
+};
+
+document.addEventListener("keydown", event => {
+  if (!state || event.ctrlKey || event.metaKey || event.altKey) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key === " ") {
+    event.preventDefault();
+    if (!event.repeat) startFlicker();
+  } else if (KEYS[key]) {
+    event.preventDefault();
+    if (!event.repeat) KEYS[key]();  // a key that is held down is one answer
+  } else if (/^[1-9]$/.test(key) && state.question && isRanking() && !event.repeat) {
+    pick(Number(key) - 1);
+  }
+});
+document.addEventListener("keyup", event => { if (event.key === " ") { event.preventDefault(); stopFlicker(); } });
+window.addEventListener("blur", stopFlicker);
+
+ask("/state").then(show, error => complain(error.message));

@@ -1,0 +1,214 @@
+"""The page's server: one judge, on this machine only.
+
+Starlette, with uvicorn, and not Gradio: the page is keys and two large images, which Gradio's components would only
+stand in the way of, and these two and what they need weigh a hundredth of it.
+
+Who asks must know the token, which is in the printed address and then in a cookie, as Jupyter does it; and must have asked
+by this machine's name, which no other site's page can, even if that site's name leads here (DNS rebinding).
+"""
+
+import hmac
+import secrets
+import signal
+import socket
+from pathlib import Path
+
+import uvicorn
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from ..data.listing import image_path
+from .questions import Question
+from .session import Session
+
+
+HOST = "127.0.0.1"
+NAMES = [HOST, "localhost"]
+PAGE = Path(__file__).parent / "page"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self';"
+    " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def open_socket(port: int) -> socket.socket:
+    """Listens on the loopback interface.
+
+    Args:
+        port: 0 for any that is free.
+
+    Raises:
+        ValueError: the port is in use, or this user may not have it.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restarted server would wait for a minute
+    try:
+        listener.bind((HOST, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ValueError(f"--port={port} can't be had: {error.strerror}. Name another one, or 0 for any.") from error
+    return listener
+
+
+def serve(session: Session, folder: Path, listener: socket.socket, token: str) -> None:
+    """Serves the page until the process is told to end (Ctrl-C, SIGTERM)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which uvicorn calls when it has ended
+    config = uvicorn.Config(make_app(session, folder, listener.getsockname()[1], token), log_level="warning")
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def make_app(session: Session, folder: Path, port: int, token: str) -> Starlette:
+    """The page, its images and its three requests.
+
+    Requests that change something are answered one after the other: they never give way to the event loop between
+    reading the session and writing the vote.
+    """
+    cookie = f"label-preferences-{port}"  # a browser has one set of cookies for all ports of a machine
+
+    def is_allowed(request: Request) -> bool:
+        given = request.query_params.get("token") or request.cookies.get(cookie) or ""
+        return hmac.compare_digest(given.encode(), token.encode())
+
+    def page(request: Request) -> Response:
+        if not is_allowed(request):
+            raise HTTPException(403, "Open the address that label_preferences.py printed: it holds a token.")
+        if "token" in request.query_params:
+            response = RedirectResponse("/", 303)
+            response.set_cookie(cookie, token, httponly=True, samesite="strict")
+            return response
+        return FileResponse(PAGE / "page.html")
+
+    def image(request: Request) -> Response:
+        _require(is_allowed(request))
+        question = session.question(request.path_params["question"])
+        place = request.path_params["place"]
+        if question is None or place >= len(question.images):
+            raise HTTPException(404, "There is no such image.")
+        name = session.shown(question)[place].name
+        try:
+            path = image_path(folder, name)
+            with Image.open(path) as opened:
+                media_type = opened.get_format_mimetype()
+        except (OSError, ValueError) as error:
+            raise HTTPException(404, f"{name} can't be read any more: {error}") from error
+        return FileResponse(path, media_type=media_type)
+
+    def state(request: Request) -> Response:
+        _require(is_allowed(request))
+        return JSONResponse(_state(session))
+
+    async def answer(request: Request) -> Response:
+        given = await _json(request, is_allowed)
+        try:
+            taken = session.answer(
+                given["question"], given["choice"], given.get("best"), given.get("worst"), given["seconds"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise HTTPException(400, f"Not an answer: {error}") from error
+        except OSError as error:
+            raise HTTPException(507, f"The vote could not be written: {error}") from error
+        return JSONResponse(_state(session) | {"taken": taken})
+
+    async def undo(request: Request) -> Response:
+        await _json(request, is_allowed)
+        try:
+            taken = session.undo()
+        except OSError as error:
+            raise HTTPException(507, f"The vote could not be taken back: {error}") from error
+        return JSONResponse(_state(session) | {"taken": taken})
+
+    def static(name: str) -> Route:
+        return Route(f"/{name}", lambda request: FileResponse(PAGE / name))
+
+    app = Starlette(
+        routes=[
+            Route("/", page),
+            static("page.js"),
+            static("page.css"),
+            Route("/state", state),
+            Route("/image/{question:str}/{place:int}", image),
+            Route("/answer", answer, methods=["POST"]),
+            Route("/undo", undo, methods=["POST"]),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False), Middleware(Headers)],
+        exception_handlers={HTTPException: _explain},
+    )
+    return app
+
+
+class Headers:
+    """Adds `HEADERS` to every answer."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def send_with_headers(message):
+            if message["type"] == "http.response.start":
+                message["headers"] += [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def _require(allowed: bool) -> None:
+    if not allowed:
+        raise HTTPException(403, "The server was started anew: open the address that it printed.")
+
+
+async def _json(request: Request, is_allowed) -> dict:
+    """The body of a request that changes something.
+
+    Its type is one that another site's page can't send without this server's leave.
+    """
+    _require(is_allowed(request))
+    if request.headers.get("content-type") != "application/json":
+        raise HTTPException(415, "Send JSON.")
+    try:
+        given = await request.json()
+    except ValueError as error:
+        raise HTTPException(400, f"Not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise HTTPException(400, "Not a JSON object.")
+    return given
+
+
+async def _explain(request: Request, error: HTTPException) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code)
+
+
+def _state(session: Session) -> dict:
+    """What the page shows; names of files stay here."""
+    upcoming = session.upcoming()
+    return {
+        "judge": session.judge,
+        "folder": session.folder.resolve().name,
+        "question": _question(session.asked),
+        "upcoming": _question(upcoming),
+        "progress": session.progress,
+    }
+
+
+def _question(question: Question | None) -> dict | None:
+    if question is None:
+        return None
+    images = [f"/image/{question.id}/{place}" for place in range(len(question.images))]
+    return {"id": question.id, "prompt": question.prompt, "images": images}

@@ -1,0 +1,169 @@
+"""One judge at work: what is asked next, what becomes of an answer, how far it is."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+from ..system.durable import sync
+from ..system.messages import differences
+from .questions import Question, is_common, order, places
+from .votes import CHOICES, FOLDER, Vote, VoteLog, read_votes
+
+
+PACE_OF = 20  # votes; a median, so that a break does not count
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all judges of a folder have in common.
+
+    Attributes:
+        images_per_question: 2, or the images that are ranked.
+        overlap: share of the questions that everybody answers.
+        seed: of sides and order.
+    """
+
+    images_per_question: int
+    overlap: float
+    seed: int
+
+    def agree(self, folder: Path) -> None:
+        """Stores the settings with the first votes, or compares them with the stored ones.
+
+        Raises:
+            ValueError: they differ.
+        """
+        path = folder / FOLDER / "settings.json"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f".settings.{os.getpid()}.partial")
+        partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        sync(partial)
+        try:
+            os.link(partial, path)  # unlike a rename, it fails if another judge was quicker
+            sync(path.parent)
+        except FileExistsError:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            changes = differences(stored, asdict(self))
+            if changes:
+                raise ValueError(
+                    f"{folder} is being judged with other settings ({'; '.join(changes)}). Give the same ones; or move"
+                    f" {path.parent} away to begin anew."
+                ) from None
+        finally:
+            partial.unlink()
+
+
+class Session:
+    """A judge's way through the questions.
+
+    Attributes:
+        judge: their name.
+        asked: the question that is waiting for its answer, or None at the end.
+    """
+
+    def __init__(self, folder: Path, judge: str, questions: list[Question], settings: Settings) -> None:
+        """
+        Raises:
+            ValueError: see `Settings.agree` and `VoteLog`.
+        """
+        self.folder, self.judge, self.settings = folder, judge, settings
+        settings.agree(folder)
+        self._log = VoteLog(folder, judge)
+        self._questions = order(questions, settings.seed, judge, settings.overlap)
+        self._by_id = {question.id: question for question in questions}
+        self._stamps: dict[str, tuple] = {}
+        self._answered_by_others: set[str] = set()
+        self._ask(None)
+
+    def close(self) -> None:
+        self._log.close()
+
+    def answer(self, question: str, choice: str, best: int | None, worst: int | None, seconds: float) -> bool:
+        """Takes an answer, and goes on when it is on disk.
+
+        Args:
+            question: id of the one that is answered. An answer to any other than the one that is asked is left alone: it
+                came twice, or from a page that was left open.
+            choice: "best", "tie" or "bad".
+            best, worst: places from the left, from 0, if the choice is "best".
+            seconds: that it took.
+
+        Returns:
+            Whether it was taken.
+
+        Raises:
+            ValueError: it is no answer to the question.
+            OSError: it can't be written. The question stays.
+        """
+        if self.asked is None or question != self.asked.id:
+            return False
+        shown = tuple(image.name for image in self.shown(self.asked))
+        if choice not in CHOICES:
+            raise ValueError(f"There is no choice {choice!r}.")
+        if choice == "best" and not (best != worst and {best, worst} <= set(range(len(shown)))):
+            raise ValueError(f"The best and the worst of {len(shown)} images can't be {best} and {worst}.")
+        if not 0 <= float(seconds) < math.inf:
+            raise ValueError(f"No answer takes {seconds} seconds.")
+        names = (shown[best], shown[worst]) if choice == "best" else (None, None)
+        time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._log.add(Vote(question, choice, *names, shown, round(float(seconds), 2), time))
+        self._ask(None)
+        return True
+
+    def undo(self) -> bool:
+        """Takes the last answer back, and asks again; returns whether there was one."""
+        vote = self._log.undo()
+        if vote is not None:
+            self._ask(self._by_id.get(vote.question))
+        return vote is not None
+
+    def shown(self, question: Question) -> list:
+        """The images of a question from left to right."""
+        return [question.images[i] for i in places(question, self.settings.seed, self.judge)]
+
+    def question(self, id: str) -> Question | None:
+        return self._by_id.get(id)
+
+    def upcoming(self) -> Question | None:
+        """What will be asked next, so that its images can be loaded now."""
+        return next((question for question in self._open() if question is not self.asked), None)
+
+    @property
+    def progress(self) -> dict:
+        """`answered` and `total` questions of this judge, and `seconds` per question lately, or None."""
+        answered = [vote for id, vote in self._log.votes.items() if id in self._by_id]
+        recent = [vote.seconds for vote in answered[-PACE_OF:]]
+        left = sum(1 for _ in self._open())
+        return {
+            "answered": len(answered),
+            "total": len(answered) + left,
+            "seconds": median(recent) if recent else None,
+        }
+
+    def _ask(self, question: Question | None) -> None:
+        self._look_at_others()
+        self.asked = question or next(self._open(), None)
+
+    def _open(self):
+        """The questions that this judge has still to answer."""
+        for question in self._questions:
+            if question.id not in self._log.votes and (
+                question.id not in self._answered_by_others
+                or is_common(question, self.settings.seed, self.settings.overlap)
+            ):
+                yield question
+
+    def _look_at_others(self) -> None:
+        """Reads the other judges' votes, if there are new ones."""
+        files = sorted((self.folder / FOLDER).glob("*.jsonl"))
+        stamps = {path.stem: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+        stamps.pop(self.judge, None)
+        if stamps != self._stamps:
+            votes = read_votes(self.folder)
+            votes.pop(self.judge, None)
+            self._answered_by_others = {question for given in votes.values() for question in given}
+            self._stamps = stamps

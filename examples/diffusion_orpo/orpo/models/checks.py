@@ -1,0 +1,123 @@
+"""Whether a model is what a family trains, seen from its configuration files, before any weights are loaded."""
+
+from pathlib import Path
+
+import torch
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from ..system.messages import printable
+from .options import ModelOptions
+
+
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+
+def read_index(options: ModelOptions, pipeline: str = "StableDiffusionXLPipeline") -> dict:
+    """Reads a pipeline's `model_index.json`.
+
+    Args:
+        options: of the model.
+        pipeline: its probable class, for the advice on single files.
+
+    Raises:
+        ValueError: it is a single file, or no pipeline.
+    """
+    source = options.pretrained_model_name_or_path
+    flag = f"--pretrained_model_name_or_path={printable(source)}"
+    if source.lower().endswith(SINGLE_FILES):
+        raise ValueError(
+            f"{flag} is a single file, and a folder in diffusers' format is needed. Convert it once: `python -c \"from"
+            f" diffusers import {pipeline} as P; P.from_single_file({source!r}).save_pretrained('converted')\"`, and give"
+            " the folder `converted`."
+        )
+    try:
+        return DiffusionPipeline.load_config(source, **options.source_options)
+    except OSError as error:
+        raise ValueError(
+            f"{flag} is not a pipeline in diffusers' format: its model_index.json can't be read"
+            f" ({printable(str(error).splitlines()[0])})."
+        ) from error
+
+
+def check_pipeline(options: ModelOptions, index: dict, pipeline: str, name: str) -> None:
+    """Checks that a model is of the family.
+
+    Raises:
+        ValueError: its pipeline is another one.
+    """
+    found = index.get("_class_name")
+    if found != pipeline:
+        raise ValueError(
+            f"--pretrained_model_name_or_path={printable(options.pretrained_model_name_or_path)} is a {found}: this script"
+            f" trains {name}, a {pipeline}."
+        )
+
+
+def is_absent(index: dict, module: str) -> bool:
+    """Whether a pipeline was saved without a module."""
+    return index.get(module, [None, None])[0] is None
+
+
+def check_modules(options: ModelOptions, index: dict, needed: tuple[str, ...]) -> None:
+    """Checks that a pipeline has its modules.
+
+    Raises:
+        ValueError: one is left out of `model_index.json`, or has no folder.
+    """
+    source = options.pretrained_model_name_or_path
+    flag = f"--pretrained_model_name_or_path={printable(source)}"
+    absent = [name for name in needed if is_absent(index, name)]
+    if absent:
+        raise ValueError(f"{flag} was saved without {', '.join(absent)}, which training needs: use the whole model.")
+    missing = [name for name in needed if Path(source).is_dir() and not Path(source, name).is_dir()]
+    if missing:
+        raise ValueError(f"{flag}: the folders {', '.join(missing)} are missing. Download the whole model.")
+
+
+def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Module:
+    """One of diffusers' models from its configuration, without memory for weights.
+
+    Raises:
+        ValueError: its configuration can't be read, or is of no class that diffusers has.
+    """
+    library, class_name = index[module]
+    source = options.pretrained_model_name_or_path
+    module_class = getattr(diffusers, class_name, None)
+    if library != "diffusers" or module_class is None:
+        raise ValueError(f"The {module} of {printable(source)} is a {library}.{class_name}, which diffusers lacks.")
+    try:
+        config = module_class.load_config(source, subfolder=module, **options.source_options)
+    except OSError as error:
+        raise ValueError(f"The {module} of {printable(source)} can't be read: {printable(str(error))}") from error
+    with torch.device("meta"):
+        return module_class.from_config(config)
+
+
+def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: list[str]) -> None:
+    """Checks that each name of --lora_layers stands for modules that can have a LoRA.
+
+    Args:
+        denoiser: the model that trains; may be on the meta device.
+        denoiser_name: for messages.
+        layers: names, or ends of names, of its modules.
+
+    Raises:
+        ValueError: one stands for none, or for others.
+    """
+    if layers == [""]:
+        raise ValueError("--lora_layers is empty: name modules of the denoiser, as in --lora_layers=to_q,to_k,to_v.")
+    modules = [(f".{name}", module) for name, module in denoiser.named_modules()]
+    for layer in layers:
+        matches = [module for name, module in modules if layer and name.endswith(f".{layer}")]
+        if not matches:
+            raise ValueError(
+                f"--lora_layers: the {denoiser_name} has no module called {printable(layer) or 'nothing (two commas)'}."
+            )
+        wrong = [module for module in matches if not isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
+        if wrong:
+            raise ValueError(
+                f"--lora_layers: {printable(layer)} in the {denoiser_name} is a {type(wrong[0]).__name__}, which can't have a"
+                " LoRA. Name linear layers and convolutions, such as to_q or to_out.0."
+            )

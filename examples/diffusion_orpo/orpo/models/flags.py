@@ -1,0 +1,152 @@
+"""The flags that name a model and its LoRA, and those of the noise processes."""
+
+from ..system.flags import Flag, FlagGroup
+
+
+MODEL = FlagGroup(
+    "model",
+    (
+        Flag(
+            "pretrained_model_name_or_path",
+            "Path to pretrained model or model identifier from huggingface.co/models.",
+            required=True,
+        ),
+        Flag(
+            "pretrained_vae_model_name_or_path",
+            "Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix, "
+            "which works in float16. A VAE whose config says `force_upcast` runs in float32.",
+            card=True,
+        ),
+        Flag("revision", "Revision of the pretrained model."),
+        Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),
+        Flag("cache_dir", "Folder for downloaded models and data sets."),
+        Flag(
+            "quantize_base",
+            "Load the denoiser's linear layers in 8 or 4 bits with bitsandbytes: less memory, slower. The LoRA trains in "
+            "float32 all the same, and loads into the model that is not quantized. Needs a GPU.",
+            choices=("8bit", "nf4"),
+            resume="same",
+        ),
+        Flag("rank", "Rank of the LoRA matrices.", int, 4, range=(1,), resume="same", card=True),
+        Flag(
+            "lora_alpha",
+            "The LoRA is scaled by alpha / rank. Default: the rank.",
+            float,
+            lambda args: args.rank,
+            resume="same",
+            card=True,
+        ),
+        Flag(
+            "lora_dropout",
+            "Dropout probability in the LoRA layers.",
+            float,
+            0.0,
+            range=(0, 1),
+            resume="warn",
+            card=True,
+        ),
+        Flag(
+            "lora_layers",
+            "Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections, "
+            "and in FLUX.1 the feed-forward layers.",
+            resume="same",
+            card=True,
+        ),
+        Flag("gradient_checkpointing", "Recompute activations backward: less memory, slower.", bool),
+        Flag(
+            "compile",
+            "Compile the denoiser's repeated blocks with torch.compile: a minute at the start, then faster steps.",
+            bool,
+        ),
+        Flag("vae_encode_batch_size", "Images that the VAE encodes at once; bounds its memory.", int, 8, range=(1,)),
+        Flag(
+            "mixed_precision",
+            "Precision of the frozen weights and of the forward pass; the LoRA trains in float32 in any case. "
+            "Default: as in the accelerate configuration.",
+            choices=("no", "fp16", "bf16"),
+            resume="same",
+            card=True,
+        ),
+        Flag("allow_tf32", "Use TF32 for float32 matrix products on CUDA.", bool),
+    ),
+)
+
+DDPM_FLAGS = FlagGroup(
+    "loss",
+    (
+        Flag(
+            "prediction_type",
+            "What the U-Net predicts. Default: what the model's noise scheduler says.",
+            choices=("epsilon", "v_prediction"),
+            resume="same",
+            card=True,
+        ),
+        Flag(
+            "snr_gamma",
+            "Weighs each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
+            float,
+            range=(1e-6,),
+            resume="warn",
+            card=True,
+        ),
+    ),
+)
+
+FLOW_MATCHING_FLAGS = FlagGroup(
+    "loss",
+    (
+        Flag(
+            "weighting_scheme",
+            "How noise levels count: logit_normal and mode draw some timesteps more often, sigma_sqrt and cosmap draw "
+            "all alike and weigh the loss, none does neither.",
+            default="logit_normal",
+            choices=("logit_normal", "mode", "sigma_sqrt", "cosmap", "none"),
+            resume="warn",
+            card=True,
+        ),
+        Flag(
+            "logit_mean",
+            "Mean of logit_normal: larger values draw less noise.",
+            float,
+            0.0,
+            range=(-10, 10),
+            resume="warn",
+            card=True,
+        ),
+        Flag(
+            "logit_std",
+            "Standard deviation of logit_normal.",
+            float,
+            1.0,
+            range=(0, 10),
+            resume="warn",
+            card=True,
+        ),
+        Flag(
+            "mode_scale",
+            "Scale of mode, from -1 to 1.75: above 0 draws the middle more often, below 0 the ends.",
+            float,
+            1.29,
+            range=(-1, 1.75),
+            resume="warn",
+            card=True,
+        ),
+    ),
+)
+
+
+def max_sequence_length(default: int, note: str = "") -> Flag:
+    """--max_sequence_length, for families that read prompts with T5."""
+    text = f"Tokens of a prompt that T5 reads, at most 512{note}."
+    return Flag("max_sequence_length", text, int, default, range=(1, 512), resume="warn", card=True)
+
+
+GUIDANCE_SCALE = Flag(
+    "guidance_scale",
+    "Guidance scale that the model is told in training. FLUX.1-dev takes one; FLUX.1-schnell does not.",
+    float,
+    3.5,
+    range=(0,),
+    resume="warn",
+    card=True,
+)

@@ -1,0 +1,32 @@
+"""The Python code of a model card: how to draw with the trained LoRA."""
+
+
+def inference_snippet(model, lora: str, prompt: str) -> str:
+    """Python code that draws an image as training's validation does.
+
+    Args:
+        model: the model family.
+        lora: its folder, or name on the Hub.
+        prompt: what to draw.
+    """
+    options, pipeline = model.options, model.pipeline_class.__name__
+    arguments = [repr(options.pretrained_model_name_or_path)]
+    imports = pipeline
+    if options.pretrained_vae_model_name_or_path is not None:
+        vae = model.vae.module_class.__name__
+        imports = f"{vae}, {pipeline}"
+        arguments.append(f"vae={vae}.from_pretrained({options.pretrained_vae_model_name_or_path!r}, dtype=dtype)")
+    arguments += [f"{name}=None" for name in model.absent_modules]
+    loading = "".join(f"    {argument},\n" for argument in (*arguments, "dtype=dtype"))
+    config = ", ".join(f"{name}={value!r}" for name, value in model.noise_process.sampler_config.items())
+    call_options = "".join(f", {name}={value!r}" for name, value in model.call_options.items())
+    scheduler_line = f"pipeline.scheduler.register_to_config({config})\n" if config else ""
+    return (
+        "import torch\n"
+        f"from diffusers import {imports}\n\n"
+        f'device, dtype = ("cuda", torch.{model.inference_dtype}) if torch.cuda.is_available() else ("cpu", torch.float32)\n'
+        f"pipeline = {pipeline}.from_pretrained(\n{loading}).to(device)\n"
+        f"{scheduler_line}pipeline.load_lora_weights({lora!r})\n"
+        f"image = pipeline({prompt!r}{call_options}).images[0]\n"
+        'image.save("image.png")\n'
+    )

@@ -1,0 +1,73 @@
+"""The LoRA: into the denoiser, to a file, and back."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+
+from ..system.durable import make_readable
+from .options import ModelOptions
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+# What decides a LoRA's output. PEFT refuses fields that it does not know yet, so no others go into the file.
+METADATA_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
+
+
+def add_lora(denoiser: torch.nn.Module, options: ModelOptions) -> None:
+    """Adds a LoRA that changes nothing yet, in float32, to the modules that the options name."""
+    denoiser.add_adapter(
+        LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.lora_dropout,
+            init_lora_weights="gaussian",
+            target_modules=options.lora_layer_names,
+        )
+    )
+    cast_training_params(denoiser, dtype=torch.float32)
+
+
+def save_lora(pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Module, directory: Path) -> None:
+    """Writes `pytorch_lora_weights.safetensors`, with rank and alpha in its metadata.
+
+    Args:
+        pipeline_class: of diffusers; decides the file's format.
+        denoiser_name: in the pipeline.
+        denoiser: with a LoRA.
+        directory: gets the file.
+    """
+    layers = get_peft_model_state_dict(denoiser)
+    if denoiser_name == "unet":
+        layers = convert_state_dict_to_diffusers(layers)
+    config = denoiser.peft_config["default"].to_dict()
+    metadata = {name: config[name] for name in METADATA_FIELDS}
+    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order differs from run to run
+    pipeline_class.save_lora_weights(
+        directory,
+        **{f"{denoiser_name}_lora_layers": layers, f"{denoiser_name}_lora_adapter_metadata": metadata},
+    )
+    make_readable(Path(directory) / LORA_FILE)
+
+
+def load_lora(denoiser_name: str, denoiser: torch.nn.Module, directory: Path) -> None:
+    """Reads what `save_lora` wrote into the LoRA that is there.
+
+    Raises:
+        ValueError: the file's modules are not those of this LoRA.
+    """
+    state_dict = load_file(Path(directory) / LORA_FILE)
+    state_dict = {name.removeprefix(f"{denoiser_name}."): value for name, value in state_dict.items()}
+    if denoiser_name == "unet":
+        state_dict = convert_unet_state_dict_to_peft(state_dict)
+    expected, found = get_peft_model_state_dict(denoiser).keys(), state_dict.keys()
+    if expected != found:
+        raise ValueError(
+            f"{directory} holds a LoRA for other modules than --lora_layers names:"
+            f" {len(expected - found)} tensors are missing, {len(found - expected)} are not known."
+        )
+    set_peft_model_state_dict(denoiser, state_dict)

@@ -1,0 +1,59 @@
+"""What a model needs to know of the flags."""
+
+import argparse
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A base model, its LoRA, and how both are used; each field is the flag of its name.
+
+    Families that lack a flag leave its field at the default.
+    """
+
+    pretrained_model_name_or_path: str
+    pretrained_vae_model_name_or_path: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    cache_dir: str | None = None
+    resolution: int = 1024
+    vae_encode_batch_size: int = 8
+    # The LoRA, and the frozen weights that it is added to.
+    rank: int = 4
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_layers: str = ""
+    quantize_base: str | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    allow_tf32: bool = False
+    # What some families are told.
+    max_sequence_length: int | None = None
+    guidance_scale: float | None = None
+    # Noise of SD and SDXL.
+    prediction_type: str | None = None
+    snr_gamma: float | None = None
+    # Noise of flow matching.
+    weighting_scheme: str = "none"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "ModelOptions":
+        """Takes the fields from the flags that a script has."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if field.name in args})
+
+    @property
+    def alpha(self) -> float:
+        """Of the LoRA, which is scaled by alpha / rank."""
+        return self.rank if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def lora_layer_names(self) -> list[str]:
+        return [name.strip() for name in self.lora_layers.split(",")]
+
+    @property
+    def source_options(self) -> dict[str, str | None]:
+        """Arguments of diffusers' loaders that say which files of the model are meant."""
+        return {"revision": self.revision, "cache_dir": self.cache_dir}

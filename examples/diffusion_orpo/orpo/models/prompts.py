@@ -1,0 +1,50 @@
+"""Prompts on their way into text encoders, and what is said of those that are cut."""
+
+import logging
+
+import torch
+
+from ..system.messages import printable
+from ..system.transfer import to_device
+
+
+logger = logging.getLogger(__name__)
+
+
+class FirstTruncation(logging.Filter):
+    """Lets it be said once, and not at every step, that a prompt is cut which is longer than the tokenizer takes.
+
+    The tokenizer's own warning is not let through: it expects errors of the uncut prompt, which no encoder sees.
+    """
+
+    seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "Token indices sequence length is longer" in message:
+            return False
+        if "truncated because" not in message:
+            return True
+        is_first, self.seen = not self.seen, True
+        return is_first
+
+
+first_truncation = FirstTruncation()
+
+
+def report_first_truncation(*loggers: str) -> None:
+    """Keeps these loggers, and those of tokenizers, from reporting more than the first prompt that is cut."""
+    for name in (__name__, "transformers.tokenization_utils_base", *loggers):
+        logging.getLogger(name).addFilter(first_truncation)
+
+
+def clip_tokens(tokenizer, prompts: list[str], device: torch.device) -> torch.Tensor:
+    """Tokens (B, 77) of B prompts, as pipelines make them, but copied without waiting for the device."""
+    limit = tokenizer.model_max_length
+    for prompt, tokens in zip(prompts, tokenizer(prompts).input_ids):
+        if len(tokens) > limit:
+            logger.warning(
+                f"A prompt of {len(tokens)} tokens is truncated because CLIP reads {limit}: {printable(prompt)}"
+            )
+    options = {"padding": "max_length", "max_length": limit, "truncation": True, "return_tensors": "pt"}
+    return to_device(tokenizer(prompts, **options).input_ids, device)

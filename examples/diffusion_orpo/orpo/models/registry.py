@@ -1,0 +1,102 @@
+"""The model families there are, each registered once: what is known of them without loading torch or diffusers."""
+
+import argparse
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from ..system.flags import Flag, FlagGroup
+from .flags import DDPM_FLAGS, FLOW_MATCHING_FLAGS, GUIDANCE_SCALE, MODEL, max_sequence_length
+
+
+@dataclass(frozen=True)
+class Family:
+    """What scripts need to know of a family before its class is imported.
+
+    Attributes:
+        pipeline: the `_class_name` in model_index.json.
+        module: in this room, where its class is.
+        class_name: of its class.
+        slug: in names of folders, and in the identity of encodings.
+        name: for people.
+        lora_layers: the default of --lora_layers.
+        noise_flags: of its noise process.
+        more_flags: that it alone has.
+        own_defaults: of other flags, where it has its own.
+        resolution_step: pixels that a side of an image is a multiple of.
+    """
+
+    pipeline: str
+    module: str
+    class_name: str
+    slug: str
+    name: str
+    noise_flags: FlagGroup
+    lora_layers: str = "to_k,to_q,to_v,to_out.0"
+    more_flags: tuple[Flag, ...] = ()
+    own_defaults: dict[str, object] = field(default_factory=dict)
+    resolution_step: int = 8
+
+    @property
+    def flags(self) -> list[FlagGroup]:
+        """Of the model, and of what it does with noise."""
+        return [MODEL, FlagGroup(MODEL.title, self.more_flags), self.noise_flags]
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """Of all flags that have another default for this family than for the others."""
+        name = f"diffusion-orpo-lora-{self.slug}"
+        return {"lora_layers": self.lora_layers, "output_dir": name, "tracker_name": name, **self.own_defaults}
+
+    def check_flags(self, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+        """Stops with a message where the family can't do what the flags say."""
+        if args.resolution % self.resolution_step != 0:
+            parser.error(f"--resolution must be a multiple of {self.resolution_step}; got {args.resolution}.")
+
+    def load_class(self) -> type:
+        """Imports the family's class, and with it torch and diffusers."""
+        return getattr(import_module(f".{self.module}", __package__), self.class_name)
+
+
+SD = Family(
+    "StableDiffusionPipeline",
+    "sd",
+    "StableDiffusion",
+    "sd",
+    "Stable Diffusion",
+    DDPM_FLAGS,
+    own_defaults={"resolution": 512, "validation_guidance_scale": 7.5},
+)
+
+SDXL = Family("StableDiffusionXLPipeline", "sdxl", "StableDiffusionXL", "sdxl", "SDXL", DDPM_FLAGS)
+
+JOINT_ATTENTION = (
+    "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
+)
+
+SD3 = Family(
+    "StableDiffusion3Pipeline",
+    "sd3",
+    "StableDiffusion3",
+    "sd3",
+    "Stable Diffusion 3",
+    FLOW_MATCHING_FLAGS,
+    lora_layers=JOINT_ATTENTION,
+    more_flags=(max_sequence_length(77, "; CLIP reads 77"),),
+    own_defaults={"validation_guidance_scale": 7.0},
+    resolution_step=16,
+)
+
+FLUX = Family(
+    "FluxPipeline",
+    "flux",
+    "Flux",
+    "flux",
+    "FLUX.1",
+    FLOW_MATCHING_FLAGS,
+    lora_layers=f"{JOINT_ATTENTION},ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2",
+    more_flags=(max_sequence_length(512), GUIDANCE_SCALE),
+    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 3.5},
+    resolution_step=16,
+)
+
+FAMILIES = {family.pipeline: family for family in (SD, SDXL, SD3, FLUX)}

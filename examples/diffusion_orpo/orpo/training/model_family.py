@@ -1,0 +1,79 @@
+"""What training asks of a model family, whichever it is; `models/latent_diffusion.py` has what the families share."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL.Image import Image
+
+
+class NoiseProcess(Protocol):
+    """How noise is added, and what is predicted of it."""
+
+    def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
+        """A timestep for each generator (B,)."""
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noisy latents (N, C, h, w) of latents and noise in that shape, at timesteps (N,)."""
+
+    def target(
+        self, latents_w: torch.Tensor, latents_l: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """What is to be predicted (B, C, h, w): one for both images of a pair, or one each."""
+
+    def weights(self, timesteps: torch.Tensor) -> torch.Tensor | None:
+        """Weight of each pair (B,), or None for equal ones."""
+
+
+class ModelFamily(Protocol):
+    """A frozen pipeline with a LoRA in its denoiser.
+
+    Attributes:
+        name, license, tags: for the model card.
+        lora_file: name of the file that `save_lora` writes.
+        device: of its modules.
+        denoiser: what trains.
+        noise_process: of its training.
+    """
+
+    name: str
+    license: str
+    tags: Iterable[str]
+    lora_file: str
+    device: torch.device
+    denoiser: torch.nn.Module
+    noise_process: NoiseProcess
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images uint8 (N, 3, H, W) to the moments of normalised latents (N, 2C, h, w)."""
+
+    def sample_latents(self, moments: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+        """Latents (N, C, h, w) in float32, each drawn by its own generator from its moments."""
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Embeddings of B prompts, by name; every tensor has B rows."""
+
+    def predict(
+        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+    ) -> torch.Tensor:
+        """What the denoiser, which may be wrapped, predicts of 2B noisy latents, winners first (2B, C, h, w)."""
+
+    def encoders(self) -> AbstractContextManager[None]:
+        """In the block, VAE and text encoders are loaded."""
+
+    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> Image:
+        """Draws an image at the training resolution."""
+
+    def save_lora(self, directory: Path) -> None:
+        """Writes the LoRA in diffusers' format."""
+
+    def load_lora(self, directory: Path) -> None:
+        """Reads what `save_lora` wrote."""
+
+    def save_for_other_programs(self, directory: Path) -> None:
+        """Writes the LoRA of `save_lora` once more, for programs that don't read diffusers' metadata."""
+
+    def inference_snippet(self, lora: str, prompt: str) -> str:
+        """Python code that draws with the LoRA."""

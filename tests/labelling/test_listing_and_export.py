@@ -1,0 +1,175 @@
+"""What label_preferences.py takes and gives: bad folders are refused with all that is wrong, exports train."""
+
+import json
+import os
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import train
+from orpo.data.listing import read_listing
+from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
+from orpo.labelling.questions import make_questions
+from orpo.labelling.session import Session, Settings
+from sklearn.metrics import cohen_kappa_score
+
+import check_preferences
+import label_preferences
+
+
+def judge(folder, name: str, decide, k: int = 2, overlap: float = 1.0) -> None:
+    """Lets a function of a question's names, from left to right, answer all of them: a pair of names, "tie" or "bad"."""
+    at_work = Session(folder, name, make_questions(read_listing(folder), k)[0], Settings(k, overlap, 0))
+    while at_work.asked:
+        names = [image.name for image in at_work.shown(at_work.asked)]
+        answer = decide(names)
+        choice, best, worst = (answer, None, None) if isinstance(answer, str) else ("best", *map(names.index, answer))
+        at_work.answer(at_work.asked.id, choice, best, worst, 2.0)
+    at_work.close()
+
+
+def number(name: str) -> int:
+    return int(name.split("/")[1].split("-")[0])
+
+
+def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):
+    folder = make_images(6)
+    (tmp_path / "secret.png").write_bytes((folder / "drawn/000-0.png").read_bytes())
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    for name in ("001-0", "001-1", "004-0"):
+        (folder / f"drawn/{name}.png").unlink()
+    (folder / "drawn/005-1.png").write_bytes(b"no image")
+    more = [
+        {"file_name": "../secret.png", "prompt": "p"},
+        {"file_name": "link.png", "prompt": "p"},
+        {"file_name": str(tmp_path / "secret.png"), "prompt": "p"},
+        {"file_name": "drawn/000-0.png", "prompt": "p"},
+        {"file_name": "drawn/000-1.png"},
+        {"file_name": "x.png", "prompt": 7},
+        {"file_name": "x.png", "prompt": "p", "caption": "q"},
+        {"file_name": "x.png", "prompt": "\ud800"},
+        [],
+    ]
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in more)
+        file.write('{"file_name": \n')
+    with pytest.raises(ValueError) as error:
+        read_listing(folder)
+    message = str(error.value)
+    for part in (
+        "14 problems",
+        *(f"drawn/{name}.png: No such file" for name in ("001-0", "001-1", "004-0")),
+        "drawn/005-1.png: not a readable image",
+        "../secret.png is outside",
+        "link.png is outside",
+        "secret.png is outside the folder",
+        "line 16: drawn/000-0.png is listed twice",
+        "line 17: no prompt",
+        "line 18: prompt is 7",
+        "line 19: several prompts (prompt, caption)",
+        r"line 20: prompt is '\ud800'",
+        "line 21: not a JSON object",
+        "line 22: not JSON",
+    ):
+        assert part in message
+
+
+def test_kappa_is_scikit_learns(make_images):
+    folder = make_images(40)
+    judge(folder, "ann", lambda names: "bad" if number(names[0]) % 5 == 0 else sorted(names))
+    judge(
+        folder,
+        "bob",
+        lambda names: "tie" if number(names[0]) % 3 == 0 else sorted(names, reverse=number(names[0]) > 25),
+    )
+    votes = label_preferences.read_votes(folder)
+    (found,) = agreements(votes)
+    answers = [[votes[name][q].best or votes[name][q].choice for q in votes["ann"]] for name in ("ann", "bob")]
+    answers = [[a[-5] if a.endswith(".png") else a for a in column] for column in answers]
+    assert found.kappa == pytest.approx(cohen_kappa_score(*answers))
+    assert found.share == sum(a == b for a, b in zip(*answers)) / 40 and found.questions == 40
+    assert share_and_kappa(["a", "b"], ["a", "b"]) == (1.0, 1.0)
+    assert share_and_kappa(["a", "b"], ["b", "a"]) == (0.0, -1.0)
+    assert share_and_kappa(["a", "a"], ["a", "a"]) == (1.0, None)
+    assert "undefined" in str(Agreement(("ann", "bob"), "choice", 2, 1.0, None))
+
+
+def test_an_export_is_accepted_and_its_winners_are_the_judges(make_images, tmp_path, capsys):
+    folder, pairs = make_images(12), tmp_path / "pairs"
+    judge(folder, "ann", lambda names: "tie" if number(names[0]) == 3 else sorted(names, reverse=number(names[0]) % 2))
+    judge(
+        folder, "bob", lambda names: "bad" if number(names[0]) == 4 else sorted(names, reverse=number(names[0]) == 6)
+    )
+    label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])
+    rows = pq.read_table(pairs / "train.parquet").to_pylist()
+    assert [row["file_0"] for row in rows] == [f"drawn/{i:03d}-0.png" for i in range(12)]
+    for i, row in enumerate(rows):
+        assert row["jpg_0"] == (folder / row["file_0"]).read_bytes()
+        assert row["jpg_1"] == (folder / row["file_1"]).read_bytes()
+        assert json.loads(row["details_1"]) == {"seed": 2 * i + 1}
+        expected = {
+            "votes_0": (i % 2 == 0) + (i not in (4, 6)),
+            "votes_1": (i % 2 == 1 and i != 3) + (i == 6),
+            "votes_tie": int(i == 3),
+            "votes_bad": int(i == 4),
+        }
+        assert {name: row[name] for name in expected} == expected
+        best = max(expected.values())
+        labels = {"votes_0": 1.0, "votes_1": 0.0}
+        winners = [name for name, value in expected.items() if value == best]
+        assert row["label_0"] == (labels.get(winners[0], 0.5) if len(winners) == 1 else 0.5)
+    stored = json.loads((folder / "votes" / "agreement.json").read_text())
+    printed = capsys.readouterr().out
+    assert stored[0]["judges"] == ["ann", "bob"] and "Cohen's kappa" in printed
+    assert "12 pairs" in printed and "12 pairs" in (pairs / "README.md").read_text()
+    assert (
+        check_preferences.main([f"--dataset_name={pairs}", f"--output_dir={tmp_path / 'check'}", "--num_workers=0"])
+        == 0
+    )
+
+    with pytest.raises(SystemExit, match="holds other files"):
+        label_preferences.main([f"--images_dir={folder}", f"--export={folder}"])
+    label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])  # its own folder, anew
+    assert [path.name for path in sorted(pairs.iterdir())] == ["README.md", "train.parquet"]
+
+
+def test_a_ranking_gives_its_best_against_its_worst(make_images, tmp_path, capsys):
+    folder = make_images(6, k=4)
+    judge(folder, "ann", lambda names: "bad" if number(names[0]) == 2 else (max(names), min(names)), k=4)
+    label_preferences.main([f"--images_dir={folder}", "--ranking=4", f"--export={tmp_path / 'pairs'}"])
+    rows = pq.read_table(tmp_path / "pairs" / "train.parquet").to_pylist()
+    assert [(row["file_0"][-5], row["file_1"][-5], row["label_0"]) for row in rows] == [("0", "3", 0.0)] * 5
+    assert "1 rankings without a best image make no pair" in capsys.readouterr().out
+
+
+def test_votes_on_images_that_are_gone_are_counted_and_left_out(make_images, tmp_path, capsys):
+    folder = make_images(5)
+    judge(folder, "ann", sorted)
+    lines = (folder / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metadata.jsonl").write_text("".join(lines[2:]))
+    label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
+    printed = capsys.readouterr().out
+    assert "4 pairs" in printed and "1 votes on images that are not in the folder any more" in printed
+
+
+def test_training_takes_an_export(make_images, tmp_path, tiny_sdxl, output_dir):
+    folder = make_images(4)
+    judge(folder, "ann", sorted)
+    label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
+    assert any(value.abs().sum() > 0 for value in train(tiny_sdxl, str(tmp_path / "pairs"), output_dir).values())
+
+
+@pytest.mark.parametrize(
+    "flags, problem",
+    [
+        ([], "has no prompt with 2 images"),
+        (["--export={tmp}/pairs"], "no votes to export yet"),
+        (["--judge=a/b"], "--judge=a/b"),
+    ],
+)
+def test_what_can_not_be_judged_is_said(make_images, tmp_path, flags, problem):
+    folder = make_images(3, k=1)
+    with pytest.raises(SystemExit, match=problem):
+        label_preferences.main([f"--images_dir={folder}", *(flag.format(tmp=tmp_path) for flag in flags)])
+    with pytest.raises(SystemExit, match="neither images with caption files nor a metadata.jsonl"):
+        label_preferences.main([f"--images_dir={tmp_path}"])
+    assert not (folder / "votes").exists() and os.listdir(tmp_path) == ["images"]

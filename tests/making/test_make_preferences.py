@@ -1,0 +1,319 @@
+"""`make_preferences.py` as a user runs it, on tiny models: what is drawn, judged and written; kills; bad input."""
+
+import json
+import os
+import signal
+import socket
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.state import PartialState
+from families import FAMILIES, save_tiny
+from helpers import arguments, encode, train
+from orpo.models.options import ModelOptions
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.scoring.image_statistics import saturation
+from orpo.scoring.reward_models import REWARD_MODELS
+from PIL import Image
+
+import check_preferences
+import label_preferences
+import make_preferences
+from diffusers import DiffusionPipeline
+from faces import ALL_KINDS, draw_face
+from train_diffusion_orpo_sdxl_lora import parse_args
+
+
+PROMPTS = ["a red ball", 'a face | "quoted" & <b>bold</b>', "red face"]
+
+
+@pytest.fixture
+def run(tiny_sdxl, tmp_path):
+    """Runs the script in this process; returns the output folder."""
+    prompt_file = tmp_path / "prompts.txt"
+    prompt_file.write_text("\n".join(PROMPTS) + "\n")
+
+    def run(**flags) -> Path:
+        PartialState._reset_state()
+        defaults = {
+            "pretrained_model_name_or_path": tiny_sdxl,
+            "prompt_file": prompt_file,
+            "output_dir": tmp_path / "out",
+            "resolution": 64,
+            "num_inference_steps": 2,
+        }
+        flags = {name: value for name, value in (defaults | flags).items() if value is not None}
+        line = []
+        for name, value in flags.items():
+            line += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        make_preferences.main(line)
+        return Path(flags["output_dir"])
+
+    return run
+
+
+def listed(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "images" / "metadata.jsonl").read_text().splitlines()]
+
+
+def rows(out: Path) -> list[dict]:
+    return pq.read_table(out / "pairs" / "train.parquet").to_pylist()
+
+
+def pixels(encoded: bytes | Path) -> np.ndarray:
+    import io
+
+    return np.asarray(Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded), dtype=int)
+
+
+def pngs(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "images").glob("*.png"))}
+
+
+def draw(folder: str, prompt: str, seed: int, lora: str | None = None, **options) -> np.ndarray:
+    """What a user draws, one image at a time."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 5.0}
+    generator = torch.Generator().manual_seed(seed)
+    return np.asarray(pipeline(prompt, generator=generator, **size, **options).images[0], dtype=int)
+
+
+def test_images_are_those_a_user_draws_and_pairs_are_the_scorers(run, tiny_sdxl, tmp_path):
+    out = run(num_images_per_prompt=3, scorers=["saturation"], seed=7, min_margin=0, pairs="all")
+    images = listed(out)
+    assert [(image["prompt"], image["seed"]) for image in images] == [
+        (prompt, 7 + 3 * i + j) for i, prompt in enumerate(PROMPTS) for j in range(3)
+    ]
+    for image in images[::4]:
+        drawn = draw(tiny_sdxl, image["prompt"], image["seed"])
+        assert abs(pixels(out / "images" / image["file_name"]) - drawn).max() <= 1
+    by_seed = {image["seed"]: image for image in images}
+    pairs = rows(out)
+    assert len(pairs) == 9
+    for row in pairs:
+        for i in (0, 1):
+            image = by_seed[row[f"seed_{i}"]]
+            assert row[f"jpg_{i}"] == (out / "images" / image["file_name"]).read_bytes()
+            assert row["caption"] == image["prompt"] and row[f"model_{i}"] == tiny_sdxl
+            (value,) = saturation([Image.open(out / "images" / image["file_name"])], [""])
+            assert row[f"score_saturation_{i}"] == image["score_saturation"] == pytest.approx(value)
+        assert row["label_0"] == float(row["score_saturation_0"] > row["score_saturation_1"]) and row["margin"] > 0
+    assert {row["label_0"] for row in pairs} == {0.0, 1.0}  # winners stand on either side
+
+
+def test_check_and_training_take_the_pairs(run, tiny_sdxl, output_dir, tmp_path):
+    pairs = run(scorers=["saturation"], min_margin=0) / "pairs"
+    check = [f"--dataset_name={pairs}", f"--output_dir={tmp_path / 'check'}", "--num_workers=0"]
+    assert check_preferences.main(check) == 0
+    assert any(value.abs().sum() > 0 for value in train(tiny_sdxl, str(pairs), output_dir).values())
+
+
+def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
+    model = StableDiffusionXL.load(
+        ModelOptions.from_flags(parse_args(arguments(tiny_sdxl, "unused", "unused", rank=2))),
+        torch.device("cpu"),
+        torch.float32,
+    )
+    for parameter in model.denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    lora = tmp_path / "lora"
+    model.save_lora(lora)
+    out = run(lora_weights=lora, scorers=["saturation"], min_margin=0)
+    image = listed(out)[5]
+    drawn = pixels(out / "images" / image["file_name"])
+    assert abs(drawn - draw(tiny_sdxl, image["prompt"], image["seed"], str(lora))).max() <= 1
+    assert abs(drawn - draw(tiny_sdxl, image["prompt"], image["seed"])).max() > 5
+    assert rows(out)[0]["model_0"] == f"{tiny_sdxl} + {lora}"
+    weights = lora / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"1234")  # another LoRA under the same name
+    with pytest.raises(SystemExit, match="drawn differently: lora_file was"):
+        run(lora_weights=lora)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_draws(run, tmp_path, name):
+    base = save_tiny(name, tmp_path / "base")
+    options = FAMILIES[name].call_options
+    out = run(pretrained_model_name_or_path=base, num_images_per_prompt=2, num_prompts=1, **options)
+    image = listed(out)[1]
+    drawn = draw(base, image["prompt"], image["seed"], **options)
+    assert abs(pixels(out / "images" / image["file_name"]) - drawn).max() <= 1
+
+
+def test_images_that_nobody_judged_go_to_the_page(run, capsys):
+    out = run(num_images_per_prompt=2)
+    assert not (out / "pairs").exists()
+    assert f"label_preferences.py --images_dir={out / 'images'}" in capsys.readouterr().out
+    questions, left_over = label_preferences.make_questions(label_preferences.read_listing(out / "images"), 2)
+    assert [question.prompt for question in questions] == PROMPTS and left_over == 0
+
+
+def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tiny_sdxl, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i, kind in enumerate(ALL_KINDS[:3]):
+        (mine / f"{i}.jpg").write_bytes(encode(draw_face(kind, 0.9).resize((96, 80))))
+        (mine / f"{i}.txt").write_text(kind.prompt + "\n")
+    (mine / "2.txt").write_text(ALL_KINDS[0].prompt)  # two images of a caption
+    out = run(winners_dir=mine, prompt_file=None, num_images_per_prompt=2)
+    found = rows(out)
+    assert [row["seed_1"] for row in found] == list(range(6)) and {row["label_0"] for row in found} == {1.0}
+    for i, row in enumerate(found):
+        assert row["jpg_0"] == (mine / f"{i // 2}.jpg").read_bytes()
+        assert row["caption"] == ALL_KINDS[[0, 1, 0][i // 2]].prompt
+        assert (row["model_0"], row["model_1"]) == (None, tiny_sdxl)
+    assert abs(pixels(found[3]["jpg_1"]) - draw(tiny_sdxl, found[3]["caption"], 3)).max() <= 1
+    assert check_preferences.main([f"--dataset_name={out / 'pairs'}", f"--output_dir={tmp_path / 'c'}"]) == 0
+
+    (mine / "1.txt").unlink()
+    (mine / "0.caption").write_text("another")
+    with pytest.raises(SystemExit) as error:
+        run(winners_dir=mine, prompt_file=None, output_dir=tmp_path / "other")
+    assert "0.jpg: two caption files" in str(error.value) and "1.jpg: no caption file beside it" in str(error.value)
+
+
+def fork(function) -> int:
+    """Runs a function in a copy of this process, for three minutes at most; returns the copy's id."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(180)
+        try:
+            function()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def test_a_killed_run_goes_on_with_complete_images_only(run, tmp_path):
+    """SIGKILL in the middle of writing the fourth image, the second of its batch: the end is bit for bit the same."""
+
+    def run_and_die():
+        save, calls = Image.Image.save, []
+
+        def save_or_die(image, file, *args):
+            calls.append(file)
+            if len(calls) == 4:
+                Path(file).write_bytes(b"\x89PNG half of it")
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(image, file, *args)
+
+        Image.Image.save = save_or_die
+        run(batch_size=2, scorers=["saturation"], min_margin=0)
+
+    _, status = os.waitpid(fork(run_and_die), 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    out = tmp_path / "out"
+    assert len(pngs(out)) == 3 and not (out / "pairs").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
+    run(batch_size=2, scorers=["saturation"], min_margin=0)
+    whole = run(batch_size=2, scorers=["saturation"], min_margin=0, output_dir=tmp_path / "whole")
+    assert pngs(out) == pngs(whole) and rows(out) == rows(whole) and listed(out) == listed(whole)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was there was not drawn again
+
+
+def test_two_processes_make_what_one_makes(run, tmp_path):
+    flags = {
+        "batch_size": 1,
+        "num_images_per_prompt": 2,
+        "scorers": ["saturation", "high_frequency"],
+        "combine": "sum",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def run_as(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        save = Image.Image.save
+
+        def save_and_count(image, file, *args):
+            with (tmp_path / f"images-{rank}").open("a") as counted:
+                counted.write("an image\n")
+            save(image, file, *args)
+
+        Image.Image.save = save_and_count
+        run(output_dir=tmp_path / "two", **flags)
+
+    children = [fork(lambda rank=rank: run_as(rank)) for rank in (0, 1)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert [len((tmp_path / f"images-{rank}").read_text().splitlines()) for rank in (0, 1)] == [3, 3]
+    one = run(output_dir=tmp_path / "one", **flags)
+    assert pngs(tmp_path / "two") == pngs(one) and rows(tmp_path / "two") == rows(one)
+
+
+def test_a_folder_keeps_its_settings(run, tmp_path):
+    run()
+    with pytest.raises(SystemExit, match="drawn differently: guidance_scale was 5.0 and is now 7.0. Name another"):
+        run(guidance_scale=7)
+    with pytest.raises(SystemExit, match="images was 12"):
+        run(num_images_per_prompt=2)
+    (tmp_path / "out" / "images" / "settings.json").unlink()
+    with pytest.raises(SystemExit, match="no settings.json to say how"):
+        run()
+
+
+@pytest.mark.parametrize(
+    "scorer, problem",
+    [
+        ("return [float('nan')] * len(images)", "fails on two grey images.*nan"),
+        ("return [1.0]", "fails on two grey images.*1 scores for 2 images"),
+        (
+            "return [float('inf') if i.getextrema()[0][0] < 128 else 0.0 for i in images]",
+            "returned inf for an image of",
+        ),
+        ("return [0.0] * len(images)", "No pair of images differs by --min_margin=0.25 in the eyes of mine"),
+    ],
+)
+def test_scores_that_decide_nothing_are_said(run, tmp_path, scorer, problem):
+    path = tmp_path / "scorer.py"
+    path.write_text(f"def mine(images, prompts):\n    {scorer}\n")
+    with pytest.raises(SystemExit, match=problem):
+        run(scorers=[f"{path}:mine"])
+    assert not (tmp_path / "out" / "pairs").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, problem",
+    [
+        ({"num_images_per_prompt": 1}, "must be at least 2"),
+        ({"winners_dir": "x"}, "--prompt_file: means nothing with --winners_dir"),
+        ({"dataset_name": "x"}, "--prompt_file and --dataset_name: choose one"),
+        ({"scorers": ["a.py:f", "b.py:f"]}, "names must differ; got f, f"),
+        ({"scorers": ["clip"], "weights": [1]}, "--weights: one for each"),
+        ({"scorers": ["clip"], "combine": "sum", "weights": [-1]}, "--weights must be positive"),
+        ({"min_margin": -1}, "--min_margin must be at least 0"),
+        ({"min_margin": "nan"}, "--min_margin must be at least 0"),
+        ({"batch_size": 0}, "--batch_size must be at least 1"),
+    ],
+)
+def test_flags_that_make_no_sense_stop_at_once(run, capsys, flags, problem):
+    with pytest.raises(SystemExit):
+        run(**flags)
+    assert problem in capsys.readouterr().err
+
+
+def test_what_is_no_model_is_said_before_anything_is_drawn(run, tmp_path):
+    with pytest.raises(SystemExit, match="--pretrained_model_name_or_path=.* can't be read"):
+        run(pretrained_model_name_or_path=tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
+    with pytest.raises(SystemExit, match="is a OtherPipeline. Known are StableDiffusionPipeline"):
+        run(pretrained_model_name_or_path=tmp_path)
+    with pytest.raises(SystemExit, match="--resolution must be a multiple of 8; got 60"):
+        run(resolution=60)
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_names_the_scorers_there_are():
+    (flag,) = [flag for group in make_preferences.FLAGS for flag in group.flags if flag.name == "scorers"]
+    assert ", ".join([*REWARD_MODELS, "saturation", "high_frequency"]) in flag.help
