@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import logsigmoid
-
 from diffusion_orpo_loss import log_odds, odds_ratio_objective
+from torch.nn.functional import logsigmoid
 
 
 TRIED_BETA = 0.5  # of the variants of ORPO

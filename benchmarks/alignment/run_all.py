@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.utils.logging import disable_progress_bar
 
 import plan
+from diffusers.utils.logging import disable_progress_bar
 from experiment import Experiment, load_model, measure, run
 from plan import WORLDS
 from store import append, load_base, load_runs
@@ -114,9 +114,13 @@ def wait_for_quiet(max_load: float | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", required=True, type=Path, help="Folder that holds the two bases; gets pairs and states.")
+    parser.add_argument(
+        "--work", required=True, type=Path, help="Folder that holds the two bases; gets pairs and states."
+    )
     parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
-    parser.add_argument("--max_load", type=float, help="Starts an experiment only while the machine's load is below this.")
+    parser.add_argument(
+        "--max_load", type=float, help="Starts an experiment only while the machine's load is below this."
+    )
     args = parser.parse_args()
     worlds = tuple(world for world in WORLDS if world in args.worlds)
     for world in worlds:

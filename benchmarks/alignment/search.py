@@ -94,9 +94,7 @@ def neighbours(experiment: Experiment) -> list[Experiment]:
     found = []
     for field, grid in (("strength", strengths), ("learning_rate", LEARNING_RATES)):
         place = grid.index(getattr(experiment, field))
-        found += [
-            replace(experiment, **{field: grid[i]}) for i in (place - 1, place + 1) if 0 <= i < len(grid)
-        ]
+        found += [replace(experiment, **{field: grid[i]}) for i in (place - 1, place + 1) if 0 <= i < len(grid)]
     return found
 
 

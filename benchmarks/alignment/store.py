@@ -42,9 +42,7 @@ def load_runs(world: str) -> dict[Experiment, Run]:
             experiment = Experiment(**{name: line[name] for name in names})
             evaluations = {int(step): e for step, e in line["evaluations"].items()}
             runs.setdefault(experiment, Run(experiment)).evaluations |= evaluations
-    return {
-        experiment: Run(experiment, dict(sorted(run.evaluations.items()))) for experiment, run in runs.items()
-    }
+    return {experiment: Run(experiment, dict(sorted(run.evaluations.items()))) for experiment, run in runs.items()}
 
 
 def load_base(world: str) -> dict | None:
