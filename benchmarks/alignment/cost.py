@@ -92,26 +92,37 @@ def peak_memory(name: str) -> float:
     return (memory_kib("VmHWM") - before) / 1024
 
 
+def relative(values: dict[str, float], names: tuple[str, str]) -> dict[str, dict[str, float]]:
+    """Values by objective, and the same relative to SFT under another name."""
+    unit, ratio = names
+    return {
+        objective: {unit: round(value, 4), ratio: round(value / values["sft"], 3)} for objective, value in values.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="Steps of each objective.")
+    parser.add_argument(
+        "--what", nargs="+", choices=["time", "memory"], default=["time", "memory"], help="The rest stays as it is stored."
+    )
     args = parser.parse_args()
-    seconds = seconds_per_step(args.rounds)
-    memory = {}
-    for name in COMPARED:
-        with get_context("spawn").Pool(1) as pool:
-            memory[name] = pool.apply(peak_memory, (name,))
-    cost = {
-        name: {
-            "seconds_per_step": round(seconds[name], 4),
-            "time": round(seconds[name] / seconds["sft"], 3),
-            "memory_mib": round(memory[name], 1),
-            "memory": round(memory[name] / memory["sft"], 3),
-        }
-        for name in COMPARED
-    }
+    file = paths.HERE / "results" / "cost.json"
+    cost = json.loads(file.read_text()) if file.exists() else {name: {} for name in COMPARED}
+    measured = []
+    if "time" in args.what:
+        measured.append(relative(seconds_per_step(args.rounds), ("seconds_per_step", "time")))
+    if "memory" in args.what:
+        memory = {}
+        for name in COMPARED:
+            with get_context("spawn").Pool(1) as pool:
+                memory[name] = pool.apply(peak_memory, (name,))
+        measured.append(relative(memory, ("memory_mib", "memory")))
+    for values in measured:
+        for name, value in values.items():
+            cost[name] |= value
     text = json.dumps(cost, indent=2) + "\n"
-    (paths.HERE / "results" / "cost.json").write_text(text)
+    file.write_text(text)
     print(text)
 
 

@@ -17,6 +17,28 @@ def log_loser_share(pairs: torch.Tensor, beta: float) -> None:
     )
 
 
+def beta_of_share(error_w: torch.Tensor, error_l: torch.Tensor, share: float) -> float:
+    """The beta with which the losers' share of the gradient is this one: `loser_share` the other way round.
+
+    Args:
+        error_w, error_l: errors of winners and losers (B,).
+        share: above 0 and below 1/2.
+
+    Raises:
+        ValueError: no beta reaches the share on these pairs.
+    """
+    low, high = 1e-9, 1e9
+    if loser_share(error_w, error_l, high) < share:
+        raise ValueError(
+            f"--loser_share={share} is reached by no beta on these pairs, whose winners' errors are smaller than the losers'."
+            " Lower it, or set --beta_orpo."
+        )
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if loser_share(error_w, error_l, middle) < share else (low, middle)
+    return high
+
+
 def loser_share(error_w: torch.Tensor, error_l: torch.Tensor, beta: float) -> float:
     """The losers' share of the loss's gradient with respect to the pairs' errors.
 

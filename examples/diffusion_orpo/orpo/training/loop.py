@@ -12,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
-from diffusion_orpo_loss import OrpoMetrics, orpo_loss
+from diffusion_orpo_loss import OrpoMetrics, orpo_loss, per_pair_error
 from tqdm.auto import tqdm
 
 from diffusers.optimization import get_scheduler
 
 from ..system.signals import StopSignals
 from ..system.transfer import draw_noise, to_device
+from .best import Best, load_best
 from .checkpoints import (
     TrainingState,
     check_same_run,
@@ -30,12 +31,15 @@ from .checkpoints import (
 )
 from .collapse import CollapseWatch
 from .divergence import count_skipped, stop_if_not_finite
-from .gradient_share import log_loser_share
+from .gradient_share import beta_of_share, log_loser_share
+from .held_out import ACCURACY, NoiseLevels
 from .run import Run, finish_run, flush_trackers, report_preemption, start_trackers
 from .validation import Validator
 
 
 logger = get_logger(__name__)
+
+PAIRS_FOR_BETA = 32  # that --loser_share looks at
 
 
 def compute_losses(args, model, denoiser, batch: dict) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
@@ -77,7 +81,8 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
 
     # All randomness comes from the pair's own seed: not from its place in the batch, nor from the number of processes.
     generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
-    timesteps = to_device(model.noise_process.sample_timesteps(generators), model.device)
+    timesteps = batch["timesteps"] if "timesteps" in batch else model.noise_process.sample_timesteps(generators)
+    timesteps = to_device(timesteps, model.device)
     latents = model.sample_latents(moments, generators * 2)  # (2B, C, H/8, W/8)
     latents_w, latents_l = latents.chunk(2)
     noise = draw_noise(generators, latents_w.shape[1:], model.device)  # the same for both images of a pair
@@ -131,11 +136,17 @@ def train(run: Run, model, data) -> int:
     state, position = TrainingState(0, data.fingerprint, run.values(resume="same"), world_size), None
     if run.checkpoint is not None:
         state, position = resume(accelerator, run.checkpoint, state)
+    best = Best(**state.best)
+    validator = Validator(run, model, data, compute_losses, encode)
+    if args.loser_share is not None:
+        if state.beta is None:
+            first = data.training_batches(args.train_batch_size, run.seed, None, rank, world_size)
+            state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share)
+        args.beta_orpo = state.beta
     batches = data.training_batches(args.train_batch_size, run.seed, position, rank, world_size)
 
     start_trackers(run, state.global_step)
     logger.info(f"{data}; {max_train_steps} steps of {pairs_per_step} pairs on {world_size} processes")
-    validator = Validator(run, model, data, compute_losses)
     # The last step is left out: what is measured after training serves for it.
     validation_steps = (
         range(args.validation_steps, max_train_steps, args.validation_steps) if args.run_validation else ()
@@ -144,6 +155,9 @@ def train(run: Run, model, data) -> int:
     progress = tqdm(
         total=max_train_steps, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
+    if args.keep_best and best.validated < state.global_step and state.global_step in validation_steps:
+        # A checkpoint is saved before its step is validated, and a run can end in between.
+        best.add(state.global_step, validator.during_training(state.global_step).get(ACCURACY))
     denoiser.train()
     with progress, StopSignals() as signals:
         while state.global_step < max_train_steps:
@@ -175,18 +189,53 @@ def train(run: Run, model, data) -> int:
             accelerator.log(logs, step=state.global_step)
             show_progress(progress, logs, pairs_per_step / (time.perf_counter() - started), batches.problems)
             if stop or state.global_step % args.checkpointing_steps == 0:
-                flush_trackers(accelerator)
-                state.collapse = asdict(collapse)
-                save_checkpoint(accelerator, output_dir, state, batches.position, args.checkpoints_total_limit)
+                save(run, state, collapse, best, batches.position)
             if stop:
                 return report_preemption(signals.received, state.global_step)
             if state.global_step in validation_steps:
-                validator.during_training(state.global_step)
+                metrics = validator.during_training(state.global_step)
+                if args.keep_best and best.add(state.global_step, metrics.get(ACCURACY)):
+                    if state.global_step % args.checkpointing_steps:  # else it is saved already
+                        save(run, state, collapse, best, batches.position)
                 denoiser.train()
 
-        results = validator.after_training(state.global_step) if args.run_validation else None
-        finish_run(run, model, str(data), state.global_step, results)
+        step, last = state.global_step, {}
+        if args.keep_best and (accuracy := validator.measure().get(ACCURACY)) is not None:
+            step = load_best(accelerator, model, output_dir, best, step, accuracy)
+            last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": accuracy}
+        results = validator.after_training(state.global_step, last) if args.run_validation else None
+        finish_run(run, model, str(data), step, results)
     return 0
+
+
+def save(run: Run, state: TrainingState, collapse: CollapseWatch, best: Best, position: dict) -> None:
+    """Saves a checkpoint, and what is logged so far. Every process must call it."""
+    flush_trackers(run.accelerator)
+    state.collapse = asdict(collapse)
+    if run.args.keep_best:
+        state.best = asdict(best)
+    save_checkpoint(run.accelerator, run.output_dir, state, position, run.args.checkpoints_total_limit)
+
+
+def find_beta(accelerator: Accelerator, model, batches, levels: NoiseLevels, share: float) -> float:
+    """The beta with which the losers' share of the gradient is `share` on the first pairs. Every process must call it."""
+    denoiser, errors, count = model.denoiser.eval(), [], 0
+    with torch.no_grad():
+        for batch in batches:
+            moments, embeds = encode(model, batch)
+            for draw in range(levels.draws):
+                drawn = levels.batch(batch | {"moments": moments, "embeds": embeds}, draw)
+                model_pred_w, model_pred_l, target, _ = predict_pairs(model, denoiser, drawn)
+                targets = target if isinstance(target, tuple) else (target, target)
+                predictions = (model_pred_w, model_pred_l)
+                errors.append(torch.stack([per_pair_error(p, t) for p, t in zip(predictions, targets)]))
+            count += len(batch["seeds"]) * accelerator.num_processes
+            if count >= PAIRS_FOR_BETA:
+                break
+    error_w, error_l = accelerator.gather(torch.cat(errors, dim=1).T.contiguous()).T.cpu()
+    beta = beta_of_share(error_w, error_l, share)
+    logger.info(f"--loser_share={share}: beta is {beta:.4g}, computed on {count} pairs")
+    return beta
 
 
 def show_progress(progress: tqdm, logs: dict, pairs_per_s: float, problems: dict[str, int]) -> None:
