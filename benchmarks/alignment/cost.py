@@ -96,7 +96,8 @@ def relative(values: dict[str, float], names: tuple[str, str]) -> dict[str, dict
     """Values by objective, and the same relative to SFT under another name."""
     unit, ratio = names
     return {
-        objective: {unit: round(value, 4), ratio: round(value / values["sft"], 3)} for objective, value in values.items()
+        objective: {unit: round(value, 4), ratio: round(value / values["sft"], 3)}
+        for objective, value in values.items()
     }
 
 
@@ -104,7 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="Steps of each objective.")
     parser.add_argument(
-        "--what", nargs="+", choices=["time", "memory"], default=["time", "memory"], help="The rest stays as it is stored."
+        "--what",
+        nargs="+",
+        choices=["time", "memory"],
+        default=["time", "memory"],
+        help="The rest stays as it is stored.",
     )
     args = parser.parse_args()
     file = paths.HERE / "results" / "cost.json"

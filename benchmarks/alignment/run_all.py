@@ -1,7 +1,5 @@
 """Runs the benchmark of alignment: finds each objective's best setting, then compares them there. Resumable.
 
-    python benchmarks/alignment/digits_base.py --output_dir work/digits-base
-    python benchmarks/alignment/noisy_base.py --output_dir work/noisy-base
     python benchmarks/alignment/run_all.py --work work      # once for each core, all with the same folder
     python benchmarks/alignment/report.py
 
@@ -34,7 +32,7 @@ def prepare(name: str, work: Path):
     """The world and its pairs. The pairs are drawn once and kept in `work`."""
     torch.set_num_threads(1)
     disable_progress_bar()
-    world, file = make_world(name, str(work)), work / f"{name}-pairs.pt"
+    world, file = make_world(name), work / f"{name}-pairs.pt"
     if not file.exists():
         torch.save((draw_pairs(world, NUM_PAIRS), draw_pairs(world, NUM_HELD_OUT, seed=1)), file)
     return world, *torch.load(file, weights_only=False)
@@ -61,8 +59,8 @@ def check_base(name: str, work: Path) -> None:
     before, after = (np.array(line["splits"]["test"]["rewards"]) for line in (stored, now))
     if abs(before.mean() - after.mean()) > SAME_BASE * before.std():
         raise SystemExit(
-            f"The base in {work} is not the one of results/{name}.jsonl: its mean reward is {after.mean():.3f}, not "
-            f"{before.mean():.3f}. Use that base, or move the stored results away."
+            f"The base's mean reward on {name} is {after.mean():.3f}, and {before.mean():.3f} in results/{name}.jsonl, which is of"
+            " another base. Take that one, or move the stored results away."
         )
 
 
@@ -115,7 +113,7 @@ def wait_for_quiet(max_load: float | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--work", required=True, type=Path, help="Folder that holds the two bases; gets pairs and states."
+        "--work", required=True, type=Path, help="Folder of the drawn pairs, and of where runs were left."
     )
     parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
     parser.add_argument(
