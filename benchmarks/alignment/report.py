@@ -47,10 +47,12 @@ def readme_note(worlds: dict[str, Comparison]) -> str:
     old = [TITLES[world] for world in WORLDS if not is_compared(worlds[world])]
     if not old:
         return "Each objective at its own best strength, learning rate and number of steps, found by one search."
+    where = "These are" if len(old) == len(WORLDS) else f"On {' and '.join(old)} these are"
     return (
-        f"On {' and '.join(old) if len(old) < 3 else 'all three'} these are the first comparison's numbers: five seeds, 200 steps, six"
-        " settings each, with the best of some at the edge of what was tried. A search without these limits is under way; how far"
-        " it has got, and what the numbers above don't show, is in the first lines of [docs/results.md](docs/results.md)."
+        f"{where} the first comparison's numbers: 200 steps and six settings for each objective,\n"
+        "some of them best at the edge of what was tried, and on the digits ORPO's gain costs prompt-following. A search without\n"
+        "these limits is under way. How far it has got, and what these numbers don't show, is in the first lines of\n"
+        "[docs/results.md](docs/results.md)."
     )
 
 
