@@ -2,14 +2,22 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# Tests that load no models, or tiny ones for a moment: under a minute on two idle cores.
+FAST = tests/test_rooms.py tests/data/test_bad_pair.py tests/data/test_dataset.py tests/data/test_decoding.py \
+	tests/data/test_pairs.py tests/docs/test_readme.py tests/labelling/test_listing_and_export.py \
+	tests/labelling/test_votes.py tests/loss/test_loss.py tests/scoring/test_win_rate.py tests/shards/test_shards.py \
+	tests/single_file/test_upstream.py tests/system/test_flags.py tests/training/test_arguments.py
 
-.PHONY: demo flags test lint clean
+.PHONY: demo flags test test-fast lint clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python examples/demo/run_demo.py --output_dir demo-output
 
 test: $(VENV)/test
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests
+
+test-fast: $(VENV)/test
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
 
 flags: $(VENV)/test
 	$(VENV)/bin/python docs/flags_page.py

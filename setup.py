@@ -19,6 +19,7 @@ TRAIN = [
     "transformers>=5.0",
 ]
 EIGHT_BIT = ["bitsandbytes>=0.45"]
+PRODIGY = ["prodigyopt"]
 WANDB = ["wandb"]
 WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.50"]
 LABEL = ["starlette>=1.0", "uvicorn>=0.30"]
@@ -40,6 +41,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "8bit": EIGHT_BIT,
+        "prodigy": PRODIGY,
         "wandb": WANDB,
         "webdataset": TRAIN + WEBDATASET,
         "label": TRAIN + LABEL,
@@ -47,6 +49,7 @@ setup(
         "benchmark": TRAIN + BENCHMARK,
         "test": TRAIN
         + EIGHT_BIT
+        + PRODIGY
         + WANDB
         + WEBDATASET
         + LABEL

@@ -34,8 +34,9 @@ from tqdm.auto import tqdm
 SCRIPT = Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "convert_to_webdataset.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
+from orpo.conversion.run import ray_session  # noqa: E402
+
 from convert_to_webdataset import main as convert  # noqa: E402
-from convert_to_webdataset import ray_session  # noqa: E402
 
 
 SIDE, IMAGES = 1024, 24

@@ -11,7 +11,7 @@ from helpers import arguments, lora_weights
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diffusion_orpo"
-HEAVY_AT_THE_DOOR = {"check_preferences.py", "convert_to_webdataset.py", "evaluate_lora.py"}  # until these are mended
+HEAVY_AT_THE_DOOR = {"check_preferences.py"}  # until these are mended
 SCRIPTS = sorted({path.name for path in EXAMPLE.glob("*.py")} - HEAVY_AT_THE_DOOR)
 SDXL = "train_diffusion_orpo_sdxl_lora.py"
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "peft", "ray")
@@ -51,16 +51,30 @@ def copy(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_each_script_of_a_copy_helps_at_once(script, copy, tmp_path):
+MISSING = "./no/such/folder"
+WRONG_PATHS = {
+    SDXL: f"--pretrained_model_name_or_path={MISSING} --dataset_name=a",
+    "train_diffusion_orpo_flux_lora.py": f"--pretrained_model_name_or_path=a --dataset_name={MISSING}",
+    "evaluate_lora.py": f"--pretrained_model_name_or_path=a --lora_weights={MISSING}",
+    "convert_to_webdataset.py": f"--dataset_path={MISSING} --output_dir=a",
+}
+AT_THE_DOOR = [
+    *((script, "--help", 0, "usage:") for script in SCRIPTS),
+    *((script, "--no_such_flag=1", 2, "error:") for script in SCRIPTS),
+    *((script, line, 2, f"={MISSING} does not exist") for script, line in WRONG_PATHS.items()),
+]
+
+
+@pytest.mark.parametrize(("script", "line", "status", "said"), AT_THE_DOOR)
+def test_each_script_of_a_copy_answers_at_once(script, line, status, said, copy, tmp_path):
     """From any working directory, and without the libraries that take seconds to load."""
     show = (
-        "import os, runpy, sys\nsys.argv = [sys.argv[1], '--help']\nsys.path[0] = os.path.dirname(sys.argv[0])\n"
+        f"import os, runpy, sys\nsys.argv = [sys.argv[1], *{line.split()!r}]\nsys.path[0] = os.path.dirname(sys.argv[0])\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nfinally:\n"
         f"    print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
     )
     result = run("-c", show, copy / script, cwd=tmp_path)
-    assert result.returncode == 0 and "usage:" in result.stdout, result.stderr
+    assert result.returncode == status and said in result.stdout + result.stderr, result.stderr
     assert result.stderr.strip().splitlines()[-1] == "[]"
 
 

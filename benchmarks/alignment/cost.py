@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from orpo.training.loop import make_optimizer
+from orpo.training.optimizer import make_optimizer
 from tqdm.auto import tqdm
 
 import paths

@@ -18,7 +18,8 @@ from orpo.models.registry import SDXL
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.system.flags import assemble, make_parser, parse
 from orpo.training.flags import TRAINING
-from orpo.training.loop import make_optimizer, predict_pairs
+from orpo.training.optimizer import make_optimizer
+from orpo.training.step import predict_pairs
 
 from objectives import ALL_OBJECTIVES, Errors
 from worlds import TEST_IMAGES, Pairs, World

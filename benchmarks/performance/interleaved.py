@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Value
-from orpo.data.dataset import load_pairs
-from orpo.data.encoding_cache import cache_encodings
+from orpo.data.dataset import DataOptions, load_pairs
+from orpo.data_source import encode_pairs
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training import run as training
@@ -167,8 +167,8 @@ def start(args, **more) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as work:
         run_args = parse_args(command_line(flags(args, work, max_train_steps=1, **more)))
         with training.start_run(run_args, FLAGS) as run:
-            data = load_pairs(run_args)
-            cached = cache_encodings(run_args, run.accelerator, StableDiffusionXL, run.dtype, data)
+            data = load_pairs(DataOptions.from_flags(run_args))
+            cached = encode_pairs(data, run_args, run.accelerator, StableDiffusionXL, run.dtype)
             model = StableDiffusionXL.load(ModelOptions.from_flags(run_args), run.accelerator.device, run.dtype)
             yield Run(run, model, data, cached)
 

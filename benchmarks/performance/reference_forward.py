@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections import defaultdict
 
-from orpo.training.loop import make_optimizer
+from orpo.training.optimizer import make_optimizer
 
 from interleaved import WARM_UP, add_model_arguments, start
 from measuring import REPOSITORY, milliseconds, paired_ratio, print_table, seconds, store

@@ -13,7 +13,8 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
-from orpo.training.loop import compute_losses, make_optimizer
+from orpo.training.optimizer import make_optimizer
+from orpo.training.step import compute_losses
 
 from interleaved import WARM_UP, Interleaved, Run, add_model_arguments, start
 from measuring import DEVICE, milliseconds, paired_ratio, print_table, seconds, store, stored
@@ -74,7 +75,7 @@ def check_no_sync(run: Run, batch: dict) -> str:
         return "needs CUDA"
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses, _, _ = compute_losses(run.args, run.model, run.model.denoiser, batch)
+        losses, _, _ = compute_losses(run.args.beta_orpo, run.model, run.model.denoiser, batch)
         losses.mean().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

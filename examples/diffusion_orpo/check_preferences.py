@@ -15,20 +15,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 from orpo.checking.contact_sheet import contact_sheet
 from orpo.checking.inspection import PairSource, inspect_all
 from orpo.checking.prompt_lengths import load_tokenizers
 from orpo.checking.report import PreferenceReport
 from orpo.checking.sources import STOPS, RowSource, ShardSource
 from orpo.checking.text import render
-from orpo.data.dataset import load_pairs, open_rows
+from orpo.data.dataset import DataOptions, load_pairs
+from orpo.data.files import as_given
 from orpo.data.flags import DATA_SET, IMAGES
 from orpo.data.folders import is_pair_folders, read_pair_folders
+from orpo.data.table import Table
 from orpo.shards.flags import SHARDS
 from orpo.shards.listing import find_shards
 from orpo.system.flags import all_flags
 from orpo.system.redaction import without_secrets
+from orpo.system.start import begin
 from orpo.training.flags import VALIDATION
 from tqdm.auto import tqdm
 
@@ -99,6 +101,7 @@ def _add_prompt_arguments(group) -> None:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
     try:
         tokenizers = load_tokenizers(args) if args.pretrained_model_name_or_path else {}
     except ValueError as error:
@@ -121,38 +124,38 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     Returns:
         The report, and the rows, or None where there are none that can be looked at.
     """
+    options = DataOptions.from_flags(args)
     try:
-        load_pairs(args)
+        load_pairs(options)
         reason = None
     except (ValueError, OSError) as error:
         reason = str(error)
     report = {"data": args.dataset_name, "accepted": reason is None, "reason": reason}
-    held_out = args.num_validation_pairs if args.run_validation else 0
-    max_pairs = None if args.max_train_samples is None else args.max_train_samples + held_out
+    max_pairs = None if args.max_train_samples is None else args.max_train_samples + options.num_held_out
     try:
-        dataset, name = _open_rows(args, counts)
-        source = RowSource.open(dataset, name, max_pairs, decode=reason is not None)
-    except (ValueError, OSError):  # told as the reason
-        return report, None
+        source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
+    except (ValueError, OSError):
+        return report, None  # told as the reason
     _count(source, counts, args.num_workers)
-    used = [column for column in dataset.column_names if column in (*source.pairs.columns, "label_0")]
+    names, used = source.table.dataset.column_names, source.table.columns.used
     columns = {
-        "used": used,
-        "unused": [column for column in dataset.column_names if column not in used],
-        "types": {column: str(feature) for column, feature in dataset.features.items()},
+        "used": [column for column in names if column in used],
+        "unused": [column for column in names if column not in used],
+        "types": {column: str(feature) for column, feature in source.table.dataset.features.items()},
     }
     return report | {"columns": columns} | counts.summary(source.where), source
 
 
-def _open_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[Dataset, str]:
+def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     """All rows; of folders also those that stand beside others which training refuses."""
-    if not is_pair_folders(args.dataset_name):
-        return open_rows(args)
-    found = read_pair_folders(Path(args.dataset_name))
+    folder = as_given(options.name)
+    if not is_pair_folders(folder):
+        return options.open_table()
+    found = read_pair_folders(Path(folder))
     counts.passed_over = found.passed_over
-    for kind, message in found.problems:
-        counts.add_problem(kind, message)
-    return found.dataset(args.cache_dir), args.dataset_name
+    for problem in found.problems:
+        counts.add_problem(problem)
+    return Table.of(found.dataset(options.cache_dir), options.name, follows_paths=True)
 
 
 def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
@@ -188,7 +191,7 @@ def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, count
     if total <= 0:
         return f"--num_validation_pairs={held_out} leaves none of the {len(source)} samples to train on."
     if counts.problems[STOPS]:
-        return counts.first_problems[STOPS][0]
+        return str(counts.first_problems[STOPS][0])
     bad, good = (sum(source.index(key) >= held_out for key in keys) for keys in (counts.bad_keys, counts.good_keys))
     if bad > args.max_bad_samples * total:
         return (

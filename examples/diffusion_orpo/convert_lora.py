@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from orpo.system.start import begin
+
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,6 +31,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
 
     from orpo.models.other_programs import COMFYUI_FILE, write_for_other_programs
 

@@ -22,52 +22,22 @@ from pathlib import Path
 from orpo.data.listing import read_listing
 from orpo.labelling.agreement import agreements, as_json
 from orpo.labelling.export import export, judged_pairs
+from orpo.labelling.flags import FLAGS
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_judge, read_votes
 from orpo.system.durable import rename
+from orpo.system.flags import make_parser, parse
+from orpo.system.start import begin
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--images_dir", type=Path, required=True, help="Folder of the images and their metadata.jsonl; votes go there."
-    )
-    parser.add_argument("--judge", default="me", help="Who judges.")
-    parser.add_argument(
-        "--ranking",
-        type=int,
-        metavar="K",
-        help="Show K images of a prompt, 3 to 9, and take the best, then the worst. Default: show two.",
-    )
-    parser.add_argument(
-        "--overlap",
-        type=float,
-        default=0.2,
-        help="Share of the questions, from 0 to 1, that every judge answers; each of the others goes to one judge.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Of the sides on which images stand, and of the order.")
-    parser.add_argument("--port", type=int, default=8765, help="Port of the page; 0 for any that is free.")
-    parser.add_argument(
-        "--export",
-        type=Path,
-        metavar="DIR",
-        help="Write the votes of all judges as a data set to this folder, and serve no page.",
-    )
-    args = parser.parse_args(input_args)
-    if args.ranking is not None and not 3 <= args.ranking <= 9:
-        parser.error(f"--ranking must be between 3 and 9; got {args.ranking}.")
-    if not 0 <= args.overlap <= 1:
-        parser.error(f"--overlap must be between 0 and 1; got {args.overlap}.")
-    if not 0 <= args.port <= 65535:
-        parser.error(f"--port must be between 0 and 65535; got {args.port}.")
-    return args
+    return parse(make_parser(__doc__, FLAGS), FLAGS, input_args)
 
 
 def main(input_args: list[str] | None = None) -> None:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
     try:
         if args.export is None:
             judge(args)
@@ -85,31 +55,33 @@ def judge(args: argparse.Namespace) -> None:
         raise ValueError(f"the page needs {error.name}: pip install starlette uvicorn") from error
 
     check_judge(args.judge)
-    images = read_listing(args.images_dir)
+    folder = Path(args.images_dir)
+    images = read_listing(folder)
     size = args.ranking or 2
     questions, left_over = make_questions(images, size)
     if not questions:
-        raise ValueError(f"{args.images_dir} has no prompt with {size} images: there is nothing to judge.")
-    session = Session(args.images_dir, args.judge, questions, Settings(size, args.overlap, args.seed))
+        raise ValueError(f"{folder} has no prompt with {size} images: there is nothing to judge.")
+    session = Session(folder, args.judge, questions, Settings(size, args.overlap, args.seed))
     listener, token = open_socket(args.port), new_token()
     if left_over:
         print(f"{left_over} images are in no question: too few others have their prompt.")
     progress = session.progress
     print(f"{progress['total']} questions for {args.judge}, {progress['answered']} answered.")
     print(f"Open http://127.0.0.1:{listener.getsockname()[1]}/?token={token}\nCtrl-C ends it.", flush=True)
-    serve(session, args.images_dir, listener, token)
+    serve(session, folder, listener, token)
     progress = session.progress
     session.close()
     print(f"\n{progress['answered']} of {progress['total']} answered.")
-    report_agreement(args.images_dir)
+    report_agreement(folder)
 
 
 def export_votes(args: argparse.Namespace) -> None:
     """Writes the data set, and says what is in it."""
-    votes = read_votes(args.images_dir)
-    pairs, without_pair, outdated = judged_pairs(read_listing(args.images_dir), votes)
+    folder, output_dir = Path(args.images_dir), Path(args.export)
+    votes = read_votes(folder)
+    pairs, without_pair, outdated = judged_pairs(read_listing(folder), votes)
     if not pairs:
-        raise ValueError(f"{args.images_dir} has no votes to export yet. Judge first: leave out --export.")
+        raise ValueError(f"{folder} has no votes to export yet. Judge first: leave out --export.")
     number_of_votes = sum(map(len, votes.values()))
     decided = sum(pair.label != 0.5 for pair in pairs)
     lines = [
@@ -119,11 +91,11 @@ def export_votes(args: argparse.Namespace) -> None:
         lines.append(f"{without_pair} rankings without a best image make no pair.")
     if outdated:
         lines.append(f"{outdated} votes on images that are not in the folder any more are left out.")
-    agreed = report_agreement(args.images_dir)
-    export(args.images_dir, pairs, args.export, "\n".join([*lines, *map(str, agreed)]) + "\n")
+    agreed = report_agreement(folder)
+    export(folder, pairs, output_dir, "\n".join([*lines, *map(str, agreed)]) + "\n")
     print(
         *lines,
-        f"Written to {args.export}. Look at it: python check_preferences.py --dataset_name={args.export}",
+        f"Written to {output_dir}. Look at it: python check_preferences.py --dataset_name={output_dir}",
         sep="\n",
     )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from orpo.making.flags import FLAGS, check_flags
 from orpo.system.flags import make_parser, parse
+from orpo.system.start import begin
 
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
@@ -34,6 +35,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> None:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from accelerate import PartialState
@@ -66,7 +68,8 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     )
     from orpo.making.judging import score
     from orpo.making.usable import usable
-    from orpo.scoring.scorers import check_scorer, scorer_label
+    from orpo.scoring.names import scorer_label
+    from orpo.scoring.scorers import check_scorer
 
     family = find_family(args)
     drawing = Drawing.from_flags(args, family, state.device)

@@ -3,12 +3,14 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
 from orpo.models.options import ModelOptions
 from orpo.models.registry import SD
 from orpo.system.flags import assemble, make_parser, parse
+from orpo.system.start import begin
 from orpo.training.flags import TRAINING, check_training_flags
 
 
@@ -26,6 +28,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.data_source import load_data
@@ -34,8 +37,8 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
-    StableDiffusion.check(options)
     with start_run(args, FLAGS) as run:
+        StableDiffusion.check(options, is_resumed=run.checkpoint is not None)
         data = load_data(args, run.accelerator, StableDiffusion, run.dtype)
         model = StableDiffusion.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)

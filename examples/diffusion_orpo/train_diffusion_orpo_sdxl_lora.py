@@ -3,11 +3,13 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from orpo.data.flags import DATA_SET, IMAGES
 from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.system.flags import assemble, make_parser, parse
+from orpo.system.start import begin
 from orpo.training.flags import TRAINING, check_training_flags
 
 
@@ -24,9 +26,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(input_args: list[str] | None = None) -> int:
     args = parse_args(input_args)
+    begin(Path(__file__).name)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
-    from orpo.data.dataset import load_pairs
+    from orpo.data.dataset import DataOptions, load_pairs
     from orpo.data.encoding_cache import cache_encodings
     from orpo.models.sdxl import StableDiffusionXL
     from orpo.system.processes import main_process_first
@@ -34,12 +37,19 @@ def main(input_args: list[str] | None = None) -> int:
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
-    StableDiffusionXL.check(options)
     with start_run(args, FLAGS) as run:
+        StableDiffusionXL.check(options, is_resumed=run.checkpoint is not None)
         with main_process_first(run.accelerator):  # the others then find the data in the cache
-            data = load_pairs(args)
+            data = load_pairs(DataOptions.from_flags(args))
         if args.cache_latents:
-            data = cache_encodings(args, run.accelerator, StableDiffusionXL, run.dtype, data)
+            data = cache_encodings(
+                data,
+                run.accelerator,
+                identify=lambda: StableDiffusionXL.encoding_identity(options, run.dtype),
+                load_model=lambda: StableDiffusionXL.load(options, run.accelerator.device, run.dtype, denoiser=False),
+                vae_batch_size=args.vae_encode_batch_size,
+                cache_dir=args.cache_dir,
+            )
         model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 

@@ -438,11 +438,12 @@ def main(args: argparse.Namespace) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     set_seed(args.seed)  # for the LoRA's first weights; pairs have seeds of their own
     checkpoint = find_checkpoint(args)
-    repo_id = args.hub_model_id or output_dir.resolve().name
+    repo_id = args.output_dir  # where the LoRA will be loaded from
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         if args.push_to_hub:
-            repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
+            name = args.hub_model_id or output_dir.resolve().name
+            repo_id = create_repo(name, exist_ok=True, token=args.hub_token).repo_id
     with accelerator.main_process_first():  # the others find the data in the cache
         dataset, pairs = load_pairs(args)
 

@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import numpy as np
@@ -27,12 +28,14 @@ from fsspec.implementations.local import LocalFileSystem
 from helpers import encode, write_parquet
 from moto.server import ThreadedMotoServer
 from orpo.conversion import parquet
+from orpo.conversion.finish import check_totals
 from orpo.conversion.plan import plan_job
+from orpo.conversion.run import convert_unit, ray_session
 from orpo.shards.manifest import Manifest, Shard, read_manifest, write_manifest
 from PIL import Image
 
 import convert_to_webdataset
-from convert_to_webdataset import check_totals, convert_unit, main, parse_args, ray_session
+from convert_to_webdataset import main
 
 
 SCHEMA = pa.schema(
@@ -158,12 +161,13 @@ def test_bad_rows_are_counted_listed_and_logged(tmp_path, caplog):
         1: {"label_0": "yes"},
         2: {"label_0": None},
         3: {"jpg_0": None},
-        5: {"jpg_1": b""},
+        4: {"jpg_1": b""},
         6: {"jpg_1": b"GIF? no"},
-        8: {"caption": None},
+        7: {"caption": None},
     }
     for number, fault in faults.items():
         rows[number] |= fault
+    rows[8] |= {"jpg_1": b"GIF? no"}  # of a tie, which training does not look at
     write(tmp_path / "in" / "train.parquet", rows)
     shard = convert(tmp_path / "in", tmp_path / "out").shards[0]
     assert [bad.row for bad in shard.bad_rows] == list(faults)
@@ -206,29 +210,21 @@ def test_other_columns_are_refused_with_what_is_needed(tmp_path, columns, words)
 
 
 def test_files_of_a_split_are_known_by_file_or_folder(tmp_path):
-    hub = [
-        "data/train-00000-of-00002-ab12.parquet",
-        "data/train-00001-of-00002.parquet",
-        "data/test_unique-0-of-1.parquet",
-    ]
-    for i, name in enumerate([*hub, "validation/part.parquet", "mine.parquet", ".cache/train.parquet"]):
+    """As datasets knows them, so that the rows are those of training from the same folder."""
+    hub = ["data/train-00000-of-00002-ab12.parquet", "data/train-00001-of-00002.parquet"]
+    for i, name in enumerate([*hub, "data/test_unique-00000-of-00001.parquet", ".cache/train.parquet"]):
         write(tmp_path / name, make_rows(1, start=i))
 
-    def files(*flags):
-        return plan_job(parse_args([f"--dataset_path={tmp_path}", "--output_dir=unused", *flags])).files
+    def files(split=None):
+        return plan_job(str(tmp_path), "unused", split=split).files
 
-    assert files("--split=train") == [*hub[:2], "mine.parquet"] == files()
-    assert files("--split=test_unique") == hub[2:]
-    assert files("--split=validation") == ["validation/part.parquet"]
-    assert files("--split=mine") == ["mine.parquet"]
-    with pytest.raises(ValueError, match="no split 'dev'.*test_unique, train, validation"):
-        files("--split=dev")
-    for name in (*hub[:2], "mine.parquet"):
+    assert files("train") == hub == files()
+    assert files("test_unique") == ["data/test_unique-00000-of-00001.parquet"]
+    with pytest.raises(ValueError, match="no split 'dev'.*choose --split among train, test_unique"):
+        files("dev")
+    for name in hub:
         (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match="none called train.*test_unique, validation"):
-        files()
-    (tmp_path / hub[2]).unlink()
-    assert files() == ["validation/part.parquet"]
+    assert files() == ["data/test_unique-00000-of-00001.parquet"]
 
 
 def test_a_second_split_keeps_the_first(tmp_path):
@@ -249,8 +245,7 @@ def test_shards_cover_every_row_once_in_order_at_about_the_size_asked_for(tmp_pa
         rows = [row | {"jpg_0": encode(noise(i, 100))} for i, row in enumerate(make_rows(rng.randrange(1, 30)))]
         write(tmp_path / f"{file}.parquet", rows, row_group_size=rng.randrange(1, 30))
     size = 6 * len(rows[0]["jpg_0"]) / 1e6
-    flags = [f"--dataset_path={tmp_path}", "--output_dir=unused", f"--shard_size_mb={size}"]
-    job = plan_job(parse_args(flags))
+    job = plan_job(str(tmp_path), "unused", shard_size_mb=size)
     covered = [
         (source.file, source.first_row + i) for unit in job.units for source in unit.source for i in range(source.rows)
     ]
@@ -258,13 +253,13 @@ def test_shards_cover_every_row_once_in_order_at_about_the_size_asked_for(tmp_pa
     assert covered == [(file, row) for file in job.files for row in range(rows_of[file])]
     assert all(unit.rows <= 10 for unit in job.units)
     assert sum(unit.rows < 3 for unit in job.units) <= 1
-    assert job == plan_job(parse_args(flags))
+    assert job == plan_job(str(tmp_path), "unused", shard_size_mb=size)
 
 
 def test_every_row_is_accounted_for(tmp_path):
     write(tmp_path / "in" / "train.parquet", make_rows(9))
     (tmp_path / "out").mkdir()
-    job = plan_job(parse_args([f"--dataset_path={tmp_path / 'in'}", f"--output_dir={tmp_path / 'out'}"]))
+    job = plan_job(str(tmp_path / "in"), str(tmp_path / "out"))
     write(tmp_path / "in" / "train.parquet", make_rows(8))
     shard = Shard.from_dict(json.loads(convert_unit({"item": 0}, job)["shard"]))
     with pytest.raises(ValueError, match="9 rows.*does not add up"):
@@ -368,7 +363,7 @@ def test_another_plan_is_refused(tmp_path, finished):
         main([*flags, "--shard_size_mb=0.01"])
     else:
         (tmp_path / "out").mkdir()
-        convert_unit({"item": 3}, plan_job(parse_args([*flags, "--shard_size_mb=0.01"])))
+        convert_unit({"item": 3}, plan_job(str(tmp_path / "in"), str(tmp_path / "out"), shard_size_mb=0.01))
     before = content(tmp_path / "out")
     for other in (["--shard_size_mb=1"], ["--shard_size_mb=0.01", "--keep_ties"]):
         with pytest.raises(ValueError, match="another --shard_size_mb"):
@@ -428,13 +423,19 @@ def test_s3_holds_what_a_folder_would(tmp_path):
 
 
 def test_what_is_no_folder_is_looked_for_on_the_hub(tmp_path, monkeypatch):
-    write(tmp_path / "datasets" / "some" / "pairs" / "train.parquet", make_rows(6))
-    hub = DirFileSystem(tmp_path, LocalFileSystem())
-    monkeypatch.setattr(parquet, "HfFileSystem", lambda: hub)
-    job = plan_job(parse_args(["--dataset_path=some/pairs", f"--output_dir={tmp_path}"]))
+    """datasets lists the Hub's files with their revision; they are read through a file system, here of a folder."""
+    write(tmp_path / "datasets" / "some" / "pairs@1a2b" / "data" / "train.parquet", make_rows(6))
+    listed = {"train": ["hf://datasets/some/pairs@1a2b/data/train.parquet"]}
+    builder = SimpleNamespace(
+        config=SimpleNamespace(data_files=listed), info=SimpleNamespace(splits=None, features=None)
+    )
+    monkeypatch.setattr(parquet, "find_builder", lambda *args: builder)
+    monkeypatch.setattr(parquet, "HfFileSystem", lambda: DirFileSystem(tmp_path, LocalFileSystem()))
+    job = plan_job("some/pairs", str(tmp_path))
     assert json.loads(convert_unit({"item": 0}, job)["shard"])["samples"] == 4
-    with pytest.raises(ValueError, match="--dataset_path=no/such"):
-        plan_job(parse_args(["--dataset_path=no/such", "--output_dir=unused"]))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="no/such can't be read"):
+        plan_job("no/such", "unused")
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):

@@ -9,14 +9,15 @@ import pytest
 import torch
 from datasets import Features, Image, Value
 from helpers import arguments, encode, face_rows, write_parquet
-from orpo.data.dataset import EndlessOrder, PreferenceData, choose_split, load_pairs
+from orpo.data.dataset import DataOptions, EndlessOrder, PreferenceData, load_pairs
+from orpo.data.files import choose_split
 from PIL import Image as PILImage
 
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
 def open_data(folder: str, **flags) -> PreferenceData:
-    return load_pairs(parse_args(arguments("unused", folder, "unused", **flags)))
+    return load_pairs(DataOptions.from_flags(parse_args(arguments("unused", folder, "unused", **flags))))
 
 
 def winners_smile(data: PreferenceData) -> bool:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet
 from orpo.data import encoding_cache
-from orpo.data.dataset import TransformedPairs, load_pairs
-from orpo.data.encoding_cache import Encoder, cache_encodings
+from orpo.data.dataset import DataOptions, TransformedPairs, load_pairs
+from orpo.data.encoding_cache import Encoder
+from orpo.data_source import encode_pairs
 from orpo.models.encoding_identity import encoding_identity, module_identity
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
@@ -46,7 +47,9 @@ def open_encoded(model: str, data: str, cache_dir, accelerator=CPU, **flags):
     args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(model, data, "unused", **flags))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding_cache, "on_main_process", lambda accelerator, function, *args: function(*args))
-        return cache_encodings(args, accelerator, StableDiffusionXL, torch.float32, load_pairs(args))
+        return encode_pairs(
+            load_pairs(DataOptions.from_flags(args)), args, accelerator, StableDiffusionXL, torch.float32
+        )
 
 
 @pytest.mark.parametrize("flags", [{}, {"random_flip": True, "proportion_empty_prompts": 0.5}])

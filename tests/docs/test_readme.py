@@ -1,5 +1,6 @@
 """The READMEs say what is so: their commands parse, their snippets run, their tables name what is logged."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -59,3 +60,15 @@ def test_links_lead_somewhere():
             continue
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert link.startswith("https://") or (path.parent / link).exists(), f"{path}: {link}"
+
+
+def test_the_gain_by_cached_latents_is_that_of_the_stored_runs():
+    low, high, bound = map(
+        float, re.search(r"(\d\.\d) to (\d\.\d) times as fast.*?(\d\.\d+) is", README, re.DOTALL).groups()
+    )
+    step, earlier = (
+        json.loads((ROOT / f"benchmarks/performance/results/{name}.json").read_text()) for name in ("step", "earlier")
+    )
+    runs = [step["not cached over cached"]["median"]]
+    runs += [run["milliseconds"]["not cached"] / run["milliseconds"]["cached"] for run in (step, earlier)]
+    assert [round(min(runs), 1), round(max(runs), 1), round(step["bound"], 2)] == [low, high, bound]

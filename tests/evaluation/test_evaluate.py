@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from helpers import arguments, logged, train
+from orpo.evaluation import run as evaluation
 from orpo.evaluation.prompts import BUILT_IN_PROMPTS
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
@@ -176,7 +177,7 @@ def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
     assert pngs(out / "base")["00001-0.png"] == before["base"]["00001-0.png"]
     assert pngs(out / "lora") == before["lora"]
 
-    monkeypatch.setattr(evaluate_lora, "load_pipeline", None)  # with all images there, no model is loaded
+    monkeypatch.setattr(evaluation, "load_pipeline", None)  # with all images there, no model is loaded
     run(scorers=["high_frequency"])
     assert results_of(out)["scorers"].keys() == {"high_frequency"}
 
@@ -299,7 +300,7 @@ def test_a_broken_image_is_named(run):
     ],
 )
 def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(evaluate_lora, "load_pipeline", None)
+    monkeypatch.setattr(evaluation, "load_pipeline", None)
     with pytest.raises(SystemExit, match=message):
         run(**flags)
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,6 @@ docs/bad_data.md is broken: another exception than the documented one, a message
 that an independent reading of the same bytes does not find.
 """
 
-import argparse
 import io
 import json
 import os
@@ -16,14 +15,14 @@ import zlib
 from pathlib import Path
 
 from faults import samples
+from orpo.conversion.finish import check_totals
 from orpo.conversion.plan import plan_job
+from orpo.conversion.run import convert_unit
 from orpo.data.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
 from orpo.shards import listing as shards
 from orpo.shards.listing import BadSample, read_samples, to_pair
 from orpo.shards.manifest import Shard, read_manifest
 from orpo.shards.tar import walk_samples
-
-from convert_to_webdataset import check_totals, convert_unit
 
 
 WORK = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
@@ -202,16 +201,8 @@ def parquet(data: bytes) -> str:
         source.mkdir()
         output.mkdir()
         (source / "train.parquet").write_bytes(data)
-        args = argparse.Namespace(
-            dataset_path=str(source),
-            output_dir=str(output),
-            split=None,
-            shard_size_mb=500,
-            keep_ties=True,
-            cache_dir=None,
-        )
         try:
-            job = plan_job(args)
+            job = plan_job(str(source), str(output), keep_ties=True)
             entries = [convert_unit({"item": number}, job) for number in range(len(job.units))]
             written = [Shard.from_dict(json.loads(entry["shard"])) for entry in entries]
             check_totals(job, written)

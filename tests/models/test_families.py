@@ -6,14 +6,13 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
 from helpers import face_rows, write_shards
-from orpo.training.loop import compute_losses
+from orpo.training.step import compute_losses
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import kstest, norm
@@ -25,7 +24,7 @@ from tiny_t5 import T5_LENGTH
 
 DATA = Path(__file__).parents[1] / "fixtures"
 BASE_ERRORS = {"sd": 0.3, "sd3": 0.3, "flux": 0.3}  # of a velocity, whose mean square is 2, in SD 1
-FLAGS = SimpleNamespace(beta_orpo=0.1)
+BETA = 0.1
 PROMPTS = ["a red ball", "a prompt that is longer than the tokenizers of this model allow, whichever is asked " * 3]
 
 
@@ -131,11 +130,11 @@ def test_a_denoiser_that_knows_the_answer_has_no_error(name, family, model):
     embeds = loaded.encode_prompts(["a", "b", "c", "d"])
     batch = {"moments": latents, "embeds": embeds, "seeds": [1, 2, 3, 4]}
     recorder = Recorder(velocity)
-    _, metrics, _ = compute_losses(FLAGS, loaded, recorder, batch)
+    _, metrics, _ = compute_losses(BETA, loaded, recorder, batch)
     assert metrics["logps/chosen"].abs().max() < 1e-6
     assert metrics["logps/rejected"].abs().max() < 1e-6
     recorder.answer = lambda given: velocity(given).flip(0)
-    _, metrics, _ = compute_losses(FLAGS, loaded, recorder, batch)
+    _, metrics, _ = compute_losses(BETA, loaded, recorder, batch)
     assert metrics["logps/chosen"].abs().min() > 0.1
 
 
@@ -375,5 +374,5 @@ def test_a_flux_without_guidance_is_told_none(tmp_path):
     folder = save_tiny("flux", tmp_path, guidance_embeds=False)
     loaded = FAMILIES["flux"].load(folder)
     batch = {"moments": torch.zeros(2, 8, 8, 8), "embeds": loaded.encode_prompts(["a"]), "seeds": [1]}
-    losses, _, _ = compute_losses(FLAGS, loaded, loaded.denoiser, batch)
+    losses, _, _ = compute_losses(BETA, loaded, loaded.denoiser, batch)
     assert losses.isfinite().all()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
-from orpo.conversion.encoder import parse_flags
+from orpo.conversion.encoder import plan_encoding
+from orpo.conversion.run import ray_session
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
@@ -25,7 +26,7 @@ from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
 from bases import base_folder
-from convert_to_webdataset import main, ray_session
+from convert_to_webdataset import main
 from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
 
@@ -304,7 +305,7 @@ def test_without_encode_neither_torch_nor_diffusers_is_imported():
 
 def test_a_resolution_that_the_family_cannot_train_at_is_refused(capsys):
     """SD3 sees 2 x 2 latents at once, SDXL does not."""
-    assert parse_flags([f"--pretrained_model_name_or_path={base_folder('sdxl')}", "--resolution=72"])
+    assert plan_encoding([f"--pretrained_model_name_or_path={base_folder('sdxl')}", "--resolution=72"])
     with pytest.raises(SystemExit):
-        parse_flags([f"--pretrained_model_name_or_path={base_folder('sd3')}", "--resolution=72"])
+        plan_encoding([f"--pretrained_model_name_or_path={base_folder('sd3')}", "--resolution=72"])
     assert "--resolution must be a multiple of 16" in capsys.readouterr().err

@@ -109,15 +109,15 @@ def test_a_second_broken_one_of_the_same_step_is_kept_too(output_dir):
 
 def test_without_a_good_checkpoint_latest_does_not_start_anew(output_dir):
     for checkpoint in list_checkpoints(output_dir):
-        (checkpoint / "scheduler.bin").unlink()
+        (checkpoint / "optimizer.bin").unlink()
     before = names(output_dir)
-    with pytest.raises(ValueError, match="No checkpoint in .* is good.*checkpoint-1/scheduler.bin.*Move them away"):
+    with pytest.raises(ValueError, match="No checkpoint in .* is good.*checkpoint-1/optimizer.bin.*Move them away"):
         find_checkpoint("latest", output_dir)
     assert names(output_dir) == before
 
 
 def test_naming_a_checkpoint_passes_over_broken_later_ones_but_not_over_good_ones(output_dir):
-    (output_dir / "checkpoint-3" / "scheduler.bin").unlink()
+    (output_dir / "checkpoint-3" / "optimizer.bin").unlink()
     with pytest.raises(ValueError, match="of an earlier run"):
         find_checkpoint("checkpoint-1", output_dir)
     assert "checkpoint-3" in names(output_dir)
@@ -135,7 +135,7 @@ class Payload:
         return os.mkdir, (str(self.canary),)
 
 
-@pytest.mark.parametrize("name", ["optimizer.bin", "scheduler.bin", "random_states_0.pkl"])
+@pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl"])
 @pytest.mark.parametrize("save", [torch.save, lambda payload, path: path.write_bytes(pickle.dumps(payload))])
 def test_a_crafted_pickle_runs_nothing(tiny_sdxl, faces, output_dir, tmp_path, name, save):
     """Its author has made the checksums good, too."""
@@ -163,10 +163,10 @@ def test_a_random_state_that_does_not_load_is_refused(tiny_sdxl, faces, output_d
 
 def test_a_later_layout_is_refused_and_not_taken_for_damage(output_dir):
     path = output_dir / "checkpoint-3" / STATE_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2, "something": "new"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 3, "something": "new"}))
     write_checksums(path.parent)
     for name in ("latest", "checkpoint-3"):
-        with pytest.raises(ValueError, match="checkpoint-3 has version 2 .* later version"):
+        with pytest.raises(ValueError, match="checkpoint-3 has version 3 .* later version"):
             find_checkpoint(name, output_dir)
     assert names(output_dir) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
 

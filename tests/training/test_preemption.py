@@ -3,17 +3,19 @@
 Several processes, and signals at any instant: tests/faults/preempt.py, of which test_faults.py runs a handful.
 """
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import lora_weights, train
-from orpo.system.signals import COPY_SECONDS, EXIT_STATUS, shield_worker
+from orpo.system.signals import COPY_SECONDS, EXIT_STATUS, SIGNALS, shield_worker
 from orpo.training import loop as training
 from orpo.training.validation import Validator
 from torch.utils.data import DataLoader
@@ -132,3 +134,15 @@ def test_workers_outlive_signals_to_all_processes_but_not_their_own_process():
         worker.terminate()
         worker.join(timeout=10)
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_run_in_a_thread_trains_and_says_that_it_hears_no_signals(tiny_sdxl, faces, output_dir, caplog):
+    """As in gradio and notebooks: Python lets the main thread alone handle signals."""
+    before, ended = [signal.getsignal(number) for number in SIGNALS], []
+    thread = threading.Thread(target=lambda: ended.append(train(tiny_sdxl, faces, output_dir)))
+    with caplog.at_level(logging.WARNING):
+        thread.start()
+        thread.join()
+    assert ended and len(ended[0]) > 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert "main thread" in caplog.text

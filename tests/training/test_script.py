@@ -134,7 +134,7 @@ def test_checkpoints_total_limit_keeps_the_newest_and_foreign_folders(tiny_sdxl,
 def test_a_checkpoint_is_complete_and_of_loras_alone(tiny_sdxl, faces, output_dir):
     train(tiny_sdxl, faces, output_dir, max_train_steps=2, checkpointing_steps=2)
     names = {path.name for path in (output_dir / "checkpoint-2").iterdir()}
-    assert {"pytorch_lora_weights.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"} <= names
+    assert {"pytorch_lora_weights.safetensors", "optimizer.bin", "random_states_0.pkl"} <= names
     assert "model.safetensors" not in names
     assert_same(lora_weights(output_dir / "checkpoint-2"), lora_weights(output_dir))
     assert not list(output_dir.glob(".checkpoint*"))
@@ -343,13 +343,12 @@ def test_the_cards_snippet_runs(tiny_sdxl, faces, output_dir, tmp_path, monkeypa
     [
         ({"resume_from_checkpoint": "checkpoint-7"}, ["checkpoint-7", "none"]),
         ({"output_dir": "/dev/null/lora"}, ["--output_dir", "/dev/null/lora"]),
-        ({"dataset_name": "/no/such/folder"}, ["/no/such/folder"]),
     ],
 )
 def test_bad_input_stops_before_models_load(faces, output_dir, flags, parts):
     """The model does not exist: whoever came as far as loading it would say so."""
     with pytest.raises(Exception) as raised:
-        train("no/such-model", flags.pop("dataset_name", faces), flags.pop("output_dir", output_dir), **flags)
+        train("no/such-model", faces, flags.pop("output_dir", output_dir), **flags)
     assert all(part in str(raised.value) for part in parts), raised.value
     assert "such-model" not in str(raised.value)
 
@@ -369,8 +368,17 @@ def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(tiny_sdxl, faces, 
 
 @pytest.mark.parametrize(
     "flags, part",
-    [({"rank": 8, "lora_alpha": 4}, "--rank"), ({"lora_alpha": 2}, "--lora_alpha"), ({"seed": 3}, "--seed"), ({"learning_rate": 1e-5}, "--learning_rate"), ({"max_train_samples": 9}, "the pairs are others")],
-)  # fmt: skip
+    [
+        ({"rank": 8, "lora_alpha": 4}, "--rank"),
+        ({"lora_alpha": 2}, "--lora_alpha"),
+        ({"seed": 3}, "--seed"),
+        ({"learning_rate": 1e-5}, "--learning_rate"),
+        ({"max_train_samples": 9}, "the pairs are others"),
+        ({"prediction_type": "v_prediction"}, "--prediction_type was None and is now v_prediction"),
+        ({"resolution": 72}, "--resolution was 64 and is now 72"),
+        ({"optimizer": "prodigy"}, "--optimizer"),
+    ],
+)
 def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, part):
     train(tiny_sdxl, faces, output_dir, checkpointing_steps=2)
     with pytest.raises(ValueError, match=f"Cannot resume.*{part}"):
@@ -398,6 +406,8 @@ def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, pa
         ({"prediction_type": "sample"}, "--prediction_type"),
         ({"lr_scheduler": "none"}, "--lr_scheduler"),
         ({"mixed_precision": "fp8"}, "--mixed_precision"),
+        ({"dataset_name": "/no/such/folder"}, "--dataset_name=/no/such/folder does not exist"),
+        ({"optimizer": "prodigy", "use_8bit_adam": True}, "--use_8bit_adam with --optimizer=prodigy"),
     ],
 )
 def test_flags_are_checked_first(capsys, flags, message):
@@ -415,8 +425,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_sdxl, faces, output_dir, m
 
     calls = []
 
-    def overflow(args, model, denoiser, batch, original=training.compute_losses):
-        losses, metrics, timesteps = original(args, model, denoiser, batch)
+    def overflow(beta, model, denoiser, batch, original=training.compute_losses):
+        losses, metrics, timesteps = original(beta, model, denoiser, batch)
         calls.append(timesteps)
         return (losses * torch.tensor([1.0, math.inf]) if len(calls) == 3 else losses), metrics, timesteps
 
@@ -496,3 +506,17 @@ def test_tf32_is_allowed_by_flag(tiny_sdxl, faces, tmp_path):
         assert matmul.allow_tf32
     finally:
         matmul.allow_tf32 = before
+
+
+def test_a_result_has_nothing_of_an_earlier_one_beside_it(tiny_sdxl, faces, output_dir):
+    """A run with validation, then one without in the same folder; what is no result is left alone."""
+    validation = {"run_validation": True, "num_validation_pairs": 4, "validation_prompts": ["red", "ball"]}
+    train(tiny_sdxl, faces, output_dir, **validation, validation_inference_steps=1)
+    names = {path.name for path in output_dir.iterdir()}
+    assert {"eval_results.json", "image_1.png", "image_1_without_lora.png"} <= names
+    for name in ("notes.txt", "image_of_mine.png"):
+        (output_dir / name).write_bytes(b"mine")
+    train(tiny_sdxl, faces, output_dir)
+    left = {path.name for path in output_dir.iterdir() if path.is_file()}
+    assert {"pytorch_lora_weights.safetensors", "README.md", "notes.txt", "image_of_mine.png"} <= left
+    assert not left & {"eval_results.json", "image_0.png", "image_1.png", "image_1_without_lora.png"}

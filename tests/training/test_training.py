@@ -7,12 +7,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import arguments, train
-from orpo.data.dataset import load_pairs
-from orpo.data.encoding_cache import cache_encodings
+from orpo.data.dataset import DataOptions, load_pairs
+from orpo.data_source import encode_pairs
 from orpo.models.latent_diffusion import advise_tf32
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.training.loop import Window, compute_losses, make_optimizer
+from orpo.training.optimizer import make_optimizer
+from orpo.training.step import compute_losses
+from orpo.training.window import Window
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers import UNet2DConditionModel
@@ -26,7 +28,8 @@ def setup(tiny_sdxl, faces):
     def make(**flags):
         args = parse_args(arguments(tiny_sdxl, faces, "unused", **flags))
         model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
-        batch = next(iter(load_pairs(args).training_batches(4, seed=0, position=None, rank=0, world_size=1)))
+        data = load_pairs(DataOptions.from_flags(args))
+        batch = next(iter(data.training_batches(4, seed=0, position=None, rank=0, world_size=1)))
         return args, model, batch
 
     return make
@@ -58,7 +61,7 @@ def test_both_images_of_a_pair_share_noise_timestep_and_prompt(setup):
         latent_dist=SimpleNamespace(parameters=x[:, :1, ::8, ::8].repeat(1, 8, 1, 1) - 40)
     )  # of no variance: one generator serves both images of a pair, which draw different samples
     unet = Recorder(lambda call: torch.zeros_like(call.sample))
-    _, metrics, timesteps = compute_losses(args, model, unet, batch)
+    _, metrics, timesteps = compute_losses(args.beta_orpo, model, unet, batch)
     for value in (unet.sample, unet.timesteps, unet.text, *unet.added.values()):
         assert torch.equal(value[:4], value[4:])
     assert torch.equal(unet.timesteps[:4], timesteps)
@@ -69,7 +72,7 @@ def test_pairs_of_a_batch_get_different_noise_and_timesteps(setup):
     args, model, batch = setup()
     unet = Recorder(lambda call: torch.zeros_like(call.sample))
     model.sample_latents = lambda moments, generators: torch.zeros(8, 4, 8, 8)
-    compute_losses(args, model, unet, batch)
+    compute_losses(args.beta_orpo, model, unet, batch)
     assert len(unet.timesteps[:4].unique()) == 4
     noise = unet.sample[:4].flatten(1)
     assert torch.corrcoef(noise).triu(1).abs().max() < 0.3
@@ -78,11 +81,11 @@ def test_pairs_of_a_batch_get_different_noise_and_timesteps(setup):
 def test_randomness_is_the_pairs_own(setup):
     """A pair has the same loss in any batch: alone, or among others."""
     args, model, batch = setup()
-    losses, _, timesteps = compute_losses(args, model, model.denoiser, batch)
+    losses, _, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
     for i in range(4):
         alone = {name: batch[name][i::4] for name in ("pixel_values", "original_sizes", "crop_top_lefts")}
         alone |= {name: batch[name][i : i + 1] for name in ("prompts", "seeds")}
-        loss, _, timestep = compute_losses(args, model, model.denoiser, alone)
+        loss, _, timestep = compute_losses(args.beta_orpo, model, model.denoiser, alone)
         assert timestep == timesteps[i]
         torch.testing.assert_close(loss[0], losses[i], rtol=1e-5, atol=1e-6)
 
@@ -98,7 +101,7 @@ def test_epsilon_prediction_is_judged_by_the_shared_noise(setup):
         a = alphas[call.timesteps].view(-1, 1, 1, 1)
         return ((call.sample - a.sqrt() * latents) / (1 - a).sqrt()).float()
 
-    _, metrics, _ = compute_losses(args, model, Recorder(true_noise), batch)
+    _, metrics, _ = compute_losses(args.beta_orpo, model, Recorder(true_noise), batch)
     assert metrics["logps/chosen"].abs().max() < 1e-8
     assert metrics["logps/rejected"].abs().max() < 1e-8
 
@@ -115,7 +118,7 @@ def test_v_prediction_has_a_target_for_each_image(setup):
         noise = (call.sample - a.sqrt() * latents) / (1 - a).sqrt()
         return (a.sqrt() * noise - (1 - a).sqrt() * latents).float()
 
-    _, metrics, _ = compute_losses(args, model, Recorder(true_velocity), batch)
+    _, metrics, _ = compute_losses(args.beta_orpo, model, Recorder(true_velocity), batch)
     assert metrics["logps/chosen"].abs().max() < 1e-8
     assert metrics["logps/rejected"].abs().max() < 1e-8
 
@@ -134,10 +137,10 @@ def test_min_snr_weights_by_the_schedules_betas(setup, prediction_type):
 
 def test_snr_gamma_weighs_the_loss(setup):
     args, model, batch = setup(snr_gamma=5.0)
-    weighted, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
+    weighted, metrics, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
     weights = model.noise_process.weights(timesteps)
     model.noise_process.snr_gamma = None
-    plain, same_metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    plain, same_metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
     torch.testing.assert_close(weighted, plain * weights)
     torch.testing.assert_close(metrics, same_metrics)
     assert not torch.allclose(weighted, plain)
@@ -145,10 +148,10 @@ def test_snr_gamma_weighs_the_loss(setup):
 
 def test_beta_weighs_the_odds_ratio(setup):
     args, model, batch = setup(beta_orpo=0.0)
-    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    losses, metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
     assert torch.equal(losses, metrics["nll_loss"])
     args.beta_orpo = 2.0
-    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    losses, metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
     torch.testing.assert_close(losses, metrics["nll_loss"] - 2.0 * metrics["log_odds_ratio"])
 
 
@@ -184,7 +187,7 @@ def test_a_micro_step_never_waits_for_the_device(setup, flags):
     args, model, batch = setup(**flags)
     window = Window()
     with HostReads() as reads:
-        losses, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
+        losses, metrics, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
         losses.mean().backward()
         window.add(losses, metrics, timesteps)
         assert reads.count == 0
@@ -198,9 +201,9 @@ def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
     flags = {"cache_latents": cached, "cache_dir": tmp_path}
     args = parse_args(arguments(tiny_sdxl, faces, tmp_path, **flags))
     accelerator = Accelerator(mixed_precision="fp16")
-    data = load_pairs(args)
+    data = load_pairs(DataOptions.from_flags(args))
     if cached:
-        data = cache_encodings(args, accelerator, StableDiffusionXL, torch.float16, data)
+        data = encode_pairs(data, args, accelerator, StableDiffusionXL, torch.float16)
     model = StableDiffusionXL.load(
         ModelOptions.from_flags(args), accelerator.device, torch.float16, encoders=not cached
     )
@@ -208,7 +211,7 @@ def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
     for mode in ("default", "error"):  # the first step may copy schedules
         batch = next(batches)
         torch.cuda.set_sync_debug_mode(mode)
-        losses, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
+        losses, metrics, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
         losses.mean().backward()
         Window().add(losses, metrics, timesteps)
         torch.cuda.set_sync_debug_mode("default")
@@ -226,7 +229,7 @@ def test_images_and_prompts_are_encoded_once_a_step(setup):
         seen["denoiser"].append(len(sample))
         return model.denoiser(sample, *args, **kwargs)
 
-    compute_losses(args, model, denoiser, batch)
+    compute_losses(args.beta_orpo, model, denoiser, batch)
     assert seen == {"prompts": [4], "images": 8, "denoiser": [8]}
 
 
@@ -242,7 +245,7 @@ def test_compiled_blocks_compute_the_same(setup, monkeypatch):
     assert {type(block).__name__ for block in blocks} == {"BasicTransformerBlock"}
     gradients = []
     for either in (model, compiled):
-        losses, _, _ = compute_losses(args, either, either.denoiser, batch)
+        losses, _, _ = compute_losses(args.beta_orpo, either, either.denoiser, batch)
         losses.mean().backward()
         gradients.append([p.grad for p in either.denoiser.parameters() if p.requires_grad])
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)

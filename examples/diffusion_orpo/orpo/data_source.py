@@ -39,10 +39,24 @@ def load_data(args, accelerator, family: type, dtype):
         from .shards.stream import load_shards
 
         return load_shards(args, accelerator, family, dtype)
-    from .data.dataset import load_pairs
-    from .data.encoding_cache import cache_encodings
+    from .data.dataset import DataOptions, load_pairs
     from .system.processes import main_process_first
 
     with main_process_first(accelerator):  # the others then find the data in the cache
-        data = load_pairs(args)
-    return cache_encodings(args, accelerator, family, dtype, data) if args.cache_latents else data
+        data = load_pairs(DataOptions.from_flags(args))
+    return encode_pairs(data, args, accelerator, family, dtype) if args.cache_latents else data
+
+
+def encode_pairs(data, args, accelerator, family: type, dtype):
+    """The same pairs, encoded by the family's VAE and text encoders or found in the cache: see `cache_encodings`."""
+    from .data.encoding_cache import cache_encodings
+
+    options = family.options_class.from_flags(args)
+    return cache_encodings(
+        data,
+        accelerator,
+        identify=lambda: family.encoding_identity(options, dtype),
+        load_model=lambda: family.load(options, accelerator.device, dtype, denoiser=False),
+        vae_batch_size=args.vae_encode_batch_size,
+        cache_dir=args.cache_dir,
+    )

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from PIL import ExifTags
 
+from ..data.bad_pair import BadPair
 from ..data.image import decode_image, open_image
 from ..data.pair import PreferencePair
 
@@ -35,7 +36,7 @@ class InspectedPair:
         label: 1 where the first image is preferred, 0 where the second is, 0.5 for a tie, None where it is bad.
         prompt: None where it is bad, and of ties.
         winner, loser: None where they are bad, and of ties, which training doesn't decode.
-        problems: kind and message of each thing that is wrong.
+        problems: all that is wrong.
     """
 
     key: tuple[int, int]
@@ -43,7 +44,7 @@ class InspectedPair:
     prompt: str | None = None
     winner: ImageFacts | None = None
     loser: ImageFacts | None = None
-    problems: tuple[tuple[str, str], ...] = ()
+    problems: tuple[BadPair, ...] = ()
 
 
 def digest(content: bytes) -> int:
@@ -55,7 +56,7 @@ def image_facts(encoded: bytes, where: str, decode: bool = True) -> ImageFacts:
     """Reads an image's header, and decodes it unless it's known to be good.
 
     Raises:
-        ValueError: training would not take it.
+        BadPair: training would not take it.
     """
     image = open_image(encoded, where)
     if decode:

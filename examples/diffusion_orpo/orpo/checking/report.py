@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..data.bad_pair import BadPair
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths
 from .repeated_pairs import find_repeated
-from .sources import STOPS
 
 
 SHOWN = 5  # rows that are named of each kind
@@ -26,18 +26,6 @@ COLUMNS = {
     **dict.fromkeys(("winner_width", "winner_height", "loser_width", "loser_height"), "H"),
 }
 
-WHAT_TO_DO = {
-    "bad label": "Write 1 (the first image is preferred), 0 (the second is) or 0.5 (a tie), or remove the row.",
-    "bad caption": "Write the prompt as text, or remove the row.",
-    "missing image": "Store the image's bytes, or remove the row.",
-    "undecodable image": "Replace the image, or remove the row.",
-    "missing member": "A sample needs original_prompt.txt, jpg_0.*, jpg_1.* and label_0.txt.",
-    "bad member": "Convert the data again: each member once, as a plain file.",
-    "not UTF-8": "Write label and prompt as UTF-8.",
-    "unreadable": "Copy or convert the shard again.",
-    STOPS: "Put right what it says: training ends here, however many bad samples it allows.",
-}
-
 
 class PreferenceReport:
     """Counts pairs one after the other, in less than 100 bytes for each.
@@ -52,7 +40,7 @@ class PreferenceReport:
         self.rows = self.empty_prompts = 0
         self.labels: Counter[float | None] = Counter()
         self.problems: Counter[str] = Counter()
-        self.first_problems: dict[str, list[str]] = {}
+        self.first_problems: dict[str, list[BadPair]] = {}
         self.passed_over: Counter[str] = Counter()  # files that training doesn't look at
         self.bad_keys: list[tuple[int, int]] = []
         self.formats: dict[str, Counter[str]] = {"winners": Counter(), "losers": Counter()}
@@ -64,18 +52,18 @@ class PreferenceReport:
         """Counts a row or sample."""
         self.rows += 1
         self.labels[pair.label] += 1
-        for kind, message in pair.problems:
-            self.add_problem(kind, message)
+        for problem in pair.problems:
+            self.add_problem(problem)
         if pair.problems:
             self.bad_keys.append(pair.key)
         elif pair.winner is not None:
             self._add_good(pair)
 
-    def add_problem(self, kind: str, message: str) -> None:
+    def add_problem(self, problem: BadPair) -> None:
         """Counts something that training refuses; the first ones of a kind are kept."""
-        self.problems[kind] += 1
-        if self.problems[kind] <= SHOWN:
-            self.first_problems.setdefault(kind, []).append(message)
+        self.problems[problem.kind] += 1
+        if self.problems[problem.kind] <= SHOWN:
+            self.first_problems.setdefault(problem.kind, []).append(problem)
 
     def _add_good(self, pair: InspectedPair) -> None:
         winner, loser, prompt = pair.winner, pair.loser, digest(pair.prompt.encode())
@@ -117,10 +105,15 @@ class PreferenceReport:
                 "first_preferred": self.labels[1.0],
                 "second_preferred": self.labels[0.0],
                 "ties": self.labels[0.5],
-                "bad": self.problems["bad label"],
+                "bad": self.problems["bad label"] + self.problems["contradicting columns"],
             },
             "problems": [
-                {"kind": kind, "count": count, "first": self.first_problems[kind], "what_to_do": WHAT_TO_DO.get(kind)}
+                {
+                    "kind": kind,
+                    "count": count,
+                    "first": [problem.summary for problem in self.first_problems[kind]],
+                    "what_to_do": self.first_problems[kind][0].advice or None,
+                }
                 for kind, count in self.problems.most_common()
             ],
             "prompts": {

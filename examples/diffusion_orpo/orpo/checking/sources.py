@@ -3,20 +3,18 @@
 Training stops at the first bad row; here it's named and the next one is looked at.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 
-from ..data.columns import PICK_A_PIC_COLUMNS, parse_label
+from ..data.bad_pair import BadPair
+from ..data.columns import TIE, place_of_image
 from ..data.pair import PreferencePair
-from ..data.rows import PreferenceRows, encoded_bytes
-from ..shards.listing import BadSample, Shards, read_samples, to_pair
-from ..system.messages import printable
+from ..data.table import Table
+from ..shards.listing import BadSample, Shards, read_label, read_samples, to_pair
 from ..system.redaction import without_secrets
-from .inspection import ImageFacts, InspectedPair, image_facts
+from .inspection import InspectedPair, image_facts
 
 
 ROWS_PER_TASK = 64
@@ -28,38 +26,21 @@ class RowSource:
     """The rows of a data set.
 
     Attributes:
-        dataset: as it came.
-        pairs: all its rows, also ties and bad ones.
-        labels: of each row, NaN where it is bad.
-        rows: those to look at.
+        table: all rows.
+        max_pairs: pairs that training uses, the first ones. None: all.
         decode: whether images are decoded, or known to be good.
     """
 
-    dataset: Dataset
-    pairs: PreferenceRows
-    labels: np.ndarray
-    rows: np.ndarray
+    table: Table
+    max_pairs: int | None
     decode: bool
 
-    @classmethod
-    def open(cls, dataset: Dataset, name: str, max_pairs: int | None, decode: bool) -> "RowSource":
-        """Finds columns by training's own rules, as if all labels were good.
-
-        Args:
-            dataset, name: as `dataset.open_rows` gives them.
-            max_pairs: pairs that training uses, the first ones. None: all.
-            decode: whether to decode images.
-
-        Raises:
-            ValueError: columns are missing or hold no images, or there are no rows.
-        """
-        labels, relabelled = np.ones(len(dataset)), dataset
-        if set(PICK_A_PIC_COLUMNS) <= set(dataset.column_names):
-            labels = np.array([_label_or_nan(scalar) for scalar in dataset.data.column("label_0")])
-            relabelled = dataset.remove_columns("label_0").add_column("label_0", np.ones(len(dataset)))
-        pairs = replace(PreferenceRows.open(relabelled, name), winner_is_0=labels == 1.0)
-        used = np.cumsum(labels != 0.5) <= (len(labels) if max_pairs is None else max_pairs)
-        return cls(dataset, pairs, labels, np.flatnonzero(used | np.isnan(labels)), decode)
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Numbers of the rows to look at: all, or those up to the last pair that training uses, and bad labels after it."""
+        labels = np.array([self._label_or_nan(row) for row in range(len(self.table))])
+        used = np.cumsum(labels != TIE) <= (len(labels) if self.max_pairs is None else self.max_pairs)
+        return np.flatnonzero(used | np.isnan(labels))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,78 +54,41 @@ class RowSource:
 
     def pair(self, key: tuple[int, int]) -> PreferencePair:
         """A good pair, winner first."""
-        return self.pairs[key[1]]
+        row = self._read(key[1])
+        return PreferencePair(*(row.images if row.label == 1 else row.images[::-1]), row.prompt)
 
     def where(self, key: tuple[int, int]) -> str:
-        image = self._images[key[1]][self.pairs.columns[0]]
-        file = f" ({printable(Path(image['path']).name)})" if isinstance(image, dict) and image["path"] else ""
-        return f"row {key[1]}{file}"
+        column = self.table.columns.images[0]
+        image = self.table.cells(key[1], (column,))[column].as_py()
+        return f"row {key[1]}{place_of_image(image, column, '').removeprefix(column)}"
+
+    def _read(self, row: int):
+        columns = self.table.columns
+        return columns.read(self.table.cells(row, columns.used), f"row {row}", self.table.follows_paths)
+
+    def _label_or_nan(self, row: int) -> float:
+        columns = self.table.columns
+        try:
+            return columns.read_label(self.table.cells(row, columns.verdict))
+        except BadPair:
+            return np.nan
 
     def _inspect_row(self, row: int) -> InspectedPair:
-        label, problems = self.labels[row], []
-        if label == 0.5:
-            return InspectedPair((0, row), 0.5)
-        if np.isnan(label):
+        found = self._read(row)
+        if found.label == TIE:
+            return InspectedPair((0, row), TIE)
+        facts, problems = [], list(found.problems)
+        for column, encoded in zip(self.table.columns.images, found.images):
+            if encoded is None:
+                continue
+            image = self.table.cells(row, (column,))[column].as_py()
             try:
-                _read_label(self.dataset.data.column("label_0")[row], f"row {row}")
-            except ValueError as error:
-                problems.append(("bad label", str(error)))
-        prompt = self._caption(row, problems)
-        facts = [self._image(row, column, problems) for column in self.pairs.columns[:2]]
+                facts.append(image_facts(encoded, place_of_image(image, column, f"row {row}"), self.decode))
+            except BadPair as bad:
+                problems.append(bad)
         if problems:
-            return InspectedPair((0, row), None if np.isnan(label) else label, prompt, problems=tuple(problems))
-        return InspectedPair((0, row), label, prompt, *(facts if label == 1 else facts[::-1]))
-
-    def _caption(self, row: int, problems: list) -> str | None:
-        column = self.pairs.columns[2]
-        try:
-            value = self.dataset.data.column(column)[row].as_py()
-        except ValueError as error:
-            problems.append(("bad caption", f"row {row}: {column} can't be read: {error}. Replace this row."))
-            return None
-        if not isinstance(value, str):
-            problems.append(("bad caption", f"row {row}: {column} is {printable(repr(value))}, not text."))
-            return None
-        return value
-
-    def _image(self, row: int, column: str, problems: list) -> ImageFacts | None:
-        where, image = f"row {row}, {column}", self._images[row][column]
-        file = f" The file is {printable(image['path'])}." if isinstance(image, dict) and image["path"] else ""
-        try:
-            encoded = encoded_bytes(image, where, self.pairs.has_files)
-        except ValueError as error:
-            problems.append(("missing image", f"{error}{file}"))
-            return None
-        try:
-            return image_facts(encoded, where, self.decode)
-        except ValueError as error:
-            problems.append(("undecodable image", f"{error}{file}"))
-            return None
-
-    @cached_property
-    def _images(self) -> Dataset:
-        """The columns of images alone: what is wrong with a caption must not keep them from being read."""
-        return self.pairs.dataset.select_columns(list(self.pairs.columns[:2]))
-
-
-def _read_label(scalar, where: str) -> float:
-    """A row's label.
-
-    Raises:
-        ValueError: it is bad.
-    """
-    try:
-        value = scalar.as_py()
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{where}: label_0 can't be read: {error}. Replace this row.") from error
-    return parse_label(value, where)
-
-
-def _label_or_nan(scalar) -> float:
-    try:
-        return _read_label(scalar, "")
-    except ValueError:
-        return np.nan
+            return InspectedPair((0, row), found.label, found.prompt, problems=tuple(problems))
+        return InspectedPair((0, row), found.label, found.prompt, *(facts if found.label == 1 else facts[::-1]))
 
 
 @dataclass(frozen=True)
@@ -170,10 +114,12 @@ class ShardSource:
             for ordinal, members in read_samples(self.shards.urls[shard], 0, count, count):
                 found.append(self._inspect_sample((shard, ordinal), members))
         except (ValueError, OSError) as error:
-            return [*found, InspectedPair((shard, len(found)), problems=((STOPS, str(error)),))]
+            return [*found, InspectedPair((shard, len(found)), problems=(BadPair(STOPS, str(error).rstrip(".")),))]
         for ordinal in range(len(found), count):
-            message = f"{self.shards.where(shard, ordinal, None)}: the shard ends or breaks off before it"
-            found.append(InspectedPair((shard, ordinal), problems=(("unreadable", message),)))
+            bad = BadPair(
+                "unreadable", "the shard ends or breaks off before it", self.shards.where(shard, ordinal, None)
+            )
+            found.append(InspectedPair((shard, ordinal), problems=(bad,)))
         return found
 
     def pair(self, key: tuple[int, int]) -> PreferencePair:
@@ -199,16 +145,16 @@ class ShardSource:
         try:
             pair = to_pair(members)
         except BadSample as error:
-            return InspectedPair(key, problems=((error.kind, f"{where}: {error}"),))
+            return InspectedPair(key, problems=(BadPair(error.kind, str(error), where),))
         if pair is None:
-            return InspectedPair(key, 0.5)
+            return InspectedPair(key, TIE)
         facts, problems = [], []
         for name, encoded in (("winner", pair.winner), ("loser", pair.loser)):
             try:
                 facts.append(image_facts(encoded, f"{where}, {name}"))
-            except ValueError as error:
-                problems.append(("undecodable image", str(error)))
-        label = parse_label(members["label_0.txt"].decode(), where)
+            except BadPair as bad:
+                problems.append(bad)
+        label, _ = read_label(members, ())
         if problems:
             return InspectedPair(key, label, pair.prompt, problems=tuple(problems))
         return InspectedPair(key, label, pair.prompt, *facts)

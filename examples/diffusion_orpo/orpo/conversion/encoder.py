@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from safetensors.torch import load, save
 
+from ..data.bad_pair import BadPair
 from ..data.flags import IMAGES
 from ..data.pair import PairTransform
 from ..models.checks import read_index
@@ -21,19 +22,18 @@ from ..shards.manifest import Encoding
 from ..system.flags import assemble, make_parser, parse
 from ..system.libraries import LIBRARIES
 from ..system.precision import DTYPES
+from .plan import EncodingJob
 
 
 PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
 
 
-def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype]:
+def plan_encoding(flags: list[str]) -> EncodingJob:
     """Finds the family by the model's folder, and reads the flags as its training script does.
-
-    Returns:
-        The family, all flags, and the dtype of the encoders.
 
     Raises:
         ValueError: the model is of no family that is known.
+        OSError: it is not there.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--pretrained_model_name_or_path")
@@ -51,20 +51,15 @@ def parse_flags(flags: list[str]) -> tuple[type, argparse.Namespace, torch.dtype
     parser = make_parser(None, declarations)
     args = parse(parser, declarations, flags)
     family.check_flags(parser, args)
-    return family.load_class(), args, DTYPES[args.mixed_precision or "no"]
+    precision, family_class, options = args.mixed_precision or "no", family.load_class(), ModelOptions.from_flags(args)
+    family_class.check(options)
+    return EncodingJob(family_class, options, precision, encoding_identity(family_class, options, DTYPES[precision]))
 
 
-def identify(flags: list[str]) -> dict[str, str]:
-    """The encoding's identity, from files alone."""
-    family, args, dtype = parse_flags(flags)
-    family.check(ModelOptions.from_flags(args))
-    return encoding_identity(family, ModelOptions.from_flags(args), dtype)
-
-
-def describe(flags: list[str], encoded: bytes) -> Encoding:
+def describe(job: EncodingJob, encoded: bytes) -> Encoding:
     """The manifest's entry for an encoding, given one sample's `encoded.safetensors`."""
     tensors = {name: (_name(value.dtype), tuple(value.shape)) for name, value in sorted(load(encoded).items())}
-    return Encoding(identify(flags), LIBRARIES, tensors)
+    return Encoding(job.identity, LIBRARIES, tensors)
 
 
 class RowEncoder:
@@ -74,16 +69,15 @@ class RowEncoder:
         batch_rows: how many rows it takes at a time.
     """
 
-    def __init__(self, flags: list[str]) -> None:
-        family, args, dtype = parse_flags(flags)
+    def __init__(self, job: EncodingJob) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
-        self.model = family.load(ModelOptions.from_flags(args), device, dtype, denoiser=False)
-        self.transform = PairTransform(args.resolution)
-        self.batch_rows = max(1, args.vae_encode_batch_size // 2)
+        self.model = job.family.load(job.options, device, DTYPES[job.precision], denoiser=False)
+        self.transform = PairTransform(job.options.resolution)
+        self.batch_rows = max(1, job.options.vae_encode_batch_size // 2)
         self.embeds = lru_cache(PROMPTS_KEPT)(self._embeds)
 
-    def encode(self, rows: list[tuple[str, dict[str, bytes]]]) -> Iterator[dict[str, bytes] | ValueError]:
+    def encode(self, rows: list[tuple[str, dict[str, bytes]]]) -> Iterator[dict[str, bytes] | BadPair]:
         """Encodes a batch of rows.
 
         Args:
@@ -93,7 +87,7 @@ class RowEncoder:
             For each row, labels and prompt as they were and `encoded.safetensors`; or what is wrong with it.
         """
         crops = [self._crops(where, members) for where, members in rows]
-        good = [crop for crop in crops if not isinstance(crop, ValueError)]
+        good = [crop for crop in crops if not isinstance(crop, BadPair)]
         pixels = [image for images, _, _ in good for image in images]
         moments = iter(
             self.model.encode_images(torch.stack(pixels).permute(0, 3, 1, 2)).cpu().unflatten(0, (-1, 2))
@@ -101,7 +95,7 @@ class RowEncoder:
             else ()
         )
         for (where, members), crop in zip(rows, crops):
-            if isinstance(crop, ValueError):
+            if isinstance(crop, BadPair):
                 yield crop
                 continue
             _, original_sizes, corners = crop
@@ -116,20 +110,19 @@ class RowEncoder:
             }
             bad = [name for name, value in tensors.items() if not value.isfinite().all()]
             if bad:
-                yield ValueError(
-                    f"{where}: {' and '.join(bad)} hold values that are not finite. Is there a VAE for this precision?"
-                )
+                problem = f"{' and '.join(bad)} hold values that are not finite"
+                yield BadPair("bad encoding", problem, where, "Is there a VAE for this precision?")
                 continue
             texts = {name: content for name, content in members.items() if name.endswith(".txt")}
             yield texts | {"encoded.safetensors": save({name: value.contiguous() for name, value in tensors.items()})}
 
-    def _crops(self, where: str, members: dict[str, bytes]) -> tuple | ValueError:
+    def _crops(self, where: str, members: dict[str, bytes]) -> tuple | BadPair:
         """Pixels, original sizes and corners of the crops of both images."""
         images = [members[name] for name in sorted(members) if name.startswith("jpg_")]
         try:
             return tuple(zip(*(self.transform.image(image, f"{where}: jpg_{i}") for i, image in enumerate(images))))
-        except ValueError as error:
-            return error
+        except BadPair as bad:
+            return bad
 
     def _embeds(self, prompt: str) -> dict[str, torch.Tensor]:
         return {name: rows[0].cpu() for name, rows in self.model.encode_prompts([prompt]).items()}

@@ -6,22 +6,22 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 from huggingface_hub import HfFileSystem
 from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubTreeFileSystem
 
-from ..data.columns import PICK_A_PIC_COLUMNS, TRL_COLUMNS
+from ..data.columns import Columns
+from ..data.files import as_given, find_builder, pick_split, split_names
+from ..data.folders import is_pair_folders
 from ..shards.manifest import Source, open_folder
 from ..system.messages import printable
 from ..system.redaction import without_secrets
 
-
-# Column of the data set by member of a pair. With TRL's names the first image is the preferred one.
-PICK_A_PIC = dict(zip(PICK_A_PIC_COLUMNS, PICK_A_PIC_COLUMNS))
-TRL = dict(zip(("jpg_0", "jpg_1", "caption"), TRL_COLUMNS))
 
 SPLIT_OF_HUB_FILE = re.compile(r"(\w+?)-\d+-of-\d+(-\w+)?\.parquet")
 SPLIT_NAME = r"(?:^|[^a-zA-Z])({})(?:[^a-zA-Z]|$)"
@@ -31,6 +31,28 @@ BATCH_ROWS = 8  # in memory at a time, next to what Parquet buffers
 READ_BYTES = 4 << 20  # at a time and column
 MAX_GROUP_BYTES = 1 << 40
 
+HOW_TO_WRITE_PARQUET = (
+    "The converter reads parquet files. Training takes this as it is; for shards, write it as parquet first:"
+    " python check_preferences.py --dataset_name={path} --write_parquet=FOLDER, then --dataset_path=FOLDER."
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The parquet files of a split.
+
+    Attributes:
+        root: what `open_dataset` opens.
+        split: its name.
+        files: in order, as paths below the root.
+        classes: names of the classes of ClassLabel columns, where the data set's card and not the files say so.
+    """
+
+    root: str
+    split: str
+    files: list[str]
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
 
 def open_dataset(path: str) -> SubTreeFileSystem:
     """A file system whose root is the data set: a folder, s3://bucket/prefix, or what the Hub has under that name."""
@@ -39,72 +61,85 @@ def open_dataset(path: str) -> SubTreeFileSystem:
     return SubTreeFileSystem(f"datasets/{path}", PyFileSystem(FSSpecHandler(HfFileSystem())))
 
 
-def split_of(file: str, split: str | None) -> str:
-    """The split of a file by its name, else by its nearest folder; "train" where neither names one.
+def list_files(path: str, config: str | None, split: str | None) -> Listing:
+    """Finds the parquet files of a split: those that training from the same data set reads.
+
+    Args:
+        path: a folder or file, s3://bucket/prefix, or a data set of the Hub.
+        config: of a data set that has several.
+        split: Default: the only one, else train.
+
+    Raises:
+        ValueError: the data set can't be read, has no parquet files, or no such split; lists those there are.
+    """
+    if re.match(r"(?!s3:|file:)[a-z0-9+.-]+://", path):
+        raise ValueError(
+            f"--dataset_path={without_secrets(path)} is a URL: name a folder, s3://bucket/prefix, or a data set of the Hub."
+        )
+    if path.startswith("s3://"):
+        return _list_on_s3(path, split)
+    path = as_given(path)
+    if is_pair_folders(path) or os.path.exists(os.path.join(path, "state.json")):
+        raise ValueError(f"--dataset_path={path} holds no parquet files. {HOW_TO_WRITE_PARQUET.format(path=path)}")
+    if os.path.isfile(path):
+        files, split, classes = [os.path.abspath(path)], split or "train", {}
+    else:
+        builder = find_builder(path, config)
+        split = pick_split(split_names(builder), split, path, "--split")
+        files = [str(file) for file in builder.config.data_files[split]]
+        classes = class_names(builder.info.features or {})
+    others = [file for file in files if not file.endswith(".parquet")]
+    if others:
+        found = f"holds {printable(os.path.basename(others[0]))} and {len(files)} files in all, not parquet"
+        raise ValueError(f"--dataset_path={path} {found}. {HOW_TO_WRITE_PARQUET.format(path=path)}")
+    if files[0].startswith("hf://"):
+        root = re.match(r"hf://datasets/([^@]+@[^/]+)/", files[0])
+        return Listing(root[1], split, [file[len(root[0]) :] for file in files], classes)
+    root = Path(path).resolve() if os.path.isdir(path) else Path(files[0]).parent
+    return Listing(str(root), split, [os.path.relpath(file, root) for file in files], classes)
+
+
+def class_names(features) -> dict[str, list[str]]:
+    """Names of the classes of each ClassLabel column."""
+    return {name: list(feature.names) for name, feature in features.items() if hasattr(feature, "names")}
+
+
+def _list_on_s3(url: str, split: str | None) -> Listing:
+    """datasets does not list S3: here files are known by names such as `train-00000-of-00644.parquet`, or by folders."""
+    try:
+        entries = open_dataset(url).get_file_info(FileSelector("", recursive=True))
+    except OSError as error:
+        raise ValueError(f"--dataset_path={url} can't be read: {printable(str(error))}.") from error
+    splits = defaultdict(list)
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        hidden = any(part.startswith(".") for part in entry.path.split("/"))
+        if entry.type == FileType.File and entry.extension == "parquet" and not hidden:
+            splits[_split_of(entry.path, split)].append(entry.path)
+    if not splits:
+        raise ValueError(f"--dataset_path={url} has no parquet files, neither itself nor in sub-folders.")
+    nameless = splits.pop(None, [])
+    if nameless and splits:
+        raise ValueError(
+            f"{url}: the names of {', '.join(nameless[:3])} ({len(nameless)} files) say no split, those of the others do"
+            f" ({', '.join(splits)}). Put all files of a split into a folder of its name."
+        )
+    splits = splits or {"train": nameless}
+    chosen = pick_split(splits, split, url, "--split")
+    return Listing(url, chosen, splits[chosen])
+
+
+def _split_of(file: str, split: str | None) -> str | None:
+    """The split of a file by its name, else by its nearest folder; None where neither names one.
 
     Args:
         file: path within the data set.
-        split: the one asked for, which may have any name; others are known as `train-00000-of-00644.parquet`, or by
-            the usual names.
+        split: the one asked for, which may have any name.
     """
     names = "|".join([split, *USUAL_SPLITS] if split else USUAL_SPLITS)
     for part in reversed(file.split("/")):
         if match := SPLIT_OF_HUB_FILE.fullmatch(part) or re.search(SPLIT_NAME.format(names), part):
             return match[1]
-    return "train"
-
-
-def list_files(path: str, split: str | None) -> tuple[str, list[str]]:
-    """Finds the parquet files of a split.
-
-    Returns:
-        The split's name, and its files in order, as paths within the data set.
-
-    Raises:
-        ValueError: the data set can't be opened, has no parquet files, or no such split; lists those there are.
-    """
-    if re.match(r"(?!s3:)[a-z0-9+.-]+://", path):
-        raise ValueError(
-            f"--dataset_path={without_secrets(path)} is a URL: name a folder, s3://bucket/prefix, or a data set of the Hub."
-        )
-    dataset = open_dataset(path)
-    try:
-        entries = dataset.get_file_info(FileSelector("", recursive=True))
-    except Exception as error:  # the Hub's client passes on those of its HTTP library
-        raise ValueError(f"--dataset_path={path} is no folder here, and can't be had from the Hub: {error}") from error
-    splits = defaultdict(list)
-    for entry in sorted(entries, key=lambda entry: entry.path):
-        hidden = any(part.startswith(".") for part in entry.path.split("/"))
-        if entry.type == FileType.File and entry.extension == "parquet" and not hidden:
-            splits[split_of(entry.path, split)].append(entry.path)
-    if not splits:
-        raise ValueError(f"--dataset_path={path} has no parquet files, neither itself nor in sub-folders.")
-    chosen = split or (next(iter(splits)) if len(splits) == 1 else "train")
-    if chosen not in splits:
-        asked = f"no split {chosen!r}" if split else "several splits and none called train"
-        raise ValueError(f"{path} has {asked}: choose --split among {', '.join(splits)}.")
-    return chosen, splits[chosen]
-
-
-def find_columns(schema: pa.Schema, where: str) -> dict[str, str]:
-    """Which column holds which member of a pair: PICK_A_PIC or TRL.
-
-    Raises:
-        ValueError: columns are missing, or hold no encoded images; names what was found and what is needed.
-    """
-    for columns in (PICK_A_PIC, TRL):
-        if set(columns.values()) <= set(schema.names):
-            for column in (columns["jpg_0"], columns["jpg_1"]):
-                kind = schema.field(column).type
-                if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                    kind = kind.field("bytes").type
-                if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-                    raise ValueError(f"{where}: column {column} holds {kind}, not encoded images.")
-            return columns
-    raise ValueError(
-        f"{where} has the columns {', '.join(schema.names)}. Needed are {', '.join(PICK_A_PIC.values())}, or"
-        f" {', '.join(TRL.values())}."
-    )
+    return None
 
 
 @dataclass(frozen=True)
@@ -112,24 +147,27 @@ class Footer:
     """What a file's footer says.
 
     Attributes:
-        columns: of `find_columns`.
+        columns: that hold pairs.
+        names: of all columns.
         groups: rows and uncompressed bytes, of all columns, of each row group.
         sha256: of the footer itself.
     """
 
-    columns: dict[str, str]
+    columns: Columns
+    names: list[str]
     groups: list[tuple[int, int]]
     sha256: str
 
 
-def read_footer(folder: SubTreeFileSystem, file: str) -> Footer:
+def read_footer(folder: SubTreeFileSystem, file: str, classes: dict[str, list[str]]) -> Footer:
     """Reads a file's footer. What it says of columns is left alone: where that is damaged, Arrow ends the process.
 
     Raises:
         ValueError: it can't be read, contradicts itself, or the columns are others; names the file.
     """
     with open_parquet(folder, file) as parquet:
-        columns, metadata = find_columns(parquet.schema_arrow, file), parquet.metadata
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        columns = Columns.find(schema, file, _classes_in_file(schema, file) | classes)
         found = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         groups = [(group.num_rows, group.total_byte_size) for group in found]
         with folder.open_input_file(file) as opened:
@@ -140,7 +178,17 @@ def read_footer(folder: SubTreeFileSystem, file: str) -> Footer:
         raise ValueError(
             f"{file} can't be read: the row groups of its footer contradict each other. Replace the file."
         )
-    return Footer(columns, groups, digest)
+    return Footer(columns, schema.names, groups, digest)
+
+
+def _classes_in_file(schema: pa.Schema, file: str) -> dict[str, list[str]]:
+    """Names of the classes of ClassLabel columns, as datasets writes them into a file's metadata."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    try:
+        return class_names(Features.from_arrow_schema(schema))
+    except Exception as error:  # of datasets, for whatever JSON there is
+        raise ValueError(f"{file} can't be read: datasets' metadata in it are broken ({error!r}).") from error
 
 
 @contextmanager
@@ -157,20 +205,19 @@ def open_parquet(folder: SubTreeFileSystem, file: str) -> Iterator[pq.ParquetFil
         raise ValueError(f"{file} can't be read: {printable(str(error), 500)}. Replace the file.") from error
 
 
-def read_rows(dataset_path: str, source: Source) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
+def read_rows(dataset_path: str, source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, pa.Scalar]]]:
     """Yields a run of rows, each with its number in the file, a few in memory at a time."""
     number, end = 0, source.first_row + source.rows
     with open_parquet(open_dataset(dataset_path), source.file) as parquet:
-        columns = find_columns(parquet.schema_arrow, source.file)
         for group in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows
             if number + rows <= source.first_row:
                 number += rows
                 continue
-            for batch in parquet.iter_batches(BATCH_ROWS, [group], list(columns.values()), use_threads=False):
+            for batch in parquet.iter_batches(BATCH_ROWS, [group], list(columns.used), use_threads=False):
                 for i in range(batch.num_rows):
                     if number == end:
                         return
                     if number >= source.first_row:
-                        yield number, {name: batch.column(column)[i] for name, column in columns.items()}
+                        yield number, {name: batch.column(name)[i] for name in columns.used}
                     number += 1

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from ..data.columns import Columns
+from ..models.options import ModelOptions
 from ..shards.manifest import Source
-from .parquet import list_files, open_dataset, read_footer
+from ..system.messages import printable
+from .parquet import Footer, list_files, open_dataset, read_footer
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """How samples are encoded: the flags that say so, as a training script takes them, and what they come down to."""
+    """How samples are encoded.
 
-    flags: list[str]
+    Attributes:
+        family: of the model.
+        options: of the model; also resolution and batch size.
+        precision: of the encoders: "no", "fp16" or "bf16".
+        identity: all that decides an encoding.
+    """
+
+    family: type
+    options: ModelOptions
+    precision: str
     identity: dict[str, str]
 
 
@@ -36,6 +48,7 @@ class Job:
 
     Attributes:
         files: of the split, in order; a file's place here is part of its rows' keys.
+        columns: of each file.
         units: one a shard.
         plan: fingerprint of what decides the shards' bytes: rows, their files' footers, keep_ties, and the encoding.
         encoding: None where images pass through as they are.
@@ -47,6 +60,7 @@ class Job:
     split: str
     keep_ties: bool
     files: list[str]
+    columns: dict[str, Columns]
     units: list[Unit]
     plan: str
     encoding: EncodingJob | None = None
@@ -56,35 +70,65 @@ class Job:
         return sum(unit.rows for unit in self.units)
 
 
-def plan_job(args, encoding: EncodingJob | None = None) -> Job:
-    """Divides the rows of the split into shards. The same files and flags give the same plan, on any machine.
+def plan_job(
+    dataset_path: str,
+    output_dir: str,
+    *,
+    dataset_config_name: str | None = None,
+    split: str | None = None,
+    shard_size_mb: float = 500,
+    keep_ties: bool = False,
+    cache_dir: str | None = None,
+    encoding: EncodingJob | None = None,
+) -> Job:
+    """Divides the rows of the split into shards. The same files and settings give the same plan, on any machine.
 
     Args:
-        args: the flags.
+        dataset_path, dataset_config_name, split: as for `list_files`.
+        output_dir: gets the shards.
+        shard_size_mb: of a shard, about, in 10^6 bytes.
+        keep_ties: whether rows without a preference are written, too.
+        cache_dir: where shards wait for their upload to S3.
         encoding: how samples are encoded, if they are.
 
     Raises:
-        ValueError: files, split or columns are not there, or there are no rows.
+        ValueError: files, split or columns are not there, files differ in them, or there are no rows.
     """
-    split, files = list_files(args.dataset_path, args.split)
-    folder = open_dataset(args.dataset_path)
+    listing = list_files(dataset_path, dataset_config_name, split)
+    folder, files, split = open_dataset(listing.root), listing.files, listing.split
 
     with ThreadPoolExecutor(8) as pool:
-        footers = list(pool.map(lambda file: read_footer(folder, file), files))
+        footers = list(pool.map(lambda file: read_footer(folder, file, listing.classes), files))
+    _check_alike(files, footers)
     pieces = [
         (Source(file, first_row, rows), size)
         for file, footer in zip(files, footers)
-        for first_row, rows, size in cut_row_groups(footer.groups, args.shard_size_mb * 1e6)
+        for first_row, rows, size in cut_row_groups(footer.groups, shard_size_mb * 1e6)
     ]
     if not pieces:
-        raise ValueError(f"{args.dataset_path}: the {len(files)} parquet files of split {split} have no rows.")
-    sources = gather(pieces, args.shard_size_mb * 1e6)
+        raise ValueError(f"{dataset_path}: the {len(files)} parquet files of split {split} have no rows.")
+    sources = gather(pieces, shard_size_mb * 1e6)
     units = [Unit(f"{split}-{number:05d}.tar", source) for number, source in enumerate(sources)]
-    decisive = [args.keep_ties, [asdict(unit) for unit in units], [footer.sha256 for footer in footers]]
+    decisive = [keep_ties, [asdict(unit) for unit in units], [footer.sha256 for footer in footers]]
     if encoding is not None:
         decisive.append(encoding.identity)
     plan = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-    return Job(args.dataset_path, args.output_dir, args.cache_dir, split, args.keep_ties, files, units, plan, encoding)
+    columns = {file: footer.columns for file, footer in zip(files, footers)}
+    return Job(listing.root, output_dir, cache_dir, split, keep_ties, files, columns, units, plan, encoding)
+
+
+def _check_alike(files: list[str], footers: list[Footer]) -> None:
+    """
+    Raises:
+        ValueError: a file has columns that the first one lacks, as training refuses it, or holds pairs in another way.
+    """
+    for file, footer in zip(files, footers):
+        more = [name for name in footer.names if name not in footers[0].names]
+        if more or footer.columns.convention != footers[0].columns.convention:
+            raise ValueError(
+                f"{file} has the columns {printable(', '.join(footer.names))}, and {files[0]}"
+                f" {printable(', '.join(footers[0].names))}. The files of a split must have the same."
+            )
 
 
 def cut_row_groups(groups: list[tuple[int, int]], size: float) -> Iterator[tuple[int, int, float]]:

@@ -3,6 +3,7 @@
 # What to do about each kind, where a problem doesn't bring better advice. A new kind may stand here or not.
 ADVICE = {
     "bad label": "Write 1 (the first image is preferred), 0 (the second is) or 0.5 (a tie), or remove the pair.",
+    "contradicting columns": "Correct one of them, or remove the pair.",
     "bad prompt": "Write the prompt as text, or remove the pair.",
     "missing image": "Store the image's bytes, or remove the pair.",
     "undecodable image": "Replace the image, or remove the pair.",

@@ -1,89 +1,79 @@
 """Pairs from a data set that fits on disk, in an order that seed and epoch decide: Hub, parquet, or image files."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 
 import numpy as np
 import torch
-from datasets import Dataset, get_dataset_split_names, load_dataset
 from torch.utils.data import DataLoader
 
-from ..system.messages import printable
 from ..system.signals import shield_worker
-from .folders import is_pair_folders, load_pair_folders
 from .pair import PairTransform, collate_pairs, sample_seed
 from .rows import HELD_OUT_SEED, PreferenceRows, hold_out
+from .table import Table, open_table
 
 
-def load_pairs(args) -> "PreferenceData":
-    """Opens the data set of the flags, checks the pairs it will use and splits off the held-out ones.
+@dataclass(frozen=True)
+class DataOptions:
+    """Which pairs of a data set to use, and how.
+
+    Attributes:
+        name, config, split, cache_dir: as for `open_table`.
+        transform: of the training images.
+        max_pairs: use the first so many pairs only; None for all.
+        num_held_out: pairs to keep for validation, at most.
+        num_workers: processes that decode.
+    """
+
+    name: str
+    transform: PairTransform
+    config: str | None = None
+    split: str | None = None
+    max_pairs: int | None = None
+    num_held_out: int = 0
+    num_workers: int = 0
+    cache_dir: str | None = None
+
+    @classmethod
+    def from_flags(cls, args) -> "DataOptions":
+        return cls(
+            name=args.dataset_name,
+            transform=PairTransform.from_flags(args),
+            config=args.dataset_config_name,
+            split=args.dataset_split_name,
+            max_pairs=args.max_train_samples,
+            num_held_out=args.num_validation_pairs if args.run_validation else 0,
+            num_workers=args.dataloader_num_workers,
+            cache_dir=args.cache_dir,
+        )
+
+    def open_table(self) -> Table:
+        """All rows, unchecked."""
+        return open_table(self.name, self.config, self.split, self.cache_dir)
+
+
+def load_pairs(options: DataOptions) -> "PreferenceData":
+    """Opens a data set, checks the pairs it will use and splits off the held-out ones.
 
     The first run on a data set decodes every image once, so that a broken one stops the run now and not days later;
     datasets' cache remembers the result.
 
     Raises:
-        ValueError: split or columns are not there, a label, caption or image is bad, or no pairs are left. Names the
-            row where there is one.
+        BadPair: a label, prompt or image is bad; names the row.
+        ValueError: split or columns are not there, or no pairs are left.
     """
-    pairs = PreferenceRows.open(*open_rows(args))
-    num_held_out = args.num_validation_pairs if args.run_validation else 0
-    if num_held_out >= len(pairs):
+    pairs, number = PreferenceRows.open(options.open_table()), options.num_held_out
+    if number >= len(pairs):
         raise ValueError(
-            f"--num_validation_pairs={num_held_out} leaves none of the {len(pairs)} pairs of {pairs.name} to train on."
+            f"--num_validation_pairs={number} leaves none of the {len(pairs)} pairs of {pairs.name} to train on."
         )
-    if args.max_train_samples is not None:
-        pairs = pairs.select(np.arange(min(args.max_train_samples + num_held_out, len(pairs))))
+    if options.max_pairs is not None:
+        pairs = pairs.select(np.arange(min(options.max_pairs + number, len(pairs))))
     images = pairs.check()
-    train, held_out = hold_out(pairs.with_digests(images), images, num_held_out)
-    transform = PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
-    return PreferenceData(train, held_out, transform, args.dataloader_num_workers)
-
-
-def open_rows(args) -> tuple[Dataset, str]:
-    """All rows of the flags' data set and split, unchecked, and their name for messages.
-
-    Raises:
-        ValueError: they can't be read.
-    """
-    if is_pair_folders(args.dataset_name):
-        return load_pair_folders(args), f"{args.dataset_name} (chosen, rejected)"
-    split = choose_split(args.dataset_name, args.dataset_config_name, args.dataset_split_name)
-    with _readable(args.dataset_name):
-        dataset = load_dataset(args.dataset_name, args.dataset_config_name, split=split, cache_dir=args.cache_dir)
-    return dataset, f"{args.dataset_name} ({split})"
-
-
-def choose_split(name: str, config: str | None, split: str | None) -> str:
-    """The split asked for, else the only one, else "train".
-
-    Raises:
-        ValueError: there is no such split; lists those there are.
-    """
-    with _readable(name):
-        names = get_dataset_split_names(name, config)
-    if split is None and len(names) == 1:
-        return names[0]
-    split_or_train = split or "train"
-    if split_or_train not in names:
-        asked = f"no split {split!r}" if split else "several splits and none called train"
-        raise ValueError(f"{name} has {asked}: choose --dataset_split_name among {', '.join(names)}.")
-    return split_or_train
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Names the data set, and the cause at the bottom of it, where datasets can't read it."""
-    try:
-        yield
-    except Exception as error:  # those of datasets, of its readers, and of the HTTP library
-        cause = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reasons = dict.fromkeys(printable(str(e)) for e in (error, cause))
-        raise ValueError(f"--dataset_name={name} can't be read: {': '.join(reasons)}. Check its files.") from error
+    train, held_out = hold_out(pairs.with_digests(images), images, number)
+    return PreferenceData(train, held_out, options.transform, options.num_workers)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,19 +45,34 @@ WRITTEN_AT_ONCE = 16
 FEATURES = Features(encoded=Value("large_binary"))  # the tensors of an image or of a prompt, as a safetensors file
 
 
+class EncoderModel(Protocol):
+    """What encodes: VAE and text encoders of a model."""
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images uint8 (B, 3, H, W) to moments (B, 2C, h, w)."""
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Embeddings by name, each with a row for each prompt."""
+
+
 def cache_encodings(
-    args, accelerator: Accelerator, family: type, dtype: torch.dtype, data: PreferenceData
+    data: PreferenceData,
+    accelerator: Accelerator,
+    identify: Callable[[], dict[str, str]],
+    load_model: Callable[[], EncoderModel],
+    vae_batch_size: int,
+    cache_dir: str | None,
 ) -> PreferenceData:
     """Encodes all images and prompts of a data set, or finds them in the cache. Every process must call it.
 
-    VAE and text encoders are loaded only if something is to be encoded, and freed before this returns.
-
     Args:
-        args: the flags.
-        accelerator: of the run.
-        family: the model family, such as `StableDiffusionXL`.
-        dtype: of the text encoders, and of a VAE that does not ask for float32.
         data: the pairs.
+        accelerator: of the run.
+        identify: says what decides an encoding, besides the pairs.
+        load_model: loads what encodes. It is called only if something is to be encoded, and the model is freed before this
+            returns.
+        vae_batch_size: images that the VAE encodes at once.
+        cache_dir: of datasets; None for the default.
 
     Returns:
         The same pairs, in batches that hold `moments` and `embeds`.
@@ -67,12 +83,11 @@ def cache_encodings(
     splits = [data.train] if data.held_out is None else [data.train, data.held_out]
     images = find_images(splits)
     prompts = list(dict.fromkeys(prompt for pairs in splits for prompt in pairs.prompts()))
-    if args.proportion_empty_prompts > 0 and "" not in prompts:
+    if data.transform.proportion_empty_prompts > 0 and "" not in prompts:
         prompts.append("")
 
-    identity = on_main_process(accelerator, family.encoding_identity, family.options_class.from_flags(args), dtype)
-    cache = ChunkCache(accelerator, args.cache_dir, [identity, TRANSFORM, DECODER, LIBRARIES])
-    encoder = Encoder(args, family, accelerator.device, dtype)
+    cache = ChunkCache(accelerator, cache_dir, [on_main_process(accelerator, identify), TRANSFORM, DECODER, LIBRARIES])
+    encoder = Encoder(load_model, PairTransform(data.transform.resolution), vae_batch_size, data.num_workers)
     encodings = Encodings(
         images={
             flipped: cache.rows(
@@ -80,7 +95,7 @@ def cache_encodings(
                 list(images),
                 lambda chunk: encoder.encode_images([images[digest] for digest in chunk], flipped),
             )
-            for flipped in ((False, True) if args.random_flip else (False,))
+            for flipped in ((False, True) if data.transform.random_flip else (False,))
         },
         image_rows={digest: row for row, digest in enumerate(images)},
         prompts=cache.rows("prompts", prompts, encoder.encode_prompts),
@@ -107,22 +122,20 @@ def find_images(splits: list[PreferenceRows]) -> dict[bytes, Place]:
 class Encoder:
     """Encodes images and prompts, with modules that are loaded when the first one comes."""
 
-    args: object
-    family: type
-    device: torch.device
-    dtype: torch.dtype
+    load_model: Callable[[], EncoderModel]
+    crop: PairTransform
+    vae_batch_size: int
+    num_workers: int
 
     @cached_property
-    def model(self):
-        return self.family.load(
-            self.family.options_class.from_flags(self.args), self.device, self.dtype, denoiser=False
-        )
+    def model(self) -> EncoderModel:
+        return self.load_model()
 
     def encode_images(self, places: list[Place], flipped: bool) -> Iterator[dict[str, torch.Tensor]]:
         crops = DataLoader(
-            CentreCrops(places, PairTransform(self.args.resolution), flipped),
-            self.args.vae_encode_batch_size,
-            num_workers=self.args.dataloader_num_workers,
+            CentreCrops(places, self.crop, flipped),
+            self.vae_batch_size,
+            num_workers=self.num_workers,
             worker_init_fn=shield_worker,
             generator=torch.Generator(),
         )

@@ -11,6 +11,7 @@ DATA_SET = FlagGroup(
             "Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
             "folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
             required=True,
+            is_source=True,
         ),
         Flag("dataset_config_name", "Configuration of the data set, if it has several."),
         Flag("dataset_split_name", "Split to train on. Default: the only one, else train."),

@@ -4,13 +4,17 @@ Their prompts stand in one of three places:
 
 - a caption file beside the image, `chosen/0a.txt` for `chosen/0a.png` (or `.caption`); its whole text is the prompt;
 - `metadata.jsonl`, a line for each name: `{"file_name": "0a.png", "prompt": "a red fox"}` (or `caption`, or `text`);
-- `prompts.txt`, a prompt a line, in the order of the names, in which 2 comes before 10.
+  or `metadata.csv` with these columns;
+- `prompts.txt`, a prompt a line, in the order of the names; they must sort alike as text and as numbers (01, 02, 10).
 """
 
+import csv
 import json
 import logging
+import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,14 +22,15 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from ..system.messages import printable
-from .columns import TRL_COLUMNS
+from .bad_pair import BadPair
 
 
 logger = logging.getLogger(__name__)
 
-SIDES = TRL_COLUMNS[:2]
+SIDES = ("chosen", "rejected")
 CAPTION_SUFFIXES = (".txt", ".caption")
 PROMPT_KEYS = ("prompt", "caption", "text")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHOWN = 5  # problems in an error
 
 
@@ -35,19 +40,24 @@ class PairFolders:
 
     Attributes:
         folder: the one that holds both.
+        sides: the two.
         names: of the pairs, in natural order: 2 before 10.
         images: of each side, name to file.
         prompts: name to prompt, of the pairs that have one.
-        problems: (kind, message) of all that training refuses.
+        problems: all that training refuses.
         passed_over: files that are neither image nor caption, and prompts without an image, by kind.
     """
 
     folder: Path
+    sides: dict[str, Path]
     names: list[str] = field(default_factory=list)
     images: dict[str, dict[str, Path]] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[BadPair] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+
+    def add_problem(self, kind: str, problem: str, where: str = "", advice: str = "") -> None:
+        self.problems.append(BadPair(kind, problem, where, advice))
 
     def dataset(self, cache_dir: str | None) -> Dataset:
         """The pairs as rows with the columns chosen, rejected, prompt; images as paths. datasets caches the listing."""
@@ -57,72 +67,77 @@ class PairFolders:
         ]
         # Other contents of the same names must be another data set to datasets' cache of checked images.
         stamps = [[self.images[side][name].stat() for side in SIDES] for name in self.names]
-        dataset = Dataset.from_generator(
+        return Dataset.from_generator(
             _give_rows,
             features=Features(chosen=Image(), rejected=Image(), prompt=Value("string")),
             cache_dir=cache_dir,
             gen_kwargs={"rows": rows, "stamps": [[(s.st_size, s.st_mtime_ns) for s in pair] for pair in stamps]},
         )
-        dataset.info.builder_name = "imagefolder"  # paths may be followed, since they were listed and not read
-        return dataset
 
 
-def _give_rows(rows: list[dict], stamps: list):
+def _give_rows(rows: list[dict], stamps: list) -> Iterator[dict]:
     yield from rows
+
+
+def find_sides(folder: Path) -> dict[str, Path]:
+    """The two folders, also as `Chosen` and `REJECTED`; none where one is missing, or is there twice."""
+    sides = {}
+    for side in SIDES:
+        try:
+            named = [path for path in folder.iterdir() if path.name.lower() == side and path.is_dir()]
+        except OSError:
+            return {}
+        named = [path for path in named if path.name == side] or named
+        if len(named) == 1:
+            sides[side] = named[0]
+    return sides if len(sides) == len(SIDES) else {}
 
 
 def is_pair_folders(name: str) -> bool:
     """Whether a data set's name is a folder with `chosen/` and `rejected/`, and not an imagefolder that has such folders."""
     folder = Path(name)
-    if not all((folder / side).is_dir() for side in SIDES):
+    if not find_sides(folder) or (folder / "metadata.parquet").exists():
         return False
-    if any((folder / f"metadata.{suffix}").exists() for suffix in ("csv", "parquet")):
-        return False
-    try:
-        with open(folder / "metadata.jsonl", encoding="utf-8", errors="replace") as file:
-            return "_file_name" not in file.readline()
-    except FileNotFoundError:
-        return True
+    for file in ("metadata.jsonl", "metadata.csv"):
+        try:
+            with open(folder / file, encoding="utf-8", errors="replace") as opened:
+                if "_file_name" in opened.readline():
+                    return False
+        except OSError:
+            continue
+    return True
 
 
-def load_pair_folders(args) -> Dataset:
-    """Rows of `chosen`, `rejected`, `prompt` from the two folders in `--dataset_name`.
+def load_pair_folders(folder: Path, cache_dir: str | None) -> Dataset:
+    """Rows of `chosen`, `rejected`, `prompt` from the two folders.
 
     Raises:
         ValueError: an image has no partner, a prompt is missing, or anything else is not as it must be; names files.
     """
-    name = args.dataset_name
-    if args.dataset_config_name is not None or args.dataset_split_name not in (None, "train"):
-        raise ValueError(
-            f"{name} has chosen/ and rejected/, so it has neither splits nor configurations: leave out"
-            " --dataset_split_name and --dataset_config_name, or name another folder."
-        )
-    found = read_pair_folders(Path(name))
+    found = read_pair_folders(folder)
     if found.problems:
-        shown = " ".join(message for _, message in found.problems[:SHOWN])
+        shown = " ".join(map(str, found.problems[:SHOWN]))
         more = len(found.problems) - SHOWN
         more = f" {more} more problems are listed by check_preferences.py." if more > 0 else ""
-        raise ValueError(f"--dataset_name={name}: {shown}{more}")
+        raise ValueError(f"{folder}: {shown}{more}")
     if found.passed_over:
         listing = ", ".join(f"{number} {what}" for what, number in found.passed_over.most_common())
-        logger.warning(f"{name}: passed over {listing}.")
-    return found.dataset(args.cache_dir)
+        logger.warning(f"{folder}: passed over {listing}.")
+    return found.dataset(cache_dir)
 
 
 def read_pair_folders(folder: Path) -> PairFolders:
     """Lists images and prompts. What is wrong stands in `problems`; no image is opened."""
-    found = PairFolders(folder)
+    found = PairFolders(folder, find_sides(folder))
     captions = {side: _list_side(found, side) for side in SIDES}
     chosen, rejected = (found.images[side] for side in SIDES)
-    for side, names, partners in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
-        other = SIDES[side == "chosen"]
+    for names, partners, other in ((chosen, rejected, "rejected"), (rejected, chosen, "chosen")):
         for name in sorted(names.keys() - partners.keys(), key=_natural):
-            found.problems.append(
-                ("unpaired image", f"{_shown(found, names[name])} has no partner in {other}/: add or remove it.")
-            )
+            problem = f"it has no partner in {found.sides[other].name}/"
+            found.add_problem("unpaired image", problem, _shown(found, names[name]), "Add or remove it.")
     found.names = sorted(chosen.keys() & rejected.keys(), key=_natural)
     if not found.names:
-        found.problems.append(("no pairs", "No image in chosen/ has a partner of the same name in rejected/."))
+        found.add_problem("no pairs", "No image in chosen/ has a partner of the same name in rejected/")
     _read_prompts(found, captions)
     return found
 
@@ -131,50 +146,56 @@ def _list_side(found: PairFolders, side: str) -> dict[str, list[Path]]:
     """Sorts the files of a folder into images, and what is returned: captions by name."""
     images, captions = {}, defaultdict(list)
     suffixes = PILImage.registered_extensions()
-    for path in sorted((found.folder / side).iterdir()):
-        suffix = path.suffix.lower()
+    for path in sorted(found.sides[side].iterdir()):
+        suffix, where = path.suffix.lower(), _shown(found, path)
         if path.name.startswith("."):
             continue
         if not _is_text(path.name):
-            found.problems.append(("bad name", f"{_shown(found, path)} has a name that is not UTF-8: rename it."))
+            found.add_problem("bad name", "its name is not UTF-8", where, "Rename it.")
         elif path.is_dir():
-            message = f"{_shown(found, path)} is a folder: put its images into {side}/ itself."
-            found.problems.append(("folder in a folder", message))
+            found.add_problem("folder in a folder", "it is a folder", where, f"Put its images into {side}/ itself.")
         elif suffix in CAPTION_SUFFIXES:
             captions[path.stem].append(path)
         elif suffix not in suffixes:
             found.passed_over[f"{printable(suffix or path.name)} files"] += 1
         elif path.stem in images:
-            message = f"{_shown(found, images[path.stem])} and {path.name} have the same name: remove one."
-            found.problems.append(("two images of one name", message))
+            problem = f"{images[path.stem].name} has the same name"
+            found.add_problem("two images of one name", printable(problem), where, "Remove one.")
         else:
             images[path.stem] = path
     found.images[side] = images
-    return captions
+    # 000.jpg.txt is what some programs call the caption of 000.jpg.
+    by_image = {path.name: name for name, path in images.items()}
+    return {by_image.get(name, name): paths for name, paths in captions.items()}
 
 
 def _read_prompts(found: PairFolders, captions: dict[str, dict[str, list[Path]]]) -> None:
     """Fills `prompts` from the one place that has them."""
-    readers = {
-        "metadata.jsonl": (found.folder / "metadata.jsonl").exists() and _read_metadata,
-        "prompts.txt": (found.folder / "prompts.txt").exists() and _read_lines,
-        "caption files": any(captions.values()) and (lambda found: _read_captions(found, captions)),
-    }
-    places = [place for place, reader in readers.items() if reader]
-    if len(places) != 1:
-        message = (
-            f"{found.folder} has prompts in {' and in '.join(places)}: keep one of them."
-            if places
-            else f"{found.folder} has no prompts: put the prompt of chosen/NAME.png into chosen/NAME.txt, or write a"
-            " prompts.txt or metadata.jsonl."
+    readers: dict[str, Callable[[], None]] = {}
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if (found.folder / name).exists():
+            readers[name] = lambda name=name: _read_metadata(found, name)
+    if (found.folder / "prompts.txt").exists():
+        readers["prompts.txt"] = lambda: _read_lines(found)
+    if any(captions.values()):
+        readers["caption files"] = lambda: _read_captions(found, captions)
+    if not readers:
+        advice = (
+            "Put the prompt of chosen/NAME.png into chosen/NAME.txt, or write a prompts.txt, metadata.jsonl or"
+            " metadata.csv."
         )
-        found.problems.append(("several places of prompts" if places else "no prompts", message))
-        return
-    problems = len(found.problems)
-    readers[places[0]](found)
-    missing = [name for name in found.names if name not in found.prompts]
-    if len(found.problems) == problems:  # else they are missing for a reason that was told
-        found.problems += [("no prompt", f"{printable(name)} has no prompt in {places[0]}.") for name in missing]
+        found.add_problem("no prompts", "there are no prompts", str(found.folder), advice)
+    elif len(readers) > 1:
+        problem = f"there are prompts in {' and in '.join(readers)}"
+        found.add_problem("several places of prompts", problem, str(found.folder), "Keep one of them.")
+    else:
+        (place, read), problems = *readers.items(), len(found.problems)
+        read()
+        missing = [name for name in found.names if name not in found.prompts]
+        for name in (
+            missing if len(found.problems) == problems else ()
+        ):  # else they are missing for a reason that was told
+            found.add_problem("no prompt", f"it has no prompt in {place}", printable(name))
 
 
 def _read_captions(found: PairFolders, captions: dict[str, dict[str, list[Path]]]) -> None:
@@ -186,24 +207,33 @@ def _read_captions(found: PairFolders, captions: dict[str, dict[str, list[Path]]
                     _add_prompt(found, name, text.strip(), _shown(found, path))
 
 
-def _read_metadata(found: PairFolders) -> None:
-    path = found.folder / "metadata.jsonl"
-    for number, line in enumerate((_read_text(found, path) or "").split("\n"), start=1):
-        if not line.strip():
-            continue
+def _read_metadata(found: PairFolders, file: str) -> None:
+    for number, read_entry in _entries(_read_text(found, found.folder / file) or "", file.endswith(".csv")):
+        where = f"{file}, line {number}"
         try:
-            entry = json.loads(line)
-            file = Path(entry["file_name"]).name
+            entry = read_entry()
+            image = Path(entry["file_name"]).name
             prompt = next(entry[key] for key in PROMPT_KEYS if key in entry)
             if not isinstance(prompt, str):
                 raise TypeError(f"the prompt is {printable(repr(prompt))}, not text")
         except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
             reason = printable(str(error)) or f"none of {', '.join(PROMPT_KEYS)}"
-            message = f"metadata.jsonl, line {number}, gives no file_name and prompt ({reason})."
-            found.problems.append(("bad prompts file", message))
+            found.add_problem("bad prompts file", f"it gives no file_name and prompt ({reason})", where)
             continue
-        is_name = any(file in images for images in found.images.values())
-        _add_prompt(found, file if is_name else Path(file).stem, prompt, f"metadata.jsonl, line {number}")
+        is_name = any(image in images for images in found.images.values())
+        _add_prompt(found, image if is_name else Path(image).stem, prompt, where)
+
+
+def _entries(text: str, is_csv: bool) -> Iterator[tuple[int, Callable[[], dict]]]:
+    """The entries of a metadata file: the line that each ends in, and what reads it."""
+    if is_csv:
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        for entry in reader:
+            yield reader.line_num, lambda entry=entry: entry
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, lambda line=line: json.loads(line)
 
 
 def _read_lines(found: PairFolders) -> None:
@@ -212,31 +242,73 @@ def _read_lines(found: PairFolders) -> None:
         return
     lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
     if len(lines) != len(found.names):
-        message = f"prompts.txt has {len(lines)} lines, and there are {len(found.names)} pairs: one line for each."
-        found.problems.append(("bad prompts file", message))
+        problem = f"it has {len(lines)} lines, and there are {len(found.names)} pairs"
+        found.add_problem("bad prompts file", problem, "prompts.txt", "Write one line for each pair.")
+        return
+    if other := _other_order(found):
+        problem = f"its lines can be read in two orders: {other}"
+        advice = "Rename the images so that both orders agree (01, 02, 10), or write a metadata.jsonl."
+        found.add_problem("prompts in two orders", problem, "prompts.txt", advice)
         return
     for number, (name, line) in enumerate(zip(found.names, lines), start=1):
         _add_prompt(found, name, line.strip(), f"prompts.txt, line {number}")
+
+
+def _other_order(found: PairFolders) -> str | None:
+    """Where `ls` or a program lists the images in another order than the natural one, the place where they differ."""
+    for side in SIDES:
+        for key in (lambda path: path.name, lambda path: path.name.lower(), lambda path: path.stem):
+            listed = [path.stem for path in sorted((found.images[side][name] for name in found.names), key=key)]
+            if listed != found.names:
+                place = next(i for i, (a, b) in enumerate(zip(found.names, listed)) if a != b)
+                a, b = (printable(names[place], 50) for names in (found.names, listed))
+                return f"line {place + 1} is for {a} where 2 comes before 10, and for {b} in the order of the alphabet"
+    return None
 
 
 def _add_prompt(found: PairFolders, name: str, prompt: str, where: str) -> None:
     if not any(name in images for images in found.images.values()):
         found.passed_over["prompts without an image"] += 1
     elif not _is_text(prompt):
-        found.problems.append(("unreadable prompt", f"{where} has a prompt that is not UTF-8: {printable(prompt)}."))
+        found.add_problem("unreadable prompt", f"its prompt is not UTF-8: {printable(prompt)}", where)
     elif found.prompts.setdefault(name, prompt) != prompt:
-        message = f"{where} gives {printable(name)} another prompt than was given before: a pair has one."
-        found.problems.append(("contradicting prompts", message))
+        problem = f"it gives {printable(name)} another prompt than was given before"
+        found.add_problem("contradicting prompts", problem, where, "A pair has one prompt.")
 
 
 def _read_text(found: PairFolders, path: Path) -> str | None:
     """The text of a file without its byte order mark; None where it can't be read, which is a problem."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = printable(str(error))
-        found.problems.append(("unreadable prompt", f"{_shown(found, path)} can't be read as UTF-8: {reason}."))
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:  # letters of UTF-16 without a mark pass for UTF-8
+            raise ValueError("it holds zero bytes, as UTF-16 does")
+        return text
+    except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
+        problem = f"it can't be read as UTF-8: {printable(str(error))}"
+        found.add_problem("unreadable prompt", problem, _shown(found, path), "Save it as UTF-8.")
         return None
+
+
+def layout_hint(folder: Path) -> str:
+    """What may be wrong with a folder of which datasets read images, but no pairs."""
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if find_sides(path):
+            return (
+                f"{path} has {' and '.join(f'{side.name}/' for side in find_sides(path).values())}: name that folder."
+            )
+    metadata = [
+        path for name in METADATA for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.exists()
+    ]
+    if not metadata:
+        return (
+            "A folder of images needs a metadata.jsonl, with chosen_file_name, rejected_file_name and prompt in each line;"
+            " or the sub-folders chosen/ and rejected/."
+        )
+    where = os.path.relpath(metadata[0], folder)
+    return (
+        f"{where} was found: its file names must be called chosen_file_name and rejected_file_name (or jpg_0_file_name and"
+        " jpg_1_file_name), and it must lie in the folder of its images: for images in train/, in train/ too."
+    )
 
 
 def _is_text(text: str) -> bool:

@@ -8,6 +8,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..system.messages import printable
+from .bad_pair import BadPair
 
 
 # Pillow knows forty more, among them one that starts Ghostscript.
@@ -37,7 +38,7 @@ def open_image(encoded: bytes, where: str) -> Image.Image:
         where: names the image in the error.
 
     Raises:
-        ValueError: it is in none of FORMATS, is damaged, or lies outside the limits above.
+        BadPair: it is in none of FORMATS, is damaged, or lies outside the limits above.
     """
     try:
         image = _open(encoded)
@@ -50,7 +51,7 @@ def open_image(encoded: bytes, where: str) -> Image.Image:
     except Exception as error:  # Pillow raises half a dozen types, SyntaxError among them
         problem = printable(str(error))
     if problem is not None:
-        raise ValueError(f"{where}: not a readable image ({problem}). Remove or replace this row.")
+        raise BadPair("undecodable image", f"not a readable image ({problem})", where)
     return image
 
 
@@ -78,7 +79,7 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
         where: names the image in the error.
 
     Raises:
-        ValueError: `open_image` refuses it, or it can't be decoded to its end.
+        BadPair: `open_image` refuses it, or it can't be decoded to its end.
     """
     return _decode(encoded, where, None).image
 
@@ -110,8 +111,7 @@ def _decode(encoded: bytes, where: str, side: int | None) -> Decoded:
         original_size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
         return Decoded(_to_rgb(image), original_size, scale)
     except Exception as error:
-        reason = printable(str(error))
-        raise ValueError(f"{where}: not a readable image ({reason}). Remove or replace this row.") from error
+        raise BadPair("undecodable image", f"not a readable image ({printable(str(error))})", where) from error
 
 
 def _open(encoded: bytes) -> Image.Image:

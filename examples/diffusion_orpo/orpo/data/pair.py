@@ -48,6 +48,10 @@ class PairTransform:
     random_flip: bool = False
     proportion_empty_prompts: float = 0.0
 
+    @classmethod
+    def from_flags(cls, args) -> "PairTransform":
+        return cls(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
+
     def __call__(self, pair: PreferencePair, seed: int, where: str) -> dict:
         """Decodes and transforms one pair.
 

@@ -1,27 +1,24 @@
-"""The rows of a data set that hold a preference: columns, labels, ties, checking all of them, holding some out."""
+"""The rows of a data set that hold a preference: labels, ties, checking all of them, holding some out."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image, Value
 from networkx.utils import UnionFind
 
-from ..system.messages import printable
-from .columns import PICK_A_PIC_COLUMNS, TRL_COLUMNS, parse_label
+from .columns import TIE, Columns, place_of_image
 from .image import DECODER, decode_image
 from .pair import PreferencePair
+from .table import Table
 
 
 # Held-out pairs are the same in every run on a data set, whatever its seed, and so is the noise they are judged under.
 HELD_OUT_SEED = 20240311
 
-BINARY = (Value("binary"), Value("large_binary"))
+MANY = 1000  # rows worth starting processes for
 
 
 @dataclass(frozen=True)
@@ -29,55 +26,43 @@ class PreferenceRows:
     """The rows of a data set that hold a preference.
 
     Attributes:
-        dataset: all rows, images undecoded.
-        name: for messages.
+        table: all rows.
         rows: numbers of the rows that hold a preference.
         winner_is_0: for each of those, whether the first image is the preferred one.
-        columns: names of first image, second image and caption.
-        num_ties: rows that were left out.
+        num_ties: rows without a preference, which were left out.
         digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
     """
 
-    dataset: Dataset
-    name: str
+    table: Table
     rows: np.ndarray
     winner_is_0: np.ndarray
-    columns: tuple[str, str, str]
     num_ties: int = 0
     digests: np.ndarray | None = None
 
     @classmethod
-    def open(cls, dataset: Dataset, name: str) -> "PreferenceRows":
-        """Finds the columns, reads the labels and drops ties.
+    def open(cls, table: Table) -> "PreferenceRows":
+        """Reads the labels and drops ties.
 
         Raises:
-            ValueError: columns are missing or hold no images, a label is bad, or there are only ties.
+            BadPair: a label is bad.
+            ValueError: there are only ties.
         """
-        found = dataset.column_names
-        if set(PICK_A_PIC_COLUMNS) <= set(found):
-            columns = ("jpg_0", "jpg_1", "caption")
-            everywhere = np.arange(len(dataset))
-            labels = [parse_label(v, f"{name}, row {i}") for i, v in _values(dataset, "label_0", everywhere, name)]
-        elif set(TRL_COLUMNS) <= set(found):
-            columns = TRL_COLUMNS
-            labels = [1.0] * len(dataset)
-        else:
-            raise ValueError(
-                f"{name} has the columns {', '.join(found)}. Needed are {', '.join(PICK_A_PIC_COLUMNS)}, or"
-                f" {', '.join(TRL_COLUMNS)}."
-            )
-        for column in columns[:2]:
-            if not isinstance(dataset.features[column], Image) and dataset.features[column] not in BINARY:
-                raise ValueError(
-                    f"{name}: column {column} holds {dataset.features[column]}, not images or their encoded bytes."
-                )
-            if isinstance(dataset.features[column], Image):
-                dataset = dataset.cast_column(column, Image(decode=False))
-        labels = np.array(labels)
-        rows = np.flatnonzero(labels != 0.5)
+        columns, data = table.columns, table.dataset.data
+        cells = zip(*(data.column(name) for name in columns.verdict)) if columns.verdict else [()] * len(table)
+        labels = np.array(
+            [
+                columns.read_label(dict(zip(columns.verdict, row)), f"{table.name}, row {number}")
+                for number, row in enumerate(cells)
+            ]
+        )
+        rows = np.flatnonzero(labels != TIE)
         if len(rows) == 0:
-            raise ValueError(f"{name}: no pairs left, all of the {len(labels)} rows are ties (label_0 = 0.5).")
-        return cls(dataset, name, rows, labels[rows] == 1.0, columns, num_ties=len(labels) - len(rows))
+            raise ValueError(f"{table.name}: no pairs left, all of the {len(labels)} rows are ties (label_0 = 0.5).")
+        return cls(table, rows, labels[rows] == 1.0, num_ties=len(labels) - len(rows))
+
+    @property
+    def name(self) -> str:
+        return self.table.name
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,51 +77,54 @@ class PreferenceRows:
         return replace(self, digests=np.where(self.winner_is_0[:, None], digests, digests[:, ::-1]))
 
     def prompts(self) -> list[str]:
-        return list(self.dataset.select_columns([self.columns[2]]).select(self.rows)[self.columns[2]])
+        column = self.table.columns.prompt
+        return list(self.table.dataset.select_columns([column]).select(self.rows)[column])
 
     def where(self, index: int) -> str:
         """Names a pair in messages by the row it comes from."""
         return f"{self.name}, row {self.rows[index]}"
 
     def __getitem__(self, index: int) -> PreferencePair:
-        row = self.dataset[int(self.rows[index])]
-        images = [
-            encoded_bytes(row[column], f"{self.where(index)}, {column}", self.has_files) for column in self.columns[:2]
-        ]
+        columns, where = self.table.columns, self.where(index)
+        cells = self.table.cells(int(self.rows[index]), (*columns.images, columns.prompt))
+        images = [columns.read_image(cells[name], name, where, self.table.follows_paths) for name in columns.images]
         winner, loser = images if self.winner_is_0[index] else images[::-1]
-        return PreferencePair(winner, loser, row[self.columns[2]])
+        return PreferencePair(winner, loser, columns.read_prompt(cells[columns.prompt], where))
 
     def check(self) -> list[tuple[bytes, bytes]]:
-        """Looks at every caption and decodes every image. datasets' cache remembers the images that passed.
+        """Looks at every prompt and decodes every image. datasets' cache remembers the images that passed.
 
         Returns:
             A hash of either image of each pair.
 
         Raises:
-            ValueError: names the first bad row.
+            BadPair: names the first bad row.
         """
-        caption, images = self.columns[2], list(self.columns[:2])
-        for row, value in _values(self.dataset, caption, self.rows, self.name):
-            if not isinstance(value, str):
-                raise ValueError(f"{self.name}, row {row}: {caption} is {printable(repr(value))}, not text.")
-        many = len(self) >= 1000  # worth starting processes for
+        columns, prompts = self.table.columns, self.table.dataset.data.column(self.table.columns.prompt)
+        for index, row in enumerate(self.rows.tolist()):
+            columns.read_prompt(prompts[row], self.where(index))
+        images = list(columns.images)
         checked = (
-            self.dataset.select_columns(images)
+            self.table.dataset.select_columns(images)
             .select(self.rows)
+            .with_format("arrow")
             .map(
-                partial(_check_images, rows=self.rows, name=self.name, has_files=self.has_files, decoder=DECODER),
+                partial(
+                    _check_images,
+                    rows=self.rows,
+                    name=self.name,
+                    columns=columns,
+                    follows_paths=self.table.follows_paths,
+                    decoder=DECODER,
+                ),
                 with_indices=True,
                 remove_columns=images,
-                num_proc=os.cpu_count() if many else None,
+                num_proc=os.cpu_count() if len(self) >= MANY else None,
                 desc=f"Checking {self.name}",
             )
+            .with_format(None)
         )
         return list(zip(checked["hash_0"], checked["hash_1"]))
-
-    @property
-    def has_files(self) -> bool:
-        """Whether images may be named by a path. In a table from elsewhere, a path could be any file of this machine."""
-        return self.dataset.builder_name == "imagefolder"
 
     @property
     def fingerprint(self) -> str:
@@ -147,50 +135,15 @@ class PreferenceRows:
         return digest.hexdigest()
 
 
-def _values(dataset: Dataset, column: str, rows: np.ndarray, name: str) -> Iterator[tuple[int, object]]:
-    """The values of a column in these rows, each with its row's number, in rising order.
-
-    Raises:
-        ValueError: one can't be read, as text that is not UTF-8.
-    """
-    wanted = np.zeros(len(dataset), dtype=bool)
-    wanted[rows] = True
-    for row, (scalar, is_wanted) in enumerate(zip(dataset.data.column(column), wanted)):
-        if is_wanted:
-            try:
-                value = scalar.as_py()
-            except (ValueError, OverflowError) as error:  # a UnicodeDecodeError is a ValueError
-                raise ValueError(f"{name}, row {row}: {column} can't be read: {error}. Replace this row.") from error
-            yield row, value
-
-
-def encoded_bytes(image: bytes | dict | None, where: str, has_files: bool) -> bytes:
-    """The bytes of an image file, whether the column holds them, or a datasets Image that may only know its path.
-
-    Raises:
-        ValueError: there are none, or there is a path that can't be read or, without `has_files`, must not.
-    """
-    if isinstance(image, dict):
-        path, image = image["path"], image["bytes"]
-        if image is None and path is not None:
-            if not has_files:
-                raise ValueError(f"{where} holds a path and no image. Store the image's bytes.")
-            try:
-                return Path(path).read_bytes()
-            except OSError as error:
-                raise ValueError(f"{where}: {printable(str(error))}. Remove or replace this row.") from error
-    if image is None:
-        raise ValueError(f"{where} is empty. Remove this row.")
-    return image
-
-
-def _check_images(images: dict, index: int, rows: np.ndarray, name: str, has_files: bool, decoder: str) -> dict:
+def _check_images(
+    images, index: int, rows: np.ndarray, name: str, columns: Columns, follows_paths: bool, decoder: str
+) -> dict:
     """Decodes both images of a row, and hashes them. `decoder` is part of what the cache knows the result by."""
     hashes = []
-    for column, image in images.items():
-        where = f"{name}, row {rows[index]}, {column}"
-        encoded = encoded_bytes(image, where, has_files)
-        decode_image(encoded, where)
+    for column in columns.images:
+        cell = images[column][0]
+        encoded = columns.read_image(cell, column, f"{name}, row {rows[index]}", follows_paths)
+        decode_image(encoded, place_of_image(cell.as_py(), column, f"{name}, row {rows[index]}"))
         hashes.append(hashlib.blake2b(encoded, digest_size=16).digest())
     return {"hash_0": hashes[0], "hash_1": hashes[1]}
 

@@ -6,25 +6,12 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from ..data.dataset import choose_split
+from ..data.files import choose_split
+from .flags import CAPTION_COLUMNS
 
 
 # Written for this project and dedicated to the public domain (CC0 1.0).
 BUILT_IN_PROMPTS = Path(__file__).with_name("prompts.txt")
-CAPTION_COLUMNS = ("caption", "prompt", "Prompt", "text")
-
-
-def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose prompts."""
-    group = parser.add_argument_group("prompts")
-    group.add_argument("--prompt_file", type=Path, help="Text file with a prompt a line. Default: those built in.")
-    group.add_argument("--dataset_name", help="Data set to take prompts from: on the Hub, or a local folder.")
-    group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
-    group.add_argument("--dataset_split_name", help="Split to take prompts from. Default: the only one, else train.")
-    group.add_argument(
-        "--caption_column", help=f"Column of the prompts. Default: the first there is of {', '.join(CAPTION_COLUMNS)}."
-    )
-    group.add_argument("--num_prompts", type=int, default=100, help="Draw the first so many different prompts.")
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:

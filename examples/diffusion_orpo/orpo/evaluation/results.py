@@ -7,7 +7,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..scoring.image_statistics import warning
-from ..scoring.scorers import load_scorer, score_images, scorer_label
+from ..scoring.names import scorer_label
+from ..scoring.scorers import load_scorer, score_images
 from ..scoring.win_rate import compare_scores
 from .images import Request, read_image
 

@@ -84,7 +84,8 @@ def export(folder: Path, pairs: list[JudgedPair], output_dir: Path, card: str) -
     write_pairs(output_dir / "train.parquet", _rows(folder, pairs), EXTRA_COLUMNS)
 
 
-MARK = "# Preferences judged with label_preferences.py"
+# The block at the top is what datasets looks for in a README.md.
+MARK = "---\ntags:\n- preference\n---\n# Preferences judged with label_preferences.py"
 
 EXTRA_COLUMNS = {
     "votes_0": "int64",

@@ -10,7 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..scoring.scorers import load_scorer, score_images, scorer_label
+from ..scoring.names import scorer_label
+from ..scoring.scorers import load_scorer, score_images
 from .drawing import Request
 from .usable import read_drawn
 

@@ -1,5 +1,7 @@
 """Whether a model is what a family trains, seen from its configuration files, before any weights are loaded."""
 
+import logging
+import re
 from pathlib import Path
 
 import torch
@@ -11,6 +13,9 @@ from ..system.messages import printable
 from .options import ModelOptions
 
 
+logger = logging.getLogger(__name__)
+
+DISTILLED = r"(turbo|lightning|hyper-?sd|lcm|schnell|distilled|\bdmd)"  # in names of models
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
@@ -121,3 +126,14 @@ def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: lis
                 f"--lora_layers: {printable(layer)} in the {denoiser_name} is a {type(wrong[0]).__name__}, which can't have a"
                 " LoRA. Name linear layers and convolutions, such as to_q or to_out.0."
             )
+
+
+def warn_of_distillation(options: ModelOptions, scheduler) -> None:
+    """Says so where a model draws in a few steps by distillation, which training on ordinary noise does not know of."""
+    source = options.pretrained_model_name_or_path
+    by_name = re.search(DISTILLED, Path(source).name if Path(source).exists() else source, re.IGNORECASE)
+    if by_name or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):
+        logger.warning(
+            f"{printable(source)} seems to be distilled to draw in few steps. Training on it unlearns some of that: train the"
+            " model that it was distilled from, and load the LoRA into both."
+        )

@@ -95,9 +95,8 @@ def check_is_ddpm(config: dict, source: str) -> None:
     if not has_betas or config.get("use_flow_sigmas"):
         kind = f"{name} with use_flow_sigmas" if has_betas else name
         raise ValueError(
-            f"The scheduler of {source} is a {kind}, so that the model was trained on noise of another kind (EDM or flow"
-            " matching, for instance) than DDPM's, which this script adds. Training on it would spoil the model: choose one"
-            " with DDPM's noise, such as its base model."
+            f"{source} has the scheduler {kind}: it was trained on noise of another kind (EDM or flow matching, for"
+            " instance) than DDPM's, which this script adds, and would be spoilt by it. Choose a model with DDPM's noise."
         )
     if config.get("trained_betas") is None:
         missing = [field for field in ("beta_start", "beta_end", "beta_schedule") if field not in config]

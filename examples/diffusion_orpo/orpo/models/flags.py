@@ -10,12 +10,14 @@ MODEL = FlagGroup(
             "pretrained_model_name_or_path",
             "Path to pretrained model or model identifier from huggingface.co/models.",
             required=True,
+            is_source=True,
         ),
         Flag(
             "pretrained_vae_model_name_or_path",
             "Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix, "
             "which works in float16. A VAE whose config says `force_upcast` runs in float32.",
             card=True,
+            is_source=True,
         ),
         Flag("revision", "Revision of the pretrained model."),
         Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),
@@ -50,6 +52,14 @@ MODEL = FlagGroup(
             "Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections, "
             "and in FLUX.1 the feed-forward layers.",
             resume="same",
+            card=True,
+        ),
+        Flag(
+            "init_lora_weights",
+            "A LoRA to start from, in place of one that changes nothing, as for a second round on pairs drawn with it: folder, "
+            "file or name on the Hub, from diffusers, PEFT or kohya's scripts, for the modules and of the rank that the run "
+            "trains. A resumed run goes on from its checkpoint.",
+            resume="warn",
             card=True,
         ),
         Flag("gradient_checkpointing", "Recompute activations backward: less memory, slower.", bool),

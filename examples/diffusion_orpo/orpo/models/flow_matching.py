@@ -43,7 +43,7 @@ class FlowMatching:
         if not name.startswith("FlowMatch") or config.get("invert_sigmas"):
             kind = f"{name} with invert_sigmas" if config.get("invert_sigmas") else name
             raise ValueError(
-                f"The scheduler of {source} is a {kind}, and this script trains on the noise of flow matching alone, as"
+                f"{source} has the scheduler {kind}, and this script trains on the noise of flow matching alone, as"
                 " FlowMatchEulerDiscreteScheduler has it."
             )
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)

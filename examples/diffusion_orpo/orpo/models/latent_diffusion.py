@@ -9,13 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import set_peft_model_state_dict
 
 from diffusers import DiffusionPipeline
 
 from ..system.transfer import to_device
-from .checks import build_empty, check_lora_layers, check_modules, check_pipeline, is_absent, read_index
-from .encoding_identity import encoding_identity
+from .checks import (
+    build_empty,
+    check_lora_layers,
+    check_modules,
+    check_pipeline,
+    is_absent,
+    read_index,
+    warn_of_distillation,
+)
+from .encoding_identity import base_identity, encoding_identity
 from .inference_snippet import inference_snippet
+from .initial_lora import read_initial_lora
 from .lora import LORA_FILE, add_lora, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
@@ -49,6 +59,7 @@ class LatentDiffusion:
         pipeline: has all modules that are loaded, on the device; images are drawn with it.
         noise_process: adds noise in training.
         vae: encodes and decodes images; its weights are in the pipeline.
+        empty_denoiser: the denoiser on the meta device, for its configuration and its modules' names.
         absent_modules: the optional ones that this model was saved without.
     """
 
@@ -77,9 +88,9 @@ class LatentDiffusion:
         check_modules(options, index, tuple(name for name in needed if name not in self.absent_modules))
         self.vae = self.vae_class(options)
         self.noise_process = self.noise_process_class.load(options)
-        denoiser = build_empty(options, index, self.denoiser_name)
-        self.check_denoiser(denoiser.config)
-        check_lora_layers(denoiser, self.denoiser_name, options.lora_layer_names)
+        self.empty_denoiser = build_empty(options, index, self.denoiser_name)
+        self.check_denoiser(self.empty_denoiser.config)
+        check_lora_layers(self.empty_denoiser, self.denoiser_name, options.lora_layer_names)
 
     @classmethod
     def load(
@@ -109,6 +120,7 @@ class LatentDiffusion:
         else:
             model._load_pipeline(**dict.fromkeys(model.encoder_names), **absent)
         if denoiser:
+            warn_of_distillation(options, model.pipeline.scheduler)
             model.denoiser.requires_grad_(False)
             add_lora(model.denoiser, options)
             if options.gradient_checkpointing:
@@ -120,26 +132,43 @@ class LatentDiffusion:
         return model
 
     @classmethod
-    def check(cls, options: ModelOptions) -> None:
-        """Reads the model's configuration files, and no weights.
+    def check(cls, options: ModelOptions, is_resumed: bool = False) -> None:
+        """Reads the model's configuration files and --init_lora_weights, and no weights of the model.
+
+        Args:
+            options: of the model.
+            is_resumed: whether the LoRA will come from a checkpoint.
 
         Raises:
             ValueError: the model is not one of this family, lacks a module, has a VAE or noise that the family does not
-                know, or has no modules for --lora_layers.
+                know, or has no modules for --lora_layers or for the LoRA to start from.
         """
-        cls(options, torch.device("cpu"), torch.float32)
+        model = cls(options, torch.device("cpu"), torch.float32)
+        if options.init_lora_weights is not None and not is_resumed:
+            read_initial_lora(options, cls.pipeline_class, cls.denoiser_name, model.empty_denoiser)
 
     @classmethod
     def encoding_identity(cls, options: ModelOptions, dtype: torch.dtype) -> dict[str, str]:
         """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
         return encoding_identity(cls, options, dtype)
 
+    def base_identity(self) -> dict[str, str]:
+        """What a LoRA of this run is trained for: see `encoding_identity.py`."""
+        config = self.noise_process.scheduler.config
+        predicts = config.get("prediction_type", self.noise_process_class.__name__)
+        return base_identity(type(self), self.options, predicts)
+
     def check_denoiser(self, config: dict) -> None:
         """Checks the denoiser's configuration.
 
         Raises:
-            ValueError: it takes other latents than the VAE makes.
+            ValueError: it takes other latents than the VAE makes, or a condition that training does not give it.
         """
+        if config.get("time_cond_proj_dim") is not None:
+            raise ValueError(
+                f"The {self.denoiser_name} of {self.options.pretrained_model_name_or_path} is told the guidance scale, as"
+                " latent consistency models are. Train the model that it was distilled from; the LoRA may fit both."
+            )
         expected, found = self.latent_channels, config["in_channels"]
         if found != expected:
             raise ValueError(
@@ -289,6 +318,15 @@ class LatentDiffusion:
             ValueError: the file's modules are not those of this LoRA.
         """
         load_lora(self.denoiser_name, self.denoiser, directory)
+
+    def start_from_initial_lora(self) -> None:
+        """Reads --init_lora_weights into the LoRA that is there.
+
+        Raises:
+            ValueError: see `read_initial_lora`.
+        """
+        tensors = read_initial_lora(self.options, self.pipeline_class, self.denoiser_name, self.empty_denoiser)
+        set_peft_model_state_dict(self.denoiser, tensors)
 
     def save_for_other_programs(self, directory: Path) -> None:
         """Writes the LoRA in `directory` once more, as ComfyUI and AUTOMATIC1111 read it."""

@@ -23,6 +23,7 @@ class ModelOptions:
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
     lora_layers: str = ""
+    init_lora_weights: str | None = None
     quantize_base: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False

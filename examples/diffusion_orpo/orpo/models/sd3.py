@@ -1,5 +1,7 @@
 """Stable Diffusion 3 and 3.5: two CLIP text encoders, T5, and flow matching."""
 
+from types import SimpleNamespace
+
 import torch
 
 from diffusers import StableDiffusion3Pipeline
@@ -40,6 +42,8 @@ class StableDiffusion3(LatentDiffusion):
         super()._load_pipeline(**modules)
         if self.denoiser is not None:  # what --compile compiles; diffusers names the blocks of its other models
             self.denoiser._repeated_blocks = ["JointTransformerBlock"]
+        elif self.absent_modules:  # the pipeline asks its denoiser how wide T5's hidden states, zeros here, would be
+            self.pipeline.transformer = SimpleNamespace(config=self.empty_denoiser.config)
 
     def predict(
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict

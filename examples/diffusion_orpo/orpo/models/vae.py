@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ..system.transfer import draw_noise
+from .checks import SINGLE_FILES
 from .options import ModelOptions
 
 
@@ -29,6 +30,12 @@ class Vae:
 
     def __init__(self, options: ModelOptions) -> None:
         self.source, self._options = vae_source(options)
+        if self.source.lower().endswith(SINGLE_FILES):
+            raise ValueError(
+                f"--pretrained_vae_model_name_or_path={self.source} is a single file, and a folder in diffusers' format is"
+                f' needed. Convert it once: `python -c "from diffusers import {self.module_class.__name__} as V;'
+                f" V.from_single_file({self.source!r}).save_pretrained('vae')\"`, and give the folder `vae`."
+            )
         stored = self.module_class.load_config(self.source, **self._options)
         if stored.get("_class_name", self.module_class.__name__) != self.module_class.__name__:
             raise ValueError(

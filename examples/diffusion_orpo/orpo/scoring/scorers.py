@@ -16,17 +16,11 @@ import torch
 from PIL.Image import Image, new
 
 from .image_statistics import STATISTICS
+from .names import BUILT_IN
 from .reward_models import REWARD_MODELS
 
 
 Scorer = Callable[[list[Image], list[str]], list[float]]
-
-BUILT_IN = (*REWARD_MODELS, *STATISTICS)
-
-
-def scorer_label(name: str) -> str:
-    """What a scorer is called in results: a built-in name, or the function's."""
-    return name.rpartition(":")[2]
 
 
 def load_scorer(name: str, device: torch.device | str) -> Scorer:

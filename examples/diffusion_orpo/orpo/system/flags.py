@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class Flag:
         default: a value, or a function of the other flags that makes one.
         range: the lowest value, and the highest where there is one.
         choices: all values there are.
-        nargs: as in argparse.
+        nargs: as in argparse; with "?" the flag alone means True.
         required: whether it must be given.
         resume: what becomes of a resumed run where the flag has changed: "same" refuses, "warn" warns, None says nothing.
         card: whether the model card shows it.
         aliases: other names, with dashes.
+        is_source: whether it names a folder or something on the Hub: what looks like a path must then exist.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Flag:
     resume: str | None = None
     card: bool = False
     aliases: tuple[str, ...] = ()
+    is_source: bool = False
 
     @property
     def start(self) -> object:
@@ -61,12 +64,16 @@ class Flag:
             default=self.start,
             choices=self.choices,
             nargs=self.nargs,
+            const=True if self.nargs == "?" else None,
             required=self.required,
             help=self.help,
         )
 
     def problem(self, value: object) -> str | None:
         """Why the flag can't have this value, or None where it can. NaN lies in no range."""
+        if self.is_source and looks_like_a_path(value) and not Path(value).exists():
+            home = " A shell doesn't replace ~ there: write the path in full." if value.startswith("~") else ""
+            return f"--{self.name}={value} does not exist.{home}"
         if value is None or not self.range:
             return None
         lowest, *highest = self.range
@@ -74,6 +81,20 @@ class Flag:
             return None
         limits = f"between {lowest} and {highest[0]}" if highest else f"at least {lowest}, and finite"
         return f"--{self.name} must be {limits}; got {value}."
+
+
+def looks_like_a_path(source: object) -> bool:
+    """Whether a source can't be a name on the Hub, which has one slash at most."""
+    if not isinstance(source, str) or "://" in source:
+        return False
+    return source.startswith(("/", "./", "../", "~")) or source.count("/") > 1 or "\\" in source
+
+
+def truth(text: str) -> bool:
+    """The type of a flag that is on unless it is given as false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 @dataclass(frozen=True)

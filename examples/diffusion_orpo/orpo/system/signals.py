@@ -3,11 +3,14 @@
 SLURM, spot instances and Kubernetes send SIGTERM some time before SIGKILL, a keyboard sends SIGINT.
 """
 
+import logging
 import os
 import signal
 import threading
 import time
 
+
+logger = logging.getLogger(__name__)
 
 # EX_TEMPFAIL of sysexits.h, "try again later". Unlike 143 and 130, which shells also report of a process that a signal
 # ended half-way, it tells a job script that the checkpoint is written.
@@ -20,12 +23,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """While entered, the first signal is remembered and the second ends the process at once.
 
+    Python lets the main thread alone handle signals: in any other, as of gradio and notebooks, none is heard.
+
     Attributes:
         received: the first signal, or None.
     """
 
     def __enter__(self) -> "StopSignals":
         self.received: signal.Signals | None = None
+        self._previous: dict = {}
+        if threading.current_thread() is not threading.main_thread():
+            logger.warning(
+                "The run is not in the process's main thread, so that it can't hear SIGTERM and SIGINT: these end it without a"
+                " checkpoint"
+            )
+            return self
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 

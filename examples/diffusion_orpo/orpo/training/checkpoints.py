@@ -28,7 +28,7 @@ from ..system.processes import on_all_processes, on_main_process
 
 logger = get_logger(__name__)
 
-VERSION = 1  # of the layout; a run refuses those it does not know
+VERSIONS = (1, 2)  # of the layout: those that a run can read, and the one it writes
 STATE_FILE = "training_state.json"
 
 
@@ -39,8 +39,13 @@ class TrainingState:
     Attributes:
         global_step: optimizer steps done.
         data: fingerprint of the pairs.
-        flags: those that a checkpoint decides for the run that continues it, with their values.
+        flags: all flags, those that the run which continues it is compared in with their very values.
         processes: that saved it.
+        base: what the LoRA is trained for, as the model family identifies it; empty where that is not known.
+        pairs_seen: by all processes together. None in layout 1, like the next two.
+        pairs_per_step: of the run's beginning.
+        learning_rate: of the next step.
+        trackers: what a tracker needs to go on with the same run, by its name.
         skipped_steps: of `global_step`, those that the gradient scaler skipped.
         collapse: of the `CollapseWatch`.
         best: of `Best`, with --keep_best.
@@ -52,11 +57,16 @@ class TrainingState:
     data: str
     flags: dict
     processes: int
+    base: dict[str, str] = field(default_factory=dict)
+    pairs_seen: int | None = None
+    pairs_per_step: int | None = None
+    learning_rate: float | None = None
+    trackers: dict[str, str] = field(default_factory=dict)
     skipped_steps: int = 0
     collapse: dict = field(default_factory=dict)
     best: dict = field(default_factory=dict)
     beta: float | None = None
-    version: int = VERSION
+    version: int = VERSIONS[-1]
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -161,12 +171,12 @@ def read_state(checkpoint: Path) -> TrainingState:
         ValueError: its version is not known.
     """
     state = json.loads((checkpoint / STATE_FILE).read_text())
-    if state.get("version") != VERSION:
+    if state.get("version") not in VERSIONS:
         raise ValueError(
-            f"{checkpoint} has version {state.get('version')} of the checkpoints' layout, and these scripts read version"
-            f" {VERSION}. Continue it with the scripts that wrote it, or a later version of them."
+            f"{checkpoint} has version {state.get('version')} of the checkpoints' layout, and these scripts read versions"
+            f" up to {VERSIONS[-1]}. Continue it with the scripts that wrote it, or a later version of them."
         )
-    return TrainingState(**state)
+    return TrainingState(**state | {"version": VERSIONS[-1]})
 
 
 def read_position(checkpoint: Path, process_index: int) -> dict:
@@ -176,23 +186,6 @@ def read_position(checkpoint: Path, process_index: int) -> dict:
     """
     path = checkpoint / f"data_position_{process_index}.json"
     return json.loads((path if path.exists() else checkpoint / "data_position_0.json").read_text())
-
-
-def check_same_run(saved: TrainingState, current: TrainingState, checkpoint: Path) -> None:
-    """Stops a resumed run that would not continue the saved one.
-
-    Raises:
-        ValueError: names what differs.
-    """
-    differences = [
-        f"--{name} was {value} and is now {current.flags[name]}"
-        for name, value in saved.flags.items()
-        if name in current.flags and value != current.flags[name]
-    ]
-    if saved.data != current.data:
-        differences.append("the pairs are others")
-    if differences:
-        raise ValueError(f"Cannot resume from {checkpoint}: {'; '.join(differences)}.")
 
 
 def register_lora_hooks(accelerator: Accelerator, model) -> None:
@@ -240,7 +233,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, saved_processes:
 def save_checkpoint(
     accelerator: Accelerator, output_dir: Path, state: TrainingState, position: dict, total_limit: int | None
 ) -> None:
-    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`, but never the best. Every process must call it.
+    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`, but not the best. Every process must call it.
 
     Args:
         accelerator: of the run.
@@ -280,7 +273,7 @@ def save_checkpoint(
         ) from error
     logger.info(f"Saved {checkpoint}")
     if accelerator.is_main_process and total_limit:
-        kept = output_dir / f"checkpoint-{state.best.get('step', 0)}"
-        for outdated in (path for path in list_checkpoints(output_dir)[:-total_limit] if path != kept):
+        best = output_dir / f"checkpoint-{state.best.get('step', 0)}"
+        for outdated in (path for path in list_checkpoints(output_dir)[:-total_limit] if path != best):
             logger.info(f"Removing {outdated}: --checkpoints_total_limit={total_limit}")
             remove_folder(outdated)

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ..system.flags import Flag, FlagGroup
+from ..system.flags import Flag, FlagGroup, truth
 
 
 # What the model draws when the run is validated: a face, a medium, a place and a relation between objects.
@@ -93,7 +93,47 @@ OPTIMIZER = FlagGroup(
         Flag("lr_warmup_steps", "Optimizer steps of warm-up; `constant` has none.", int, 0, range=(0,), card=True),
         Flag("lr_num_cycles", "Restarts of cosine_with_restarts.", int, 1, range=(1,)),
         Flag("lr_power", "Power of the polynomial scheduler.", float, 1.0),
+        Flag(
+            "optimizer",
+            "AdamW, or Prodigy (arXiv 2306.06101; `pip install prodigyopt`), which finds its own step size: give it"
+            " --learning_rate=1.",
+            default="AdamW",
+            choices=("AdamW", "prodigy"),
+            resume="same",
+            card=True,
+        ),
         Flag("use_8bit_adam", "Use 8-bit AdamW from bitsandbytes.", bool, resume="same", card=True),
+        Flag(
+            "prodigy_beta3",
+            "Decay of Prodigy's estimate of the step size. Default: the square root of --adam_beta2.",
+            float,
+            range=(0, 1),
+            resume="same",
+        ),
+        Flag(
+            "prodigy_decouple",
+            "Whether Prodigy decays weights as AdamW does.",
+            truth,
+            True,
+            nargs="?",
+            resume="same",
+        ),
+        Flag(
+            "prodigy_use_bias_correction",
+            "Whether Prodigy corrects the bias of Adam's moments.",
+            truth,
+            True,
+            nargs="?",
+            resume="same",
+        ),
+        Flag(
+            "prodigy_safeguard_warmup",
+            "Whether Prodigy leaves the learning rate of the warm-up out of its estimate.",
+            truth,
+            True,
+            nargs="?",
+            resume="same",
+        ),
         Flag("adam_beta1", "Decay of Adam's first moment.", float, 0.9, range=(0, 1), resume="same"),
         Flag("adam_beta2", "Decay of Adam's second moment.", float, 0.999, range=(0, 1), resume="same"),
         Flag("adam_weight_decay", "Weight decay of AdamW.", float, 1e-2, range=(0,), resume="same"),
@@ -203,6 +243,8 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
             f"--hub_token with --report_to={args.report_to}: the tracker could record your token with the command line."
             " Leave --hub_token out and run `hf auth login`."
         )
+    if args.use_8bit_adam and args.optimizer != "AdamW":
+        parser.error(f"--use_8bit_adam with --optimizer={args.optimizer}: choose one.")
     if getattr(args, "cache_latents", False) and args.random_crop:
         parser.error("--cache_latents keeps one crop of each image, the centre: leave --random_crop out.")
     if args.loser_share is not None:

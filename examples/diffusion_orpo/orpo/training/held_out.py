@@ -6,11 +6,13 @@ differ by what the model has learned.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 from diffusion_orpo_loss import OrpoMetrics
+
+from .step import compute_losses, encode
 
 
 QUARTERS = 4
@@ -38,19 +40,25 @@ class NoiseLevels:
         places = ((draw + within) / self.draws * len(self.sorted)).long().clamp(max=len(self.sorted) - 1)
         return batch | {"seeds": seeds, "timesteps": self.sorted[places]}
 
+    def batches(self, model, batch: dict) -> Iterator[dict]:
+        """The batch with each of the draws in turn. Images and prompts are encoded once."""
+        moments, embeds = encode(model, batch)
+        for draw in range(self.draws):
+            yield self.batch(batch | {"moments": moments, "embeds": embeds}, draw)
+
 
 @torch.no_grad()
 def measure_held_out(
-    accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels, encode: Callable, compute: Callable
+    beta: float, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
 ) -> dict[str, float]:
     """Means over all held-out pairs and their noise levels. Every process must call it.
 
     Args:
+        beta: of the loss.
+        model: the model family.
         accelerator: of the run.
         batches: this process's share of the pairs.
         levels: at which each is predicted.
-        encode: batch -> batch with encoded images and prompts.
-        compute: batch -> (losses, metrics, timesteps), all per pair.
 
     Returns:
         `eval_loss` and the metrics of the loss as `eval_*`. `eval_rewards/accuracies` is how often the model prefers the
@@ -62,9 +70,9 @@ def measure_held_out(
     sums = torch.zeros(levels.draws, size, dtype=torch.float64, device=accelerator.device)
     variance = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
     for batch in batches:
-        batch, accuracies = encode(batch), 0
-        for draw in range(levels.draws):
-            losses, metrics, _ = compute(levels.batch(batch, draw))
+        accuracies = 0
+        for draw, drawn in enumerate(levels.batches(model, batch)):
+            losses, metrics, _ = compute_losses(beta, model, model.denoiser, drawn)
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
             sums[draw] += values.double().sum(dim=1)
             accuracies = accuracies + metrics["rewards/accuracies"].double() / levels.draws

@@ -72,6 +72,9 @@ class ModelFamily(Protocol):
     def load_lora(self, directory: Path) -> None:
         """Reads what `save_lora` wrote."""
 
+    def start_from_initial_lora(self) -> None:
+        """Reads the LoRA of --init_lora_weights."""
+
     def save_for_other_programs(self, directory: Path) -> None:
         """Writes the LoRA of `save_lora` once more, for programs that don't read diffusers' metadata."""
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -29,12 +30,16 @@ from ..system.precision import DTYPES
 from ..system.processes import is_lost_connection, on_main_process
 from ..system.redaction import command_line_without_secrets, flags_without_secrets
 from ..system.signals import EXIT_STATUS
+from .accelerate_settings import check_settings, refuse_sharding
 from .checkpoints import find_checkpoint, list_checkpoints, read_state
 from .model_card import save_model_card
 from .validation import ValidationResults
 
 
 logger = get_logger(__name__)
+
+# Files of a result. Others that lie in an output folder are left alone.
+RESULT = re.compile(r"README\.md|eval_results\.json|image_\d+(_without_lora)?\.png|\w+_lora(_weights)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class Run:
     def values(self, **wanted: object) -> dict[str, object]:
         """The settings of the flags with certain attributes, such as `card=True`."""
         return flags.values(self.flags, self.settings, **wanted)
+
+    @property
+    def recorded_flags(self) -> dict[str, object]:
+        """All flags for a checkpoint: those that a resumed run is compared in as they are, the others without secrets."""
+        return flags_without_secrets(self.settings) | self.values(resume="same") | self.values(resume="warn")
 
 
 @contextmanager
@@ -120,7 +130,12 @@ def make_repository(args: argparse.Namespace) -> str:
 
 
 def make_accelerator(args, output_dir: Path) -> Accelerator:
-    """Sets up devices, precision and logging."""
+    """Sets up devices, precision and logging.
+
+    Raises:
+        ValueError: accelerate's own configuration contradicts the flags, or the tracker is not installed.
+    """
+    refuse_sharding()
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
@@ -129,8 +144,7 @@ def make_accelerator(args, output_dir: Path) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
         step_scheduler_with_optimizer=False,  # the loop steps it: once per optimizer step, however many processes
     )
-    if accelerator.mixed_precision not in DTYPES:
-        raise ValueError(f"Mixed precision {accelerator.mixed_precision!r} is not one of {', '.join(DTYPES)}.")
+    check_settings(args, accelerator)
     if args.report_to != "none" and not accelerator.log_with:
         raise ValueError(f"--report_to={args.report_to}: not installed. Install it, or choose another tracker.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
@@ -172,18 +186,27 @@ def explain_failure(error: Exception, args, accelerator: Accelerator) -> None:
         )
 
 
-def start_trackers(run: Run, step: int) -> None:
+def start_trackers(run: Run, step: int, known: dict[str, str]) -> dict[str, str]:
     """Starts the trackers with the flags as configuration, without what is secret in them.
 
     Args:
         run: whose flags they record.
         step: that the run goes on from, or 0. TensorBoard hides what an interrupted run had logged of later ones.
+        known: what this function returned to the run that is resumed.
+
+    Returns:
+        What the trackers need to go on with the same run.
     """
-    options = {"tensorboard": {"purge_step": step + 1}}
+    options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(run.output_dir)}}
+    if "wandb" in known:
+        options["wandb"] |= {"id": known["wandb"], "resume": "allow"}
     with command_line_without_secrets():
         run.accelerator.init_trackers(
             run.args.tracker_name, config=flags_without_secrets(run.settings), init_kwargs=options
         )
+    if not run.accelerator.is_main_process:
+        return {}
+    return {tracker.name: tracker.run.id for tracker in run.accelerator.trackers if tracker.name == "wandb"}
 
 
 def flush_trackers(accelerator: Accelerator) -> None:
@@ -236,11 +259,20 @@ def write_output(run: Run, model, data: str, steps: int, results: ValidationResu
             (partial / "eval_results.json").write_text(json.dumps(results.all_metrics(), indent=2) + "\n")
         sync_all(partial)
         names = sorted(os.listdir(partial), key=lambda name: (name == model.lora_file, name))
+        remove_earlier_result(output_dir, model.lora_file, names)
         for name in names:
             rename(partial / name, output_dir / name)
         return names
     finally:
         shutil.rmtree(partial)
+
+
+def remove_earlier_result(output_dir: Path, lora_file: str, names: list[str]) -> None:
+    """Removes what another run's result had and this one's has not, the LoRA first: what lies there belongs together."""
+    (output_dir / lora_file).unlink(missing_ok=True)
+    for path in output_dir.iterdir():
+        if path.is_file() and RESULT.fullmatch(path.name) and path.name not in names:
+            path.unlink()
 
 
 def upload(run: Run, names: list[str], steps: int) -> None:

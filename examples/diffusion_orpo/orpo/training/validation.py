@@ -3,7 +3,6 @@
 Validation uses the modules that train: no second copy is loaded.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -47,15 +46,11 @@ class Validator:
         run: the `Run`.
         model: the model family, with the LoRA that trains.
         data: the source of held-out pairs.
-        compute_losses: (args, model, denoiser, batch) -> (losses, metrics, timesteps), all per pair.
-        encode: (model, batch) -> (moments, prompt embeddings).
     """
 
     run: object
     model: object
     data: object
-    compute_losses: Callable
-    encode: Callable
 
     @cached_property
     def levels(self) -> NoiseLevels:
@@ -71,7 +66,7 @@ class Validator:
         return self.run.accelerator
 
     def during_training(self, step: int) -> dict[str, float]:
-        """Logs and returns held-out metrics, images, and their scores against the base's. Every process must call it."""
+        """Logs held-out metrics, which it returns, images, and their scores against the base's. Every process must call it."""
         metrics, images = self.measure(), self.draw()
         self.accelerator.log(metrics | self.compare(images), step=step)
         self._log_images("validation", images, step)
@@ -103,16 +98,8 @@ class Validator:
         batches = self.data.held_out_batches(self.args.train_batch_size, rank, world_size)
         if batches is None:
             return {}
-        denoiser = self.model.denoiser.eval()
-
-        def encode(batch: dict) -> dict:
-            moments, embeds = self.encode(self.model, batch)
-            return batch | {"moments": moments, "embeds": embeds}
-
-        def compute(batch: dict) -> tuple:
-            return self.compute_losses(self.args, self.model, denoiser, batch)
-
-        metrics = measure_held_out(self.accelerator, batches, self.levels, encode, compute)
+        self.model.denoiser.eval()
+        metrics = measure_held_out(self.args.beta_orpo, self.model, self.accelerator, batches, self.levels)
         if not metrics:
             logger.warning(
                 "None of the held-out samples holds a preference that can be read: there are no eval_* metrics"

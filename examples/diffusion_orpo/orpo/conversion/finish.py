@@ -1,0 +1,104 @@
+"""What former runs of a conversion left, what becomes of it, and whether everything is there at the end."""
+
+import json
+import re
+import sys
+
+from pyarrow.fs import FileSelector
+from tqdm.auto import tqdm
+
+from ..shards.manifest import (
+    MANIFEST,
+    Encoding,
+    Manifest,
+    Shard,
+    find_damage,
+    open_folder,
+    read_manifest,
+    write_manifest,
+)
+from .plan import Job
+
+
+def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
+    """The shards of this plan that former runs completed, and whether the manifest lists the split.
+
+    Raises:
+        ValueError: the folder has shards of the split that follow another plan.
+    """
+    folder = open_folder(job.output_dir)
+    listing = folder.get_file_info(FileSelector("", allow_not_found=True))
+    sizes = {entry.path: entry.size for entry in listing}
+    known = []
+    if MANIFEST in sizes:
+        listed = read_manifest(job.output_dir)
+        known += [(shard, listed.plans.get(job.split)) for shard in listed.of_split(job.split)]
+    in_manifest = bool(known)
+    for name in filter(re.compile(rf"\.{job.split}-\d+\.json").fullmatch, sizes):
+        with folder.open_input_stream(name) as file:
+            statistics = json.loads(file.read())
+        known.append((Shard.from_dict(statistics["shard"]), statistics["plan"]))
+    planned = {unit.name for unit in job.units}
+    strangers = {shard.name for shard, plan in known if plan != job.plan}
+    strangers |= {name for name in sizes if re.fullmatch(rf"{job.split}-\d+\.tar", name)} - planned
+    if strangers:
+        raise ValueError(
+            f"{job.output_dir} has shards of split {job.split} ({min(strangers)} for one) from other files or rows,"
+            " or made with another --shard_size_mb, --keep_ties or encoding. Choose another --output_dir, or empty this"
+            " one."
+        )
+    return {shard.name: shard for shard, _ in known if sizes.get(shard.name) == shard.bytes}, in_manifest
+
+
+def check_totals(job: Job, shards: list[Shard]) -> str:
+    """Accounts for every row of the parquet files, and says what became of them.
+
+    Raises:
+        ValueError: rows went missing, or no pairs are left.
+    """
+    bad_rows = [bad for shard in shards for bad in shard.bad_rows]
+    samples = sum(shard.samples for shard in shards)
+    ties = sum(shard.labels["tie"] for shard in shards)
+    summary = (
+        f"{job.dataset_path}, {job.split}: {job.rows} rows, of which {samples} became pairs, {ties} are ties"
+        f" ({'kept' if job.keep_ties else 'dropped'}), and {len(bad_rows)} are bad."
+    )
+    if samples + len(bad_rows) + (0 if job.keep_ties else ties) != job.rows:
+        raise ValueError(f"{summary} That does not add up: did the files change? Empty {job.output_dir}, start again.")
+    if samples == 0:
+        first = f" The first bad one: {bad_rows[0].reason}" if bad_rows else ""
+        raise ValueError(f"{summary} So there is nothing to train on.{first}")
+    return summary
+
+
+def finish(job: Job, shards: list[Shard]) -> None:
+    """Writes the manifest, then removes what only a run that continues would need."""
+    folder = open_folder(job.output_dir)
+    names = [entry.path for entry in folder.get_file_info(FileSelector(""))]
+    old = read_manifest(job.output_dir) if MANIFEST in names else Manifest()
+    encoding = describe_encoding(job, shards) if job.encoding else None
+    write_manifest(job.output_dir, old.with_split(job.split, job.plan, shards, encoding))
+    for name in filter(re.compile(rf"\.+{job.split}-\d+\.(json|tar\.partial|json\.partial)").fullmatch, names):
+        folder.delete_file(name)
+
+
+def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
+    """The manifest's entry for the encoding: what the first sample of all holds, every other one must hold, too."""
+    from ..shards.tar import walk_samples  # these import torch and diffusers
+    from .encoder import describe
+
+    first = next(shard for shard in shards if shard.samples)
+    with open_folder(job.output_dir).open_input_stream(first.name) as file:
+        _, members = next(walk_samples(file, "r|", 0, 1))
+    return describe(job.encoding, members["encoded.safetensors"])
+
+
+def verify(output_dir: str) -> None:
+    """Compares every shard with the manifest and prints what is wrong with them; exit status 1 if anything is."""
+    shards = read_manifest(output_dir).shards
+    folder = open_folder(output_dir)
+    damage = list(filter(None, (find_damage(folder, shard) for shard in tqdm(shards, desc="Verifying"))))
+    if damage:
+        print(*damage, sep="\n")
+        sys.exit(f"{len(damage)} of {len(shards)} shards in {output_dir} are damaged: delete and convert them again.")
+    print(f"All {len(shards)} shards in {output_dir} are good.")

@@ -1,0 +1,154 @@
+"""Converting: a task a shard, on Ray, each of which reads rows and writes their shard."""
+
+import json
+import logging
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.data
+from tqdm.auto import tqdm
+
+from ..data.bad_pair import BadPair
+from ..data.columns import TIE
+from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, sha256, written_whole
+from .parquet import read_rows
+from .plan import Job, Unit
+from .sample import add_sample, attempt, read_pair
+
+
+logger = logging.getLogger(__name__)
+
+LABELS = {1.0: "jpg_0", 0.0: "jpg_1", TIE: "tie"}
+OBJECT_STORE_BYTES = 200 << 20  # no image goes through it
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Ray on a cluster, else on this machine with little memory; or the one that already runs in this process.
+
+    Raises:
+        ConnectionError: the cluster can't be reached.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    package = Path(__file__).parents[1]  # a cluster's nodes need not have it: Ray hands it to them
+    options = {"runtime_env": {"py_modules": [str(package)]}, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address or "local", **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run(job: Job, finished: dict[str, Shard]) -> Iterator[Shard]:
+    """Converts the units that are not finished, one Ray task each, and yields their shards as they appear."""
+    todo = [number for number, unit in enumerate(job.units) if unit.name not in finished]
+    if not todo:
+        return
+    rows_done = sum(unit.rows for unit in job.units if unit.name in finished)
+    with tqdm(total=job.rows, initial=rows_done, unit=" rows", desc=job.split) as bar:
+        units = ray.data.from_items(todo, override_num_blocks=len(todo))
+        if job.encoding is None:
+            tasks = units.map(convert_unit, fn_kwargs={"job": job})
+        else:
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            actors = {"concurrency": min(gpus, len(todo)), "num_gpus": 1} if gpus else {"concurrency": 1}
+            tasks = units.map(UnitEncoder, fn_constructor_kwargs={"job": job}, **actors)
+        for row in tasks.iter_rows():
+            shard = Shard.from_dict(json.loads(row["shard"]))
+            if bad := shard.bad_rows:
+                logger.warning(f"{shard.name}: {len(bad)} bad rows were left out. The first: {bad[0].reason}")
+            bar.update(sum(run.rows for run in shard.source))
+            yield shard
+
+
+def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
+    """Reads the rows of a unit and writes its shard, then what the shard holds, for a run that continues this one.
+
+    Args:
+        row: `item`, the unit's number.
+        job: the conversion.
+        encoder: a `RowEncoder`, where samples are encoded.
+
+    Returns:
+        `shard`: the manifest's entry, as JSON.
+    """
+    unit, folder = job.units[row["item"]], open_folder(job.output_dir)
+    labels, bad_rows, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], 0
+    with written_whole(folder, unit.name, job.cache_dir) as path:
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
+            for file, number, result in convert_rows(unit, job, encoder):
+                if isinstance(result, BadPair):
+                    bad_rows.append(BadRow(file, number, str(result)))
+                    continue
+                label, members = result
+                labels[LABELS[label]] += 1
+                if is_sample(result, job):
+                    add_sample(tar, f"{job.split}-{job.files.index(file):05d}-{number:08d}", members)
+                    samples += 1
+        with open(path, "rb") as file:
+            digest, size = sha256(file), file.tell()
+    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows)
+    with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
+        path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
+    return {"shard": json.dumps(asdict(shard))}
+
+
+class UnitEncoder:
+    """An actor: loads VAE and text encoders once, and converts one unit after the other.
+
+    Args:
+        job: the conversion.
+    """
+
+    def __init__(self, job: Job) -> None:
+        from .encoder import RowEncoder  # imports torch and diffusers
+
+        self.job, self.encoder = job, RowEncoder(job.encoding)
+
+    def __call__(self, row: dict) -> dict[str, str]:
+        return convert_unit(row, self.job, self.encoder)
+
+
+def convert_rows(unit: Unit, job: Job, encoder) -> Iterator[tuple[str, int, tuple[float, dict[str, bytes]] | BadPair]]:
+    """Yields each row's file and number, and its label and the sample's members, or what is wrong with it."""
+    rows = (
+        (source.file, *row)
+        for source in unit.source
+        for row in read_rows(job.dataset_path, source, job.columns[source.file])
+    )
+    while batch := list(islice(rows, encoder.batch_rows if encoder else 1)):
+        places = [(file, number) for file, number, _ in batch]
+        results = [
+            attempt(read_pair, job.columns[file], cells, f"{file}, row {number}", job.keep_ties)
+            for file, number, cells in batch
+        ]
+        if encoder is not None:
+            wanted = [i for i, result in enumerate(results) if is_sample(result, job)]
+            named = [("{}, row {}".format(*places[i]), results[i][1]) for i in wanted]
+            for i, members in zip(wanted, encoder.encode(named)):
+                results[i] = members if isinstance(members, BadPair) else (results[i][0], members)
+        for place, result in zip(places, results):
+            yield *place, result
+
+
+def is_sample(result: tuple | BadPair, job: Job) -> bool:
+    """Whether a row is to be written: it is good, and no tie unless these are kept."""
+    return not isinstance(result, BadPair) and (result[0] != TIE or job.keep_ties)

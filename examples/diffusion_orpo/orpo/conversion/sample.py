@@ -1,0 +1,63 @@
+"""A row as a sample of a shard: its checks, its members, and their place in the archive."""
+
+import io
+import tarfile
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from ..data.bad_pair import BadPair
+from ..data.columns import TIE, Columns, place_of_image
+from ..data.image import MIN_SIDE, decode_at_least, open_image
+
+
+IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format
+
+
+def read_pair(
+    columns: Columns, cells: Mapping[str, pa.Scalar], where: str, keep_ties: bool = False
+) -> tuple[float, dict[str, bytes]]:
+    """Checks a row as training does; images are decoded at a small scale, to see whether they can be.
+
+    Args:
+        columns: of the table.
+        cells: of those of them that are used.
+        where: names the row in errors.
+        keep_ties: whether a tie becomes a sample, too. Else it has no members, and is not looked at.
+
+    Returns:
+        The label, and the sample's members by extension: images as they are, labels and prompt as text.
+
+    Raises:
+        BadPair: label, image or prompt is bad; says which and why.
+    """
+    row = columns.read(cells, where, ties_too=keep_ties)
+    if row.problems:
+        raise row.problems[0]
+    if row.label == TIE and not keep_ties:
+        return row.label, {}
+    members = {"original_prompt.txt": row.prompt.encode()}
+    for name, column, image in zip(("jpg_0", "jpg_1"), columns.images, row.images):
+        place = place_of_image(cells[column].as_py(), column, where)
+        decode_at_least(image, place, MIN_SIDE)
+        format = open_image(image, place).format
+        members[f"{name}.{IMAGE_EXTENSIONS.get(format, format.lower())}"] = image
+    members["label_0.txt"] = str(row.label).encode()
+    members["label_1.txt"] = str(1 - row.label).encode()
+    return row.label, members
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    """Appends a sample. Neither time nor owner is recorded, so the same rows give the same bytes."""
+    for extension, content in members.items():
+        entry = tarfile.TarInfo(f"{key}.{extension}")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+
+
+def attempt(function, *args):
+    """The result, or the BadPair that was raised."""
+    try:
+        return function(*args)
+    except BadPair as bad:
+        return bad

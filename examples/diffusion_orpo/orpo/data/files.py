@@ -1,0 +1,148 @@
+"""Which files a data set's name stands for, which split each is in, and whether some are in none."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from datasets import DatasetBuilder, load_dataset_builder
+from huggingface_hub import DatasetCard
+
+from ..system.messages import printable
+
+
+# What reads a file that is named itself.
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".arrow")  # a .json may be anything
+SHOWN = 5
+
+
+def as_given(name: str) -> str:
+    """A name as a shell or a program hands it over, as a path: without `file://`, `~` and a slash at the end.
+
+    Raises:
+        ValueError: it is a path, and nothing is there; or one that datasets takes for a pattern.
+    """
+    path = unquote(urlsplit(name).path) if name.startswith("file://") else name
+    path = os.path.expanduser(path)
+    path = path.rstrip("/") or path
+    is_path = (
+        name.startswith(("file://", "/", "~", "./", "../")) or Path(path).suffix in READERS or path.count("/") > 1
+    )
+    if os.path.exists(path):
+        if os.path.isdir(path) and glob.has_magic(os.path.abspath(path)):
+            raise ValueError(
+                f"{printable(name)}: the library that reads data sets takes * ? [ ] in a path for wildcards. Rename the"
+                " folder, or name it through a link: ln -s."
+            )
+    elif is_path and "://" not in path:
+        raise ValueError(f"{printable(name)}: there is no such file or folder.")
+    return path
+
+
+def find_builder(path: str, config: str | None, cache_dir: str | None = None) -> DatasetBuilder:
+    """What reads a folder or a data set of the Hub; its `config.data_files` are the files of each split.
+
+    Raises:
+        ValueError: it can't be read, or files of a folder are in no split.
+    """
+    with readable(path):
+        builder = load_dataset_builder(path, config, cache_dir=cache_dir)
+    if os.path.isdir(path):
+        _check_none_left_out(Path(path), builder)
+    return builder
+
+
+def split_names(builder: DatasetBuilder) -> list[str]:
+    return list(map(str, builder.info.splits or builder.config.data_files or ()))
+
+
+def pick_split(names: Iterable[str], split: str | None, name: str, flag: str = "--dataset_split_name") -> str:
+    """The split asked for, else the only one, else "train".
+
+    Args:
+        names: the splits there are.
+        split: the one asked for, if any.
+        name: of the data set, for the error.
+        flag: that asks for one.
+
+    Raises:
+        ValueError: there is no such split; lists those there are.
+    """
+    names = list(names)
+    if split is None and len(names) == 1:
+        return names[0]
+    split_or_train = split or "train"
+    if split_or_train not in names:
+        asked = f"no split {split!r}" if split else "several splits and none called train"
+        raise ValueError(f"{name} has {asked}: choose {flag} among {', '.join(names)}.")
+    return split_or_train
+
+
+def choose_split(name: str, config: str | None, split: str | None) -> str:
+    """The split of a folder or of a data set of the Hub: see `pick_split`."""
+    return pick_split(split_names(find_builder(as_given(name), config)), split, name)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Names the data set, and the cause at the bottom of it, where datasets can't read it."""
+    try:
+        yield
+    except Exception as error:  # those of datasets, of its readers, and of the HTTP library
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reasons = dict.fromkeys(printable(str(e)).rstrip(".") for e in (error, cause))
+        raise ValueError(f"{printable(name)} can't be read: {': '.join(reasons)}. Check its files.") from error
+
+
+def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
+    """datasets takes words in names of files and folders, such as `test`, for splits, and leaves out what has none.
+
+    Raises:
+        ValueError: files that look like the data set's are in no split; names them.
+    """
+    if _says_which_files(folder):
+        return
+    used = {os.path.realpath(file) for files in (builder.config.data_files or {}).values() for file in files}
+    suffixes = {Path(file).suffix.lower() for file in used} | set(TABLE_SUFFIXES)
+    left_out = [
+        path.relative_to(folder)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes and os.path.realpath(path) not in used and not _is_ignored(path, folder)
+    ]
+    if not left_out or not used:
+        return
+    splits = ", ".join(
+        f"{split} ({Path(files[0]).name}{', ...' if len(files) > 1 else ''})"
+        for split, files in builder.config.data_files.items()
+    )
+    shown = ", ".join(printable(str(path)) for path in left_out[:SHOWN])
+    more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+    raise ValueError(
+        f"{folder}: {len(left_out)} of {len(left_out) + len(used)} files would be left out: {shown}{more}. The library that"
+        f" reads data sets takes words such as train, test, dev or eval in names for splits, here {splits}; or it reads"
+        " one kind of files alone. Move all that belongs together into a folder train/ without such words in its files'"
+        " names, or list the files of each split in a README.md (`configs`)."
+    )
+
+
+def _says_which_files(folder: Path) -> bool:
+    """Whether a README.md lists the files, so that those left out are meant to be."""
+    readme = folder / "README.md"
+    try:
+        return (folder / ".huggingface.yaml").exists() or (
+            readme.is_file() and "configs" in DatasetCard.load(readme).data.to_dict()
+        )
+    except ValueError:  # what datasets says of a broken one, it has said
+        return False
+
+
+def _is_ignored(path: Path, folder: Path) -> bool:
+    """Folders and files that datasets never looks at, or that no one means as data."""
+    parts = path.relative_to(folder).parts
+    return any(re.match(r"\.|__", part) for part in parts) or not path.is_file()

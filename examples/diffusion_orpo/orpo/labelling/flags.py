@@ -1,0 +1,42 @@
+"""The flags of label_preferences.py."""
+
+from ..system.flags import Flag, FlagGroup
+
+
+FLAGS = [
+    FlagGroup(
+        "judging",
+        (
+            Flag(
+                "images_dir",
+                "Folder of the images: with a metadata.jsonl, or with a caption file beside each image. Votes go there.",
+                required=True,
+            ),
+            Flag("judge", "Who judges.", default="me"),
+            Flag(
+                "ranking",
+                "Show so many images of a prompt, and take the best, then the worst. Default: show two.",
+                int,
+                range=(3, 9),
+            ),
+            Flag(
+                "overlap",
+                "Share of the questions that every judge answers; each of the others goes to one judge.",
+                float,
+                0.2,
+                range=(0, 1),
+            ),
+            Flag("seed", "Of the sides on which images stand, and of the order.", int, 0),
+            Flag("port", "Port of the page; 0 for any that is free.", int, 8765, range=(0, 65535)),
+        ),
+    ),
+    FlagGroup(
+        "output",
+        (
+            Flag(
+                "export",
+                "Write the votes of all judges as a data set to this folder, and serve no page.",
+            ),
+        ),
+    ),
+]

@@ -1,0 +1,10 @@
+"""What scorers are called, known without loading any."""
+
+REWARD_MODEL_NAMES = ("pickscore", "hpsv2", "imagereward", "aesthetic", "clip")
+STATISTIC_NAMES = ("saturation", "high_frequency")
+BUILT_IN = (*REWARD_MODEL_NAMES, *STATISTIC_NAMES)
+
+
+def scorer_label(name: str) -> str:
+    """What a scorer is called in results: a built-in name, or the function's."""
+    return name.rpartition(":")[2]

@@ -1,0 +1,81 @@
+"""What every script does once its flags are good, before it imports anything heavy."""
+
+import logging
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+
+# The lowest versions that work, as in setup.py and requirements.txt.
+LOWEST = {"accelerate": "1.1", "diffusers": "0.42.1", "peft": "0.21", "transformers": "5.0"}
+
+# What libraries say at a normal start that has nothing to do with it: the logger, and a part of the message.
+NOISE = {
+    "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",
+    "transformers.utils.import_utils": "requires torchvision",
+    "diffusers.loaders.lora_base": "No LoRA keys associated to CLIPText",
+    "diffusers.loaders.peft": "No LoRA keys associated to CLIPText",
+}
+
+
+def begin(script: str) -> None:
+    """Makes the console take any text, silences what libraries say for nothing, and ends where a library is too old.
+
+    Args:
+        script: its name, for the message.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not so in notebooks
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # paths and captions hold what cp1252 and the like don't have
+    for name, text in NOISE.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, Without) for known in logger.filters):
+            logger.addFilter(Without(text))
+    problem = too_old()
+    if problem is not None:
+        sys.exit(f"{script}: {problem}")
+
+
+class Without(logging.Filter):
+    """Drops the messages that hold a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.text not in record.getMessage()
+
+
+def too_old(lowest: dict[str, str] = LOWEST) -> str | None:
+    """Says which libraries are missing or older than these versions, and what to do; None where none is."""
+    found = {name: _installed(name) for name in lowest}
+    wrong = [
+        f"{name} {found[name] or 'is not installed'}{' is older than' if found[name] else ', and needed is'} {lowest[name]}"
+        for name in lowest
+        if found[name] is None or _numbers(found[name]) < _numbers(lowest[name])
+    ]
+    if not wrong:
+        return None
+    command = " ".join(f"'{name}>={lowest[name]}'" for name in lowest if any(part.startswith(name) for part in wrong))
+    return f"{'; '.join(wrong)}. Run `pip install -U {command}`."
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> list[int]:
+    """The leading numbers of a version: [0, 43] of 0.43.0.dev0, without zeros at the end."""
+    numbers = []
+    for part in text.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
