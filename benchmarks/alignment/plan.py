@@ -48,7 +48,9 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
 
 
 def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
-    """The search; what it finds is trained on, so that the step is chosen from more."""
+    """The search, all objectives' starts first; what it finds is trained on, so that the step is chosen from more."""
+    for world in worlds:
+        yield from ((search.start(world, objective), MARKS) for objective in ORDER)
     for world in worlds:
         for objective in ORDER:
             for experiment in search.missing(runs[world], bases[world], world, objective):
