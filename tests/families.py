@@ -8,21 +8,32 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from helpers import arguments, lora_weights
 from orpo.models.flux import Flux
+from orpo.models.flux2 import Flux2Klein
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
+from orpo.models.qwen_image import QwenImage
 from orpo.models.sd import StableDiffusion
 from orpo.models.sd3 import StableDiffusion3
+from orpo.models.z_image import ZImage
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 from faces import ALL_KINDS
 from tiny_flux import build_tiny_flux
+from tiny_flux2 import build_tiny_flux2, to_flux2_vae
+from tiny_qwen import PROMPT_LENGTH
+from tiny_qwen_image import build_tiny_qwen_image, build_tiny_qwen_vae
 from tiny_sd import build_tiny_sd
 from tiny_sd3 import build_tiny_sd3
+from tiny_t5 import T5_LENGTH
+from tiny_z_image import build_tiny_z_image
 
 
 DEMO_BASE = Path(__file__).parent.parent / "examples" / "demo" / "base"
 WORDS = sorted({word.strip(",") for kind in ALL_KINDS for word in kind.prompt.split()})
 T5_FLAGS = {"max_sequence_length": 12}
+QWEN_FLAGS = {"max_sequence_length": 20}
+QWEN_IMAGE_OPTIONS = QWEN_FLAGS | {"negative_prompt": " "}
+T5_BASE, QWEN_BASE = {"max_sequence_length": T5_LENGTH}, {"max_sequence_length": PROMPT_LENGTH}
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Family:
         build: makes a tiny pipeline of it.
         flags: that a run on the tiny pipeline needs.
         call_options: that make its pipeline read prompts as these flags do.
+        base_flags: that a run on the demo's base needs.
     """
 
     cls: type[LatentDiffusion]
@@ -42,6 +54,13 @@ class Family:
     build: object
     flags: dict
     call_options: dict
+    base_flags: dict
+
+    def guidance(self, scale: float) -> dict:
+        """What makes its pipeline draw with classifier-free guidance."""
+        return (
+            {"true_cfg_scale": scale, "negative_prompt": " "} if self.cls is QwenImage else {"guidance_scale": scale}
+        )
 
     def parse_args(self, model: str, **flags):
         script = importlib.import_module(self.script)
@@ -59,21 +78,45 @@ class Family:
 
 
 FAMILIES = {
-    "sd": Family(StableDiffusion, "train_diffusion_orpo_sd_lora", build_tiny_sd, {}, {}),
-    "sd3": Family(StableDiffusion3, "train_diffusion_orpo_sd3_lora", build_tiny_sd3, T5_FLAGS, T5_FLAGS),
-    "flux": Family(Flux, "train_diffusion_orpo_flux_lora", build_tiny_flux, T5_FLAGS, T5_FLAGS),
+    "sd": Family(StableDiffusion, "train_diffusion_orpo_sd_lora", build_tiny_sd, {}, {}, {}),
+    "sd3": Family(StableDiffusion3, "train_diffusion_orpo_sd3_lora", build_tiny_sd3, T5_FLAGS, T5_FLAGS, T5_BASE),
+    "flux": Family(Flux, "train_diffusion_orpo_flux_lora", build_tiny_flux, T5_FLAGS, T5_FLAGS, T5_BASE),
+    "z_image": Family(
+        ZImage, "train_diffusion_orpo_z_image_lora", build_tiny_z_image, QWEN_FLAGS, QWEN_IMAGE_OPTIONS, QWEN_BASE
+    ),
+    "flux2": Family(
+        Flux2Klein, "train_diffusion_orpo_flux2_lora", build_tiny_flux2, QWEN_FLAGS, QWEN_IMAGE_OPTIONS, QWEN_BASE
+    ),
+    "qwen_image": Family(
+        QwenImage,
+        "train_diffusion_orpo_qwen_image_lora",
+        build_tiny_qwen_image,
+        QWEN_FLAGS,
+        QWEN_IMAGE_OPTIONS,
+        QWEN_BASE,
+    ),
 }
 SMALL = {
     "sd": {"channels": (16, 32)},
     "sd3": {"num_layers": 2, "num_heads": 2},
     "flux": {"num_layers": 1, "num_single_layers": 1, "num_heads": 2},
+    "z_image": {"num_layers": 1, "num_heads": 2},
+    "flux2": {"num_layers": 1, "num_single_layers": 1, "num_heads": 2},
+    "qwen_image": {"num_layers": 1, "num_heads": 2},
 }
 
 
 def save_tiny(name: str, folder: Path, **options) -> str:
-    """A pipeline of random weights on the demo's VAE, with a shift where the family has one."""
+    """A pipeline of random weights, on the demo's VAE where it fits, with a shift or statistics that are not 0 and 1."""
     vae = AutoencoderKL.from_pretrained(DEMO_BASE / "vae")
-    if name != "sd":
+    if name == "qwen_image":
+        vae = build_tiny_qwen_vae()
+        vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.5, 1.0, 2.0])
+    elif name == "flux2":
+        vae = to_flux2_vae(vae)
+        vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+        vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    elif name != "sd":
         vae.register_to_config(shift_factor=0.3)
     FAMILIES[name].build(WORDS, vae, **SMALL[name] | options).save_pretrained(folder)
     return str(folder)

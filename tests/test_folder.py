@@ -11,8 +11,7 @@ from helpers import arguments, lora_weights
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diffusion_orpo"
-HEAVY_AT_THE_DOOR = {"check_preferences.py"}  # until these are mended
-SCRIPTS = sorted({path.name for path in EXAMPLE.glob("*.py")} - HEAVY_AT_THE_DOOR)
+SCRIPTS = sorted(path.name for path in EXAMPLE.glob("*.py"))
 SDXL = "train_diffusion_orpo_sdxl_lora.py"
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "peft", "ray")
 

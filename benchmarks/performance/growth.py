@@ -31,7 +31,7 @@ from orpo.data.encoding_cache import Encodings
 from orpo.data.pair import PairTransform
 from orpo.shards.listing import find_shards
 from orpo.shards.manifest import MANIFEST, VERSION
-from orpo.shards.order import part_of_epoch
+from orpo.shards.order import EpochOrder, Share, count_lanes
 
 from interleaved import Interleaved, add_model_arguments, start
 from measuring import DEVICE, HERE, milliseconds, print_table, store
@@ -157,7 +157,10 @@ def data_row(pairs: int) -> dict[str, float]:
         shards = find_shards([folder])
         manifest_s = perf_counter() - started
         started = perf_counter()
-        part_of_epoch(shards.counts, np.zeros_like(shards.counts), 0, 0, 0, 2)
+        order = EpochOrder(shards.pairs(), seed=0, epoch=0, buffer_size=1024)
+        Share(pairs, count_lanes(len(shards.urls)), 4, rank=0, world_size=2, start=0).slots(0)
+        for lane in range(0, order.lanes, 2):
+            order.runs(lane), order.turns(lane)
         plan_s = perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
@@ -179,7 +182,7 @@ def write_manifest(folder: Path, num_shards: int) -> None:
             "split": "train",
             "samples": PER_SHARD,
             "bytes": 0,
-            "sha256": "0" * 64,
+            "sha256": f"{i:064x}",
             "labels": {"jpg_0": 500, "jpg_1": 500, "tie": 0},
             "source": [{"file": "train.parquet", "first_row": i * PER_SHARD, "rows": PER_SHARD}],
             "bad_rows": [],

@@ -4,8 +4,9 @@ import torch
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, Flux2KleinPipeline, QwenImagePipeline, ZImagePipeline
 from faces import RESOLUTION
+from tiny_qwen import PROMPT_LENGTH
 from tiny_t5 import T5_LENGTH
 
 
@@ -37,17 +38,26 @@ def draw(
         batch_size: images at once.
     """
     images: list[Image] = []
-    options = {"max_sequence_length": T5_LENGTH} if hasattr(pipeline, "transformer") else {}
     with tqdm(total=len(prompts), desc=desc) as bar:
         for i in range(0, len(prompts), batch_size):
+            batch = prompts[i : i + batch_size]
             images += pipeline(
-                prompts[i : i + batch_size],
+                prompt=batch,
                 height=RESOLUTION,
                 width=RESOLUTION,
                 num_inference_steps=steps,
-                guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch_size]],
-                **options,
+                **call_options(pipeline, guidance_scale, len(batch)),
             ).images
-            bar.update(len(prompts[i : i + batch_size]))
+            bar.update(len(batch))
     return images
+
+
+def call_options(pipeline: DiffusionPipeline, guidance_scale: float, count: int) -> dict:
+    """Guidance and prompt length as a pipeline of the demo wants them for `count` prompts."""
+    if isinstance(pipeline, QwenImagePipeline):
+        return {"true_cfg_scale": guidance_scale, "negative_prompt": [" "] * count}
+    if isinstance(pipeline, (ZImagePipeline, Flux2KleinPipeline)):
+        return {"guidance_scale": guidance_scale, "max_sequence_length": PROMPT_LENGTH}
+    length = {"max_sequence_length": T5_LENGTH} if hasattr(pipeline, "transformer") else {}
+    return {"guidance_scale": guidance_scale, **length}

@@ -1,7 +1,7 @@
-"""Trains the demo's base models from scratch on drawn faces, first the VAE, then denoiser and text encoders together.
+"""Trains the demo's base models from scratch on drawn faces, first the VAE, then the denoiser, CLIP and T5 with it.
 
     python train_base.py                # SDXL, and the VAE that all share
-    python train_base.py --family=sd3   # or sd, or flux: with that VAE
+    python train_base.py --family=sd3   # or sd, flux, z_image, flux2: with that VAE; or qwen_image, with its own
 
 They know nothing of preferences. Their weights ship with the demo in float16; this script rebuilds them.
 """
@@ -17,16 +17,27 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 import tiny_flux
+import tiny_flux2
+import tiny_qwen_image
 import tiny_sd
 import tiny_sd3
-from bases import SHARED_VAE, base_folder
+import tiny_z_image
+from bases import OWN_VAE, SHARED_VAE, base_folder
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.training_utils import EMAModel
 from faces import ALL_KINDS, RESOLUTION, random_face
 from tiny_sdxl import build_tiny_sdxl
 
 
-STEPS = {"sdxl": 8000, "sd": 3000, "sd3": 5000, "flux": 3000}
+STEPS = {"sdxl": 8000, "sd": 3000, "sd3": 5000, "flux": 3000, "z_image": 4000, "flux2": 4000, "qwen_image": 6000}
+MODULES = {
+    "sd": tiny_sd,
+    "sd3": tiny_sd3,
+    "flux": tiny_flux,
+    "z_image": tiny_z_image,
+    "flux2": tiny_flux2,
+    "qwen_image": tiny_qwen_image,
+}
 WORDS = sorted({word for kind in ALL_KINDS for word in re.findall(r"\w+", kind.prompt)})
 
 
@@ -151,19 +162,40 @@ def train_sdxl(images: torch.Tensor, prompts: list[str], vae_steps: int, steps: 
     return pipeline
 
 
-def train_family(family: str, images: torch.Tensor, prompts: list[str], steps: int):
-    """Trains another family's pipeline on the latents of SDXL's VAE, which it gets with a shift where it takes one."""
+def train_family(family: str, images: torch.Tensor, prompts: list[str], vae_steps: int, steps: int):
+    """Trains another family's pipeline, Qwen-Image with a VAE of its own and the others with SDXL's."""
+    latents, vae = qwen_latents(images, vae_steps) if family == "qwen_image" else shared_latents(family, images)
+    module = MODULES[family]
+    pipeline = getattr(module, f"build_tiny_{family}")(WORDS, vae)
+    train_denoiser(pipeline, module.predict, latents, prompts, steps)
+    return pipeline
+
+
+def shared_latents(family: str, images: torch.Tensor) -> tuple:
+    """Normalised latents of SDXL's VAE, and that VAE as the family has it: with a shift or batch statistics, or without."""
     vae = AutoencoderKL.from_pretrained(SHARED_VAE, torch_dtype=torch.float32)
     vae.register_to_config(_name_or_path="base/vae")
     latents = encode_images(vae, images)
+    if family == "flux2":
+        flux2_vae = tiny_flux2.to_flux2_vae(vae)
+        return tiny_flux2.set_statistics(flux2_vae, latents / vae.config.scaling_factor), flux2_vae
     if family != "sd":
         shift = round(latents.mean().item() / vae.config.scaling_factor, 5)
         vae.register_to_config(shift_factor=shift)
         latents = latents - shift * vae.config.scaling_factor
-    module = {"sd": tiny_sd, "sd3": tiny_sd3, "flux": tiny_flux}[family]
-    pipeline = getattr(module, f"build_tiny_{family}")(WORDS, vae)
-    train_denoiser(pipeline, module.predict, latents, prompts, steps)
-    return pipeline
+    return latents, vae
+
+
+def qwen_latents(images: torch.Tensor, vae_steps: int) -> tuple:
+    """Normalised latents of a VAE of one video frame, trained here, and that VAE."""
+    vae = tiny_qwen_image.build_tiny_qwen_vae()
+    frames = images.unsqueeze(2)
+    with tiny_qwen_image.one_frame_in_2d():
+        train_vae(vae, frames, vae_steps)
+        with torch.no_grad():
+            batches = tqdm(frames.split(128), desc="Encoding")
+            latents = [vae.encode(x / 127.5 - 1).latent_dist.mode() for x in batches]
+    return tiny_qwen_image.set_statistics(vae, torch.cat(latents).squeeze(2)), vae
 
 
 def main() -> None:
@@ -171,7 +203,7 @@ def main() -> None:
     parser.add_argument("--family", choices=list(STEPS), default="sdxl", help="Which model.")
     parser.add_argument("--output_dir", help="Folder for the pipeline. Default: that of the demo.")
     parser.add_argument("--num_images", type=int, default=12000, help="Faces to draw.")
-    parser.add_argument("--vae_steps", type=int, default=2000, help="SDXL alone trains a VAE.")
+    parser.add_argument("--vae_steps", type=int, default=2000, help="SDXL and Qwen-Image train a VAE.")
     parser.add_argument("--denoiser_steps", type=int, help="Default: as many as the demo's bases had.")
     args = parser.parse_args()
 
@@ -181,10 +213,10 @@ def main() -> None:
     if args.family == "sdxl":
         pipeline = train_sdxl(images, prompts, args.vae_steps, steps)
     else:
-        pipeline = train_family(args.family, images, prompts, steps)
+        pipeline = train_family(args.family, images, prompts, args.vae_steps, steps)
     folder = Path(args.output_dir or base_folder(args.family))
     pipeline.to(torch.float16).save_pretrained(folder)
-    if args.family != "sdxl":
+    if args.family not in OWN_VAE:
         next(folder.glob("vae/*.safetensors")).unlink()  # it is in SDXL's folder, and `bases.py` brings it
 
 

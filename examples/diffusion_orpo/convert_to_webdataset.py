@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Converts a preference data set of parquet files to shards for WebDataset, on Ray Data.
+"""Converts a preference data set to shards for WebDataset, on Ray Data.
 
     python convert_to_webdataset.py --dataset_path pickapic --output_dir shards
     python convert_to_webdataset.py --output_dir shards --verify
@@ -41,8 +41,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_path",
-        help="Folder of parquet files (searched with its sub-folders, also s3://bucket/prefix), or identifier of a "
-        "data set of parquet on the Hub. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+        type=os.path.expanduser,
+        help="What --dataset_name is in training: a folder, a file, or identifier of a data set on the Hub; or parquet files "
+        "in s3://bucket/prefix. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
     )
     parser.add_argument(
         "--output_dir",
@@ -115,15 +116,19 @@ def main(input_args: list[str] | None = None) -> None:
         cache_dir=args.cache_dir,
         encoding=read_encoding_flags(args) if args.encode else None,
     )
-    finished, in_manifest = find_finished(job)
-    if in_manifest and len(finished) == len(job.units):
-        print(f"{output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
-        return
-    with ray_session(args.ray_address):
-        new = {shard.name: shard for shard in run(job, finished)}
-    shards = [(finished | new)[unit.name] for unit in job.units]
-    summary = check_totals(job, shards)
-    finish(job, shards)
+    try:
+        finished, in_manifest = find_finished(job)
+        if in_manifest and len(finished) == len(job.units):
+            print(f"{output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
+            return
+        with ray_session(args.ray_address):
+            new = {shard.name: shard for shard in run(job, finished)}
+        shards = [(finished | new)[unit.name] for unit in job.units]
+        summary = check_totals(job, shards)
+        finish(job, shards)
+    finally:
+        if job.copy is not None:
+            job.copy.unlink(missing_ok=True)
     seconds = time.perf_counter() - start
     samples = sum(shard.samples for shard in new.values())
     print(f"{samples} pairs in {len(new)} shards, {seconds:.1f} s, {samples / seconds:.1f} pairs/s. {summary}")

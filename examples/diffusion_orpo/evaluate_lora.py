@@ -29,9 +29,10 @@ def main(input_args: list[str] | None = None) -> None:
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.evaluation.run import evaluate
+    from orpo.models.base_and_lora import BaseAndLora
 
     try:
-        evaluate(args)
+        evaluate(args, BaseAndLora.from_flags)
     except ValueError as error:  # what the user can put right
         sys.exit(f"evaluate_lora.py: {error}")
 

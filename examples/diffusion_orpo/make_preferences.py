@@ -18,10 +18,13 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from orpo.making.flags import FLAGS, check_flags
-from orpo.system.flags import make_parser, parse
+from orpo.evaluation.flags import PROMPTS
+from orpo.making.flags import MAKING, check_flags
+from orpo.system.flags import assemble, make_parser, parse
 from orpo.system.start import begin
 
+
+FLAGS = assemble([PROMPTS, *MAKING])
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
 
@@ -60,14 +63,13 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     from orpo.making.drawing import (
         Drawing,
         draw_images,
-        find_family,
-        load_pipeline,
         make_requests,
         missing,
         open_folder,
     )
     from orpo.making.judging import score
     from orpo.making.usable import usable
+    from orpo.models.drawing import find_family, load_pipeline
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 

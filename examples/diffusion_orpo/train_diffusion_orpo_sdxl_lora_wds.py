@@ -31,14 +31,18 @@ def main(input_args: list[str] | None = None) -> int:
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.models.sdxl import StableDiffusionXL
-    from orpo.shards.stream import load_shards
+    from orpo.shards.stream import ShardOptions, load_shards
     from orpo.training.loop import train
     from orpo.training.run import start_run
 
     options = ModelOptions.from_flags(args)
     with start_run(args, FLAGS) as run:
         StableDiffusionXL.check(options, is_resumed=run.checkpoint is not None)
-        data = load_shards(args, run.accelerator, StableDiffusionXL, run.dtype)
+        data = load_shards(
+            ShardOptions.from_flags(args),
+            run.accelerator,
+            lambda: StableDiffusionXL.encoding_identity(options, run.dtype),
+        )
         model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
         return train(run, model, data)
 

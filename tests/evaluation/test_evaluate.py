@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import traceback
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
+from families import FAMILIES, load_pipeline, save_tiny
 from helpers import arguments, logged, train
-from orpo.evaluation import run as evaluation
 from orpo.evaluation.prompts import BUILT_IN_PROMPTS
+from orpo.models import base_and_lora
 from orpo.models.options import ModelOptions
+from orpo.models.other_programs import write_for_other_programs
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.scoring.image_statistics import saturation
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import evaluate_lora
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
@@ -177,7 +181,7 @@ def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
     assert pngs(out / "base")["00001-0.png"] == before["base"]["00001-0.png"]
     assert pngs(out / "lora") == before["lora"]
 
-    monkeypatch.setattr(evaluation, "load_pipeline", None)  # with all images there, no model is loaded
+    monkeypatch.setattr(base_and_lora, "load_pipeline", None)  # with all images there, no model is loaded
     run(scorers=["high_frequency"])
     assert results_of(out)["scorers"].keys() == {"high_frequency"}
 
@@ -282,6 +286,74 @@ def test_evaluations_of_several_loras_share_the_bases_images(run, tiny_sdxl, tmp
     assert not (first / "base").exists() and pngs(first / "lora") != pngs(other / "lora")
 
 
+def test_a_base_that_changed_in_its_folder_is_another_one(run, tiny_sdxl, tmp_path):
+    """A fine-tune saved again, another VAE, another sampler: images of before are not taken for its own."""
+    base = Path(shutil.copytree(tiny_sdxl, tmp_path / "base-model"))
+    out = run(pretrained_model_name_or_path=base)
+    first = pngs(out / "base")
+    for name in ("unet", "vae", "text_encoder_2"):
+        (file,) = (base / name).glob("*.safetensors")
+        before = file.read_bytes()
+        save_file({key: value * 0.9 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+        with pytest.raises(SystemExit, match=f"images of other settings \\({name}: "):
+            run(pretrained_model_name_or_path=base)
+        file.write_bytes(before)
+    run(pretrained_model_name_or_path=base)
+    assert pngs(out / "base") == first
+
+
+def test_the_loras_alphas_are_part_of_what_it_is(run, lora, tmp_path):
+    """kohya's files hold them as tensors, which diffusers does not count among the weights."""
+    write_for_other_programs(Path(lora) / "pytorch_lora_weights.safetensors", tmp_path / "kohya.safetensors")
+    out = run(lora_weights=tmp_path / "kohya.safetensors")
+    same = run(output_dir=tmp_path / "same")
+    for name in pngs(out / "lora"):
+        assert abs(pixels(out / "lora" / name) - pixels(same / "lora" / name)).max() <= 1
+    tensors = load_file(tmp_path / "kohya.safetensors")
+    halved = {name: value / 2 if name.endswith("alpha") else value for name, value in tensors.items()}
+    save_file(halved, tmp_path / "kohya.safetensors")
+    with pytest.raises(SystemExit, match="lora_sha256"):
+        run(lora_weights=tmp_path / "kohya.safetensors")
+
+
+def test_a_lora_that_fits_in_part_is_judged_with_a_warning(run, lora, tmp_path, capsys):
+    tensors = load_file(Path(lora) / "pytorch_lora_weights.safetensors")
+    renamed = {name.replace("mid_block", "mid_block9"): value for name, value in tensors.items()}
+    save_file(renamed, tmp_path / "half.safetensors")
+    modules = {name.split(".lora")[0] for name in tensors}
+    message = f"{sum('mid_block' in name for name in modules)} of its {len(modules)} modules are not in the unet"
+    for _ in range(2):  # also where all images are there already
+        out = run(lora_weights=tmp_path / "half.safetensors")
+        (warning,) = results_of(out)["warnings"]
+        assert message in warning and warning in capsys.readouterr().out
+        assert message in (out / "index.html").read_text()
+    whole = run(output_dir=tmp_path / "whole")
+    assert results_of(whole)["warnings"] == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_drawn_as_its_users_draw_it(run, name, tmp_path):
+    """With the family's own guidance and length of prompts, where the flags say nothing."""
+    family, base = FAMILIES[name], save_tiny(name, tmp_path / "base")
+    model = family.load(base, rank=2, lora_alpha=3)
+    for parameter in model.denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    model.save_lora(tmp_path / "lora")
+    out = run(pretrained_model_name_or_path=base, lora_weights=tmp_path / "lora", num_prompts=1, **family.call_options)
+    pipeline = load_pipeline(base)
+    guidance = {"sd": 7.5, "sd3": 7.0, "flux": 3.5}[name]
+    assert results_of(out)["settings"]["guidance_scale"] == guidance
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": guidance} | family.call_options
+    drawn = []
+    for side in ("base", "lora"):
+        image = pipeline(PROMPTS[0], generator=torch.Generator().manual_seed(0), **options).images[0]
+        drawn.append(np.asarray(image, dtype=int))
+        assert abs(pixels(out / side / "00000-0.png") - drawn[-1]).max() <= 1
+        pipeline.load_lora_weights(tmp_path / "lora")
+    assert abs(drawn[0] - drawn[1]).max() > 5
+
+
 def test_a_broken_image_is_named(run):
     out = run()
     (out / "lora" / "00001-0.png").write_bytes((out / "lora" / "00001-0.png").read_bytes()[:100])
@@ -295,21 +367,25 @@ def test_a_broken_image_is_named(run):
         ({"scorers": ["pikscore"]}, "pikscore.*not known"),
         ({"scorers": ["pickscore"]}, "hf download yuvalkirstain/PickScore_v1"),
         ({"lora_weights": "/no/such/lora"}, "--lora_weights=/no/such/lora"),
-        ({"prompt_file": "/no/such/file"}, "--prompt_file=/no/such/file can't be read"),
+        ({"resolution": 60}, "--resolution must be a multiple of 8; got 60"),
+        ({"max_sequence_length": 12}, "--max_sequence_length means nothing for SDXL"),
+        ({"pretrained_model_name_or_path": "x.safetensors"}, "single file.*from_single_file"),
+        ({"prompt_file": "/no/such/file"}, "--prompt_file=/no/such/file does not exist"),
         ({"dataset_name": "some/data"}, "--prompt_file and --dataset_name: choose one"),
     ],
 )
-def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(evaluation, "load_pipeline", None)
-    with pytest.raises(SystemExit, match=message):
+def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(base_and_lora, "load_pipeline", None)
+    with pytest.raises(SystemExit) as error:
         run(**flags)
+    assert re.search(message, " ".join(f"{error.value} {capsys.readouterr().err}".split()))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"resolution": 60}, "--resolution must be a multiple of 8; got 60"),
+        ({"resolution": 0}, "--resolution must be at least 1"),
         ({"batch_size": 0}, "--batch_size must be at least 1"),
         ({"scorers": ["saturation", "a:saturation"]}, "--scorers: names must differ"),
     ],

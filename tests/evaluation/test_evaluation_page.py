@@ -56,7 +56,7 @@ def page(tmp_path_factory) -> Path:
         "saturation": np.array([[0.2] * 4, [0.5] * 4]),
         "high_frequency": np.array([[0.1] * 4, [0.1] * 4]),
     }
-    results = make_results(settings, requests, scores, statistics)
+    results = make_results(settings, requests, scores, statistics, ["half of <b>it</b> fits"])
     html = render_page(results, [(folder / "base" / r.name, folder / "lora" / r.name) for r in requests])
     (folder / "moved").mkdir()
     path = folder / "moved" / "index.html"
@@ -159,6 +159,7 @@ def test_numbers_and_warnings_are_the_results(browse, page):
     assert any(cell.startswith("+1.12 (") for cell in smile)
     assert sharpness[0] == "sharpness" and sharpness[2].startswith("50.0 (")
     assert [w.split(":")[0] for w in warnings] == [
+        "half of <b>it</b> fits",
         "Fewer than 20 prompts",
         "Colours are much stronger than the base's (0.2 to 0.5)",
     ]

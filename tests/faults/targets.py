@@ -18,11 +18,13 @@ from faults import samples
 from orpo.conversion.finish import check_totals
 from orpo.conversion.plan import plan_job
 from orpo.conversion.run import convert_unit
+from orpo.data.bad_pair import BadPair
 from orpo.data.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
-from orpo.shards import listing as shards
-from orpo.shards.listing import BadSample, read_samples, to_pair
+from orpo.shards.listing import read_listing
 from orpo.shards.manifest import Shard, read_manifest
-from orpo.shards.tar import walk_samples
+from orpo.shards.sample import to_pair
+from orpo.shards.shard import read_samples
+from orpo.shards.tar import WANTED, walk_samples
 
 
 WORK = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
@@ -86,13 +88,13 @@ def tar(data: bytes) -> str:
         for ordinal, members in read_samples(str(path), 0, count, count):
             try:
                 pair = to_pair(members)
-            except BadSample:
+            except BadPair:
                 continue
             if expected is None:
                 expected = list(reference_samples(data))
             require(ordinal < len(expected), f"sample {ordinal} is accepted, the reference finds {len(expected)}")
             reference = expected[ordinal]
-            names = [name for name in members if name != "__key__"]
+            names = [name for name in members if not name.startswith("__")]
             require(all(reference.get(name) == [members[name]] for name in names), f"sample {ordinal} is another")
             if pair is not None:
                 accepted += 1
@@ -119,10 +121,14 @@ def as_far_as_it_goes(data: bytes, mode: str, count: int) -> list:
 def reference_samples(data: bytes) -> list[dict[str, list[bytes]]]:
     """An independent reader: samples as extension to contents, as far as the archive is sound. Plain files only."""
     found: list[tuple[str, dict]] = []
-    for name, content in reference_members(data):
-        folder, _, base = name.rpartition("/")
+    for name, content, is_folder in reference_members(data):
+        folder, slash, base = name.rpartition("/")
         stem, dot, extension = base.partition(".")
-        key = f"{folder}/{stem}" if dot and stem else name
+        extension = extension.lower()
+        has_key = bool(dot and stem)
+        if not has_key and (is_folder or content is not None) or is_folder and not WANTED.fullmatch(extension):
+            continue
+        key = (folder, slash, stem) if has_key else name
         if not found or found[-1][0] != key:
             found.append((key, {}))
         if content is not None:
@@ -131,7 +137,7 @@ def reference_samples(data: bytes) -> list[dict[str, list[bytes]]]:
 
 
 def reference_members(data: bytes):
-    """Name and content of the members, content None for what is no plain file; ends at the first thing it can't read."""
+    """Name and content of the members, content None for what is not a plain file, and whether it is a folder; ends at the first thing it can't read."""
     position, renamed, resized = 0, None, None
     while position + 512 <= len(data):
         header = data[position : position + 512]
@@ -163,7 +169,9 @@ def reference_members(data: bytes):
                 size = 0
             if plain and len(content) < size:
                 return
-            yield (renamed if renamed is not None else name), content if plain else None
+            final = renamed if renamed is not None else name
+            is_folder = kind == b"5" or kind == b"\0" and final.endswith("/")
+            yield final.rstrip("/") if is_folder else final, content if plain else None, is_folder
             renamed = resized = None
         position = body + -(-size // 512) * 512
 
@@ -237,15 +245,16 @@ def manifest(data: bytes) -> str:
     path = folder / "manifest.json"
     path.write_bytes(data)
     refusals = 0
-    for read in (lambda: shards._listing(str(path)), lambda: read_manifest(str(folder))):
+    for read in (lambda: read_listing(str(path)), lambda: read_manifest(str(folder))):
         try:
             found = read()
         except ValueError as error:
             require(str(path) in str(error), f"message without place: {error}")
             refusals += 1
             continue
-        if isinstance(found, tuple):
-            require(all(type(n) is int and 0 <= n <= 10**7 for n in found[0].values()), f"samples {found}")
+        if isinstance(found, dict):
+            counts = [entry.samples for entry in found.values()]
+            require(all(type(n) is int and 0 <= n <= 10**7 for n in counts), f"samples {found}")
         else:
             require(all(Path(shard.name).name == shard.name for shard in found.shards), "a name leads elsewhere")
     return "refused" if refusals == 2 else "accepted"
@@ -263,7 +272,7 @@ def members(data: bytes) -> str:
     sample = {name: field for name, field in zip(NAMES, fields) if field != b"-"} | {"__key__": "key"}
     try:
         pair = to_pair(sample)
-    except BadSample as error:
+    except BadPair as error:
         require(bool(error.kind) and "\n" not in str(error) and len(str(error)) < 500, f"message: {error!r}")
         return "refused"
     label = float(sample["label_0.txt"].decode())

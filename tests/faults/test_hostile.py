@@ -10,7 +10,7 @@ import signal
 import struct
 import tarfile
 import zlib
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,16 @@ from launching import SHARDS_SCRIPT, assert_ok, two_processes
 from orpo.conversion.plan import plan_job
 from orpo.conversion.run import convert_unit
 from orpo.data import rows as rows_module
+from orpo.data.bad_pair import BadPair
 from orpo.data.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.data.image import MAX_FILE_BYTES, decode_image
 from orpo.data.pair import PairTransform
-from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
+from orpo.shards.listing import find_shards
 from orpo.shards.manifest import Shard
-from orpo.shards.order import part_of_epoch
+from orpo.shards.order import Share, count_lanes
+from orpo.shards.reader import read_share
+from orpo.shards.sample import to_pair
+from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
 from PIL import Image
 
@@ -527,13 +531,13 @@ SHARDS = {
     "a key that is not UTF-8, and of several lines": (between(*sample("\udcff\n\x1b[2J", 1)), None, None),
     "a label of 100,000 digits": (
         between(*sample("001", 1, label_0=entry("001.label_0.txt", b"9" * 100_000))),
-        "label_0 is '999",
+        "label_0.txt is '999",
         None,
     ),
     "cut in the middle": (GOOD[:CUT_AT], "ends or breaks off", "ends or breaks off"),
     "nothing at all": (b"", "ends or breaks off", "ends or breaks off"),
     "an end marker alone": (bytes(10240), "ends or breaks off", "ends or breaks off"),
-    "gzip": (gzip.compress(GOOD), "ends or breaks off", "ends or breaks off"),
+    "gzip": (gzip.compress(GOOD), "ends or breaks off", "is compressed (gzip)"),
     "a sparse file of 1 GB": (UNFINISHED + header(b"S", 1 << 30) + GOOD, None, "ends or breaks off"),
     "one sample too few": (archive(*FIRST, *LAST), None, "ends or breaks off"),
     "one sample too many": (
@@ -576,7 +580,7 @@ def test_shards_by_kind_of_damage(tmp_path, name, source):
         for ordinal, members in read_samples(url, 0, 3, 3):
             try:
                 found[ordinal] = to_pair(members)
-            except BadSample as problem:
+            except BadPair as problem:
                 found[ordinal] = f"{problem.kind}: {problem}"
                 assert str(problem).isprintable() and len(str(problem)) < 400
     except ValueError as error:
@@ -603,7 +607,7 @@ def test_a_symbolic_link_to_a_private_image_is_not_followed(tmp_path, canary):
     path.write_bytes(link(tarfile.SYMTYPE, str(canary)))
     members = dict(read_samples(str(path), 0, 3, 3))[1]
     assert canary.read_bytes() not in members.values()
-    with pytest.raises(BadSample, match="jpg_0.jpg is a link"):
+    with pytest.raises(BadPair, match="jpg_0.jpg is a link"):
         to_pair(members)
 
 
@@ -623,7 +627,7 @@ def test_a_manifest_with_other_than_a_number_of_samples_is_refused(tmp_path, sam
     (tmp_path / "train-00000.tar").write_bytes(GOOD)
     manifest = f'{{"version": 1, "shards": [{{"name": "train-00000.tar", "samples": {samples_said}}}]}}'
     (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(ValueError, match="manifest.json is no manifest of shards.*convert the data again"):
+    with pytest.raises(ValueError, match="manifest.json is not a manifest of shards.*convert the data again"):
         find_shards([str(tmp_path)])
 
 
@@ -631,21 +635,20 @@ def test_a_manifest_with_other_than_a_number_of_samples_is_refused(tmp_path, sam
 
 
 def test_processes_stay_in_step_when_one_of_them_meets_bad_samples(tiny_sdxl, tmp_path):
-    """All bad samples lie in the first process's part: it reads on, and has as many batches as the other one."""
+    """All bad samples are the first process's: other pairs take their places, and it has as many batches as the other."""
     signal.alarm(0)  # processes of their own, with a time limit of their own
     data = face_rows(24, ties=0)
-    first_part = part_of_epoch(np.array([6] * 4), np.zeros(4, dtype=int), seed=0, epoch=0, part=0, num_parts=2)
-    places = [6 * run.shard + ordinal for run in first_part for ordinal in range(run.first, run.last)]
-    for place in places[:5]:
-        data[place]["jpg_0"] = data[place]["jpg_0"][:500]
     folder = write_shards(tmp_path / "shards", data, per_shard=6)
+    shards = find_shards([str(folder)])
+    share = Share(num_pairs=24, lanes=count_lanes(4), batch_size=2, rank=0, world_size=2, start=0)
+    for arrival in islice(chain.from_iterable(read_share(shards, shards.pairs(), 0, 1024, share)), 5):
+        row = data[6 * arrival.shard + arrival.ordinal]
+        row["jpg_0"] = row["jpg_0"][:500]
+    write_shards(folder, data, per_shard=6)
     flags = {"dataset_path": folder, "max_bad_samples": 0.5, "checkpointing_steps": 4, "max_train_steps": 4}
     result = two_processes(arguments(tiny_sdxl, None, tmp_path / "lora", **flags), script=SHARDS_SCRIPT)
     assert_ok(result)
-    assert result.output.count("undecodable image") >= 5
-    first, second = (
-        json.loads((tmp_path / "lora" / "checkpoint-4" / f"data_position_{rank}.json").read_text()) for rank in (0, 1)
-    )
-    assert first["batches"] == second["batches"] == 4
-    assert second["places"] == [[0, 8]]  # 4 batches of 2, of a part of 12
-    assert first["places"][0][0] == 1  # its 7 good ones are through
+    assert result.output.count("undecodable image") == 5
+    for rank in (0, 1):
+        position = json.loads((tmp_path / "lora" / "checkpoint-4" / f"data_position_{rank}.json").read_text())
+        assert position["pairs_seen"] == 16

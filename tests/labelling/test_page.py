@@ -120,7 +120,9 @@ def test_a_held_key_votes_once_undo_takes_back_and_space_flickers(browse, make_i
             url,
             {"key": "Left", **answered(1)},
             {"js": repeat},
+            {"wait": 500},
             {"js": SHOWN},
+            {"js": "state.progress.answered"},
             {"key": "Right", **answered(2)},
             {"key": "Backspace", **answered(1)},
             {"js": SHOWN},
@@ -130,8 +132,8 @@ def test_a_held_key_votes_once_undo_takes_back_and_space_flickers(browse, make_i
             {"release": "Space", "until": f"{full}.join() === 'false,false'"},
             {"js": "state.progress.answered"},
         )
-    _, _, before, _, _, again, *_, given = seen["values"]
-    assert before == again and given == 2
+    _, _, _, before, held, _, _, again, *_, given = seen["values"]
+    assert held == 1 and before == again and given == 2
     assert [vote.choice for vote in votes_of(folder)] == ["best", "tie"]
 
 

@@ -80,9 +80,9 @@ def draw(folder: str, prompt: str, seed: int, lora: str | None = None, **options
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
         pipeline.load_lora_weights(lora)
-    size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 5.0}
+    size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 5.0} | options
     generator = torch.Generator().manual_seed(seed)
-    return np.asarray(pipeline(prompt, generator=generator, **size, **options).images[0], dtype=int)
+    return np.asarray(pipeline(prompt=prompt, generator=generator, **size).images[0], dtype=int)
 
 
 def test_images_are_those_a_user_draws_and_pairs_are_the_scorers(run, tiny_sdxl, tmp_path):
@@ -141,8 +141,11 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_draws(run, tmp_path, name):
     base = save_tiny(name, tmp_path / "base")
-    options = FAMILIES[name].call_options
-    out = run(pretrained_model_name_or_path=base, num_images_per_prompt=2, num_prompts=1, **options)
+    options = FAMILIES[name].flags  # the length of prompts, if anything
+    flags = {"num_images_per_prompt": 2, "num_prompts": 1, "guidance_scale": 5}
+    out = run(pretrained_model_name_or_path=base, **flags, **options)
+    if name == "qwen_image":
+        options = options | {"true_cfg_scale": 5.0, "negative_prompt": " ", "guidance_scale": None}
     image = listed(out)[1]
     drawn = draw(base, image["prompt"], image["seed"], **options)
     assert abs(pixels(out / "images" / image["file_name"]) - drawn).max() <= 1

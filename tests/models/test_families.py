@@ -1,4 +1,4 @@
-"""SD, SD3 and FLUX: against their pipelines, against the mathematics, and in runs; on tiny models of the real classes."""
+"""All families: against their pipelines, against the mathematics, and in runs; on tiny models of the real classes."""
 
 import importlib
 import json
@@ -17,13 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import kstest, norm
 
-from bases import assemble_base, base_folder
+from bases import OWN_VAE, assemble_base, base_folder
 from compare import compare
-from tiny_t5 import T5_LENGTH
 
 
 DATA = Path(__file__).parents[1] / "fixtures"
-BASE_ERRORS = {"sd": 0.3, "sd3": 0.3, "flux": 0.3}  # of a velocity, whose mean square is 2, in SD 1
+BASE_ERROR = 0.3  # of a velocity, whose mean square is 2, in SD 1
+FIRST = ("sd", "sd3", "flux")  # test_newer_families.py has what is the others' own
+TAGS = {"sd": "stable-diffusion", "z_image": "z-image", "flux2": "flux2-klein", "qwen_image": "qwen-image"}
+BLOCKS = {"sd": 4, "sd3": 2, "flux": 2, "z_image": 3, "flux2": 2, "qwen_image": 1}
+BASES = [name for name in FAMILIES if base_folder(name).exists()]
 BETA = 0.1
 PROMPTS = ["a red ball", "a prompt that is longer than the tokenizers of this model allow, whichever is asked " * 3]
 
@@ -83,6 +86,7 @@ def given_by_the_pipeline(pipeline, prompts: list[str], latents: torch.Tensor, *
     return given | dict(zip(("hidden_states", "timestep"), args))
 
 
+@pytest.mark.parametrize("name", FIRST)
 def test_the_denoiser_is_called_as_the_pipeline_calls_it(name, family, model):
     """Two pairs, that is four images: both winners before both losers, and so their prompts."""
     guidance_scale = 2.5 if name == "flux" else 1.0
@@ -111,6 +115,7 @@ def test_max_sequence_length_is_that_of_t5(family, model):
         assert embeds.shape[1] == length + (24 if family is FAMILIES["sd3"] else 0)  # CLIP's 24
 
 
+@pytest.mark.parametrize("name", FIRST)
 def test_a_denoiser_that_knows_the_answer_has_no_error(name, family, model):
     """Winner and loser have targets of their own: each is judged by its own velocity."""
     loaded = family.load(model)
@@ -138,6 +143,7 @@ def test_a_denoiser_that_knows_the_answer_has_no_error(name, family, model):
     assert metrics["logps/chosen"].abs().min() > 0.1
 
 
+@pytest.mark.parametrize("name", FIRST)
 def test_latents_are_those_that_diffusers_samples_and_normalises(name, family, model):
     """Also in batches that the VAE takes one after another."""
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -258,48 +264,51 @@ def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(family,
         np.asarray(Image.open(tmp_path / f"image_0{which}.png"), dtype=int) for which in ("", "_without_lora")
     )
     pipeline = load_pipeline(model)
-    options = {"height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 3.0} | family.call_options
+    options = {"height": 64, "width": 64, "num_inference_steps": 3} | family.guidance(3.0) | family.call_options
     for expected in (base, trained):
-        image = pipeline("a red ball", generator=torch.Generator().manual_seed(5), **options).images[0]
+        image = pipeline(prompt="a red ball", generator=torch.Generator().manual_seed(5), **options).images[0]
         assert np.abs(np.asarray(image, dtype=int) - expected).max() <= 1
         pipeline.load_lora_weights(tmp_path)
-    assert np.abs(trained - base).max() > 8
+    assert np.abs(trained - base).max() > 2
     config = getattr(pipeline, family.cls.denoiser_name).peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (3, 9)
 
 
+@pytest.mark.parametrize("name", BASES)
 def test_the_demos_base_is_small_and_half_precision(name):
     files = list(base_folder(name).rglob("*.safetensors"))
-    assert sum(path.stat().st_size for path in files) < 1_600_000
-    assert not any(path.parent.name == "vae" for path in files)  # which is stored once
+    assert sum(path.stat().st_size for path in files) < 2_300_000
+    assert any(path.parent.name == "vae" for path in files) == (name in OWN_VAE)  # the shared one is stored once
     for path in files:
         assert {value.dtype for value in load_file(path).values()} <= {torch.float16, torch.int64}
 
 
+@pytest.mark.parametrize("name", BASES)
 def test_the_demos_base_learns_to_smile(name, family, tmp_path):
     """From 112 pairs that it drew itself, as `make_pairs.py` labels them; on seeds that it did not train on."""
     base, flags = assemble_base(name, tmp_path / "base"), {"resolution": 64, "train_batch_size": 16, "rank": 8}
     flags |= {"max_train_steps": 40, "learning_rate": 2e-3, "beta_orpo": 0.2, "cache_latents": True}
     flags |= {"run_validation": True, "validation_prompts": ["a"], "validation_inference_steps": 1}
-    flags |= {"num_validation_pairs": 16} | ({} if name == "sd" else {"max_sequence_length": T5_LENGTH})
+    flags |= {"num_validation_pairs": 16} | family.base_flags
     family.train(base, str(DATA / f"pairs_{name}"), tmp_path / "lora", **flags)
     results = json.loads((tmp_path / "lora" / "eval_results.json").read_text())
     # The base was trained by other code, `train_base.py`: a step that took noise or time otherwise would find it wrong.
-    assert results["eval_nll_loss_without_lora"] < BASE_ERRORS[name]
-    comparison = compare(base, str(tmp_path / "lora"), str(tmp_path / "grid.png"), seeds_per_prompt=2, steps=8)
+    assert results["eval_nll_loss_without_lora"] < BASE_ERROR
+    seeds_per_prompt = 2 if name in FIRST else 4
+    comparison = compare(base, str(tmp_path / "lora"), str(tmp_path / "grid.png"), seeds_per_prompt, steps=8)
     print(comparison)
     assert comparison.win_rate_low > 0.55
-    assert comparison.new_wrong <= 1
+    assert comparison.new_wrong <= comparison.images // 48
 
 
 def test_the_model_card_draws(name, family, model, faces, tmp_path, monkeypatch):
     """Its snippet runs, for the pipeline of the family and with prompts read as in training."""
     family.train(model, faces, tmp_path, max_train_steps=1, validation_prompts=["a red ball"])
     card = (tmp_path / "README.md").read_text()
-    assert {"sd": "stable-diffusion", "sd3": "sd3", "flux": "flux"}[name] in card.split("---")[1].split()
+    assert TAGS.get(name, name) in card.split("---")[1].split()
     snippet = card.split("```python\n")[1].split("```")[0]
     assert family.cls.pipeline_class.__name__ in snippet
-    assert ("max_sequence_length=12" in snippet) == (name != "sd")
+    assert all(f"{option}={value!r}" in snippet for option, value in family.call_options.items())
     monkeypatch.chdir(tmp_path)
     exec(snippet.replace("'a red ball'", "'a red ball', height=64, width=64, num_inference_steps=1"), {})
     assert Image.open("image.png").size == (64, 64)
@@ -309,7 +318,7 @@ def test_compile_takes_the_repeated_blocks(name, family, model):
     """They are compiled at their first call; until then they are marked."""
     denoiser = family.load(model, compile=True).denoiser
     marked = [module for module in denoiser.modules() if module._compiled_call_impl is not None]
-    assert len(marked) == {"sd": 4, "sd3": 2, "flux": 2}[name]
+    assert len(marked) == BLOCKS[name]
     assert all(type(module).__name__.endswith("TransformerBlock") for module in marked)
 
 
@@ -319,7 +328,7 @@ def test_a_model_of_another_family_is_refused(name, family, models):
         family.load(models[other])
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd"])
 def test_a_resolution_that_does_not_fall_into_patches_is_refused(family, capsys):
     with pytest.raises(SystemExit):
         family.parse_args("unused", resolution=72)

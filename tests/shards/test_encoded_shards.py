@@ -15,13 +15,16 @@ import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
 from orpo.conversion.encoder import plan_encoding
 from orpo.conversion.run import ray_session
+from orpo.data.bad_pair import BadPair
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.shards.encoded_sample import read_encoded
-from orpo.shards.listing import BadSample, find_shards, read_samples, to_pair
+from orpo.shards.listing import find_shards
 from orpo.shards.manifest import read_manifest
+from orpo.shards.sample import to_pair
+from orpo.shards.shard import read_samples
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
@@ -217,7 +220,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_hostile_encoding_is_a_bad_sample(encoded, damage):
     sample = members(encoded)[1]
-    with pytest.raises(BadSample) as raised:
+    with pytest.raises(BadPair) as raised:
         read_encoded(
             find_shards([str(encoded)]).encoding,
             sample | {"encoded.safetensors": DAMAGE[damage](sample["encoded.safetensors"])},
@@ -237,7 +240,7 @@ def test_labels_decide_the_order_and_ties_are_passed_over(encoded):
         assert torch.equal(read["original_sizes"][0], tensors["original_sizes"][first])
         assert torch.equal(read["crop_top_lefts"][1], tensors["crop_top_lefts"][1 - first])
     assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0) is None
-    with pytest.raises(BadSample, match="has only encoded.safetensors"):
+    with pytest.raises(BadPair, match="has only .*needs original_prompt.txt, encoded.safetensors, label_0.txt"):
         read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0)
 
 

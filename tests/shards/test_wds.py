@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, lora_weights, train, write_shards
-from launching import SHARDS_SCRIPT, assert_ok, two_processes
+from launching import SHARDS_SCRIPT, assert_ok, run, two_processes
+from orpo.models.sdxl import StableDiffusionXL
+from orpo.system.checksums import write_checksums
 
 
 @pytest.fixture(scope="module")
@@ -44,44 +46,51 @@ def test_resuming_equals_the_uninterrupted_run(tiny_sdxl, folder, tmp_path, work
     assert max(value.abs().max() for value in moved) > 1e-4
 
 
-def test_resuming_on_other_shards_or_another_division_is_refused(tiny_sdxl, folder, tmp_path):
+def test_resuming_on_other_shards_or_another_buffer_is_refused(tiny_sdxl, folder, tmp_path):
     flags = {"dataset_path": folder, "checkpointing_steps": 2}
     train(tiny_sdxl, None, tmp_path / "lora", **flags)
     flags |= {"resume_from_checkpoint": "latest", "max_train_steps": 4}
-    with pytest.raises(ValueError, match="--dataloader_num_workers was 1 and is now 2"):
-        train(tiny_sdxl, None, tmp_path / "lora", dataloader_num_workers=2, **flags)
+    with pytest.raises(ValueError, match="--shuffle_buffer_size was 1024 and is now 2"):
+        train(tiny_sdxl, None, tmp_path / "lora", shuffle_buffer_size=2, **flags)
     with pytest.raises(ValueError, match="the pairs are others"):
         train(tiny_sdxl, None, tmp_path / "lora", **flags | {"dataset_path": f"{folder}/train-{{00000..00002}}.tar"})
 
 
-def test_an_epoch_when_steps_are_not_given_and_held_out_samples(tiny_sdxl, folder, tmp_path):
+def test_a_checkpoint_of_an_earlier_order_is_refused_in_one_sentence(tiny_sdxl, tmp_path):
+    """As the version before wrote it: a part for each worker of each process."""
+    folder = write_shards(tmp_path / "shards", face_rows(8, ties=0), per_shard=4)
+    flags = {"dataset_path": folder, "checkpointing_steps": 1, "max_train_steps": 1}
+    train(tiny_sdxl, None, tmp_path / "lora", **flags)
+    checkpoint = tmp_path / "lora" / "checkpoint-1"
+    earlier = {"processes": 1, "readers": 1, "buffer_size": 256, "batches": 1, "places": [[0, 2]]}
+    (checkpoint / "data_position_0.json").write_text(json.dumps(earlier))
+    (checkpoint / "SHA256SUMS").unlink()
+    write_checksums(checkpoint)
+    with pytest.raises(ValueError, match="another version of these scripts saved this checkpoint"):
+        train(tiny_sdxl, None, tmp_path / "lora", **flags | {"resume_from_checkpoint": "latest", "max_train_steps": 2})
+
+
+def test_an_epoch_counts_pairs_not_ties_and_no_more_than_asked_for(tiny_sdxl, folder, tmp_path):
+    flags = {"dataset_path": folder, "num_train_examples": 28, "max_train_steps": None, "report_to": "tensorboard"}
     train(
         tiny_sdxl,
         None,
         tmp_path / "lora",
-        dataset_path=folder,
-        num_train_examples=28,
-        max_train_steps=None,
         run_validation=True,
         num_validation_pairs=8,
         validation_prompts=["red"],
         validation_inference_steps=1,
         train_batch_size=4,
-        report_to="tensorboard",
+        **flags,
     )
     scalars = logged(tmp_path / "lora")
-    assert len(scalars["loss"]) == 5  # 20 samples of 28
+    assert len(scalars["loss"]) == 4  # 16 pairs of 28 samples: 8 are held out, 4 are ties
     right = scalars["eval_rewards/accuracies"][0] * 8 * 12  # pairs, and how often each is predicted
     assert right == pytest.approx(round(right))
-    assert "4 shards: 20 samples to train on, 8 held out" in (tmp_path / "lora" / "README.md").read_text()
-
-
-def test_held_out_ties_alone_give_no_metrics_and_no_crash(tiny_sdxl, tmp_path):
-    rows = [row | {"label_0": 0.5} for row in face_rows(2, ties=0)] + face_rows(8, ties=0)
-    flags = {"validation_prompts": ["red"], "validation_inference_steps": 1, "num_validation_pairs": 2}
-    folder = write_shards(tmp_path / "shards", rows, per_shard=5)
-    train(tiny_sdxl, None, tmp_path / "lora", dataset_path=folder, run_validation=True, **flags)
-    assert json.loads((tmp_path / "lora" / "eval_results.json").read_text()) == {}
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert "4 shards: 16 pairs to train on, 8 held out, 4 ties left out" in card
+    train(tiny_sdxl, None, tmp_path / "few", train_batch_size=5, max_train_samples=10, **flags)
+    assert len(logged(tmp_path / "few")["loss"]) == 2
 
 
 def test_bad_samples_show_in_the_progress_bar_and_may_stop_the_run(tiny_sdxl, tmp_path, capsys):
@@ -95,19 +104,19 @@ def test_bad_samples_show_in_the_progress_bar_and_may_stop_the_run(tiny_sdxl, tm
         train(tiny_sdxl, None, tmp_path / "b", **flags)
 
 
-def test_a_wrong_path_stops_before_models_load(tmp_path):
+def test_a_wrong_path_stops_before_models_load(tiny_sdxl, tmp_path, monkeypatch):
+    monkeypatch.setattr(StableDiffusionXL, "load", lambda *args: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="2 of 2 missing"):
-        train("no/such-model", None, tmp_path / "lora", dataset_path=f"{tmp_path}/{{0..1}}.tar")
+        train(tiny_sdxl, None, tmp_path / "lora", dataset_path=f"{tmp_path}/{{0..1}}.tar")
 
 
 def test_two_processes_share_the_shards_and_resume_exactly(tiny_sdxl, folder, tmp_path):
     flags = {"dataset_path": folder, "dataloader_num_workers": 1, "checkpointing_steps": 2, "max_train_steps": 8}
     line = arguments(tiny_sdxl, None, tmp_path / "whole", **flags)
     assert_ok(two_processes(line, script=SHARDS_SCRIPT))
-    positions = [
-        json.loads((tmp_path / "whole" / "checkpoint-4" / f"data_position_{rank}.json").read_text()) for rank in (0, 1)
-    ]
-    assert all(position["processes"] == 2 and position["batches"] == 4 for position in positions)
+    for rank in (0, 1):
+        position = json.loads((tmp_path / "whole" / "checkpoint-4" / f"data_position_{rank}.json").read_text())
+        assert position["pairs_seen"] == 16
     line = arguments(
         tiny_sdxl,
         None,
@@ -117,6 +126,31 @@ def test_two_processes_share_the_shards_and_resume_exactly(tiny_sdxl, folder, tm
     )
     assert_ok(two_processes(line, script=SHARDS_SCRIPT))
     assert_same(lora_weights(tmp_path / "part"), lora_weights(tmp_path / "whole"))
+
+
+def test_one_two_and_four_processes_train_the_same_lora_also_when_they_take_turns(tiny_sdxl, folder, tmp_path):
+    """8 pairs a step: 1 process x 4 batches, 2 x 2, 4 x 1, of 2 pairs each; 6 steps are two epochs of 24."""
+    loras, flags = {}, {"dataset_path": folder, "checkpointing_steps": 2, "random_flip": True}
+    for processes in (1, 2, 4):
+        output_dir, division = tmp_path / str(processes), {"gradient_accumulation_steps": 4 // processes}
+        line = arguments(tiny_sdxl, None, output_dir, max_train_steps=6, **flags, **division)
+        assert_ok(several_processes(processes, line))
+        loras[processes] = lora_weights(output_dir)
+    turns = tmp_path / "turns"
+    for processes, steps in ((4, 2), (1, 4), (2, 6)):
+        division = {"gradient_accumulation_steps": 4 // processes, "dataloader_num_workers": processes % 4}
+        line = arguments(tiny_sdxl, None, turns, max_train_steps=steps, **flags, **division)
+        assert_ok(several_processes(processes, [*line, "--resume_from_checkpoint=latest"]))
+    for other in (loras[2], loras[4], lora_weights(turns)):
+        torch.testing.assert_close(other, loras[1], rtol=0, atol=2e-5)
+    moved = [value.abs().max() for name, value in loras[1].items() if "lora_B" in name or "lora.up" in name]
+    assert max(moved) > 1e-3  # far more than the tolerance
+
+
+def several_processes(number: int, line: list[str]):
+    result = run(["torch.distributed.run", "--standalone", f"--nproc_per_node={number}"], line, SHARDS_SCRIPT)
+    assert f"on {number} processes" in result.output or result.returncode, result.output[-3000:]
+    return result
 
 
 @contextmanager

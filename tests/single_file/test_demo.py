@@ -25,7 +25,7 @@ def test_it_meets_the_demos_bars(demo_base, tmp_path):
         "--beta_orpo=0.5",
         "--report_to=none",
     ]
-    assert_ok(run(["accelerate.commands.launch", "--cpu", "--num_processes=1"], line, SCRIPT))
+    assert_ok(run(["accelerate.commands.launch", "--cpu", "--num_processes=1"], line, SCRIPT, timeout=1200))
     assert all(8 in weights.shape for weights in lora_weights(tmp_path / "lora").values())
     comparison = compare(demo_base, str(tmp_path / "lora"), str(tmp_path / "grid.png"))
     print(comparison, file=sys.stderr)

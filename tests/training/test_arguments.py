@@ -29,7 +29,7 @@ SCRIPTS = (
 def set_by_tests() -> set[str]:
     """Names given as keywords to the functions that run a script or parse its flags, and keys of dicts of flags."""
     names = set()
-    for path in Path(__file__).parents[1].rglob("test_*.py"):
+    for path in Path(__file__).parents[1].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
                 "train",

@@ -36,9 +36,12 @@ def load_data(args, accelerator, family: type, dtype):
         ValueError, OSError: see `load_pairs` and `load_shards`.
     """
     if args.dataset_path is not None:
-        from .shards.stream import load_shards
+        from .shards.stream import ShardOptions, load_shards
 
-        return load_shards(args, accelerator, family, dtype)
+        options = family.options_class.from_flags(args)
+        return load_shards(
+            ShardOptions.from_flags(args), accelerator, lambda: family.encoding_identity(options, dtype)
+        )
     from .data.dataset import DataOptions, load_pairs
     from .system.processes import main_process_first
 

@@ -12,7 +12,9 @@ from ..data.bad_pair import BadPair
 from ..data.columns import TIE, place_of_image
 from ..data.pair import PreferencePair
 from ..data.table import Table
-from ..shards.listing import BadSample, Shards, read_label, read_samples, to_pair
+from ..shards.listing import Shards
+from ..shards.sample import read_label, to_pair
+from ..shards.shard import read_samples
 from ..system.redaction import without_secrets
 from .inspection import InspectedPair, image_facts
 
@@ -144,8 +146,8 @@ class ShardSource:
         where = self.shards.where(*key, members)
         try:
             pair = to_pair(members)
-        except BadSample as error:
-            return InspectedPair(key, problems=(BadPair(error.kind, str(error), where),))
+        except BadPair as bad:
+            return InspectedPair(key, problems=(bad.within(where),))
         if pair is None:
             return InspectedPair(key, TIE)
         facts, problems = [], []

@@ -18,6 +18,7 @@ from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubT
 from ..data.columns import Columns
 from ..data.files import as_given, find_builder, pick_split, split_names
 from ..data.folders import is_pair_folders
+from ..data.table import Table, is_saved, open_table
 from ..shards.manifest import Source, open_folder
 from ..system.messages import printable
 from ..system.redaction import without_secrets
@@ -30,11 +31,6 @@ USUAL_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 BATCH_ROWS = 8  # in memory at a time, next to what Parquet buffers
 READ_BYTES = 4 << 20  # at a time and column
 MAX_GROUP_BYTES = 1 << 40
-
-HOW_TO_WRITE_PARQUET = (
-    "The converter reads parquet files. Training takes this as it is; for shards, write it as parquet first:"
-    " python check_preferences.py --dataset_name={path} --write_parquet=FOLDER, then --dataset_path=FOLDER."
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def open_dataset(path: str) -> SubTreeFileSystem:
     return SubTreeFileSystem(f"datasets/{path}", PyFileSystem(FSSpecHandler(HfFileSystem())))
 
 
-def list_files(path: str, config: str | None, split: str | None) -> Listing:
+def list_files(path: str, config: str | None, split: str | None) -> Listing | Table:
     """Finds the parquet files of a split: those that training from the same data set reads.
 
     Args:
@@ -69,8 +65,11 @@ def list_files(path: str, config: str | None, split: str | None) -> Listing:
         config: of a data set that has several.
         split: Default: the only one, else train.
 
+    Returns:
+        The files; or, of a data set in another form, its rows.
+
     Raises:
-        ValueError: the data set can't be read, has no parquet files, or no such split; lists those there are.
+        ValueError: the data set can't be read, holds no pairs, or has no such split; lists those there are.
     """
     if re.match(r"(?!s3:|file:)[a-z0-9+.-]+://", path):
         raise ValueError(
@@ -79,23 +78,20 @@ def list_files(path: str, config: str | None, split: str | None) -> Listing:
     if path.startswith("s3://"):
         return _list_on_s3(path, split)
     path = as_given(path)
-    if is_pair_folders(path) or os.path.exists(os.path.join(path, "state.json")):
-        raise ValueError(f"--dataset_path={path} holds no parquet files. {HOW_TO_WRITE_PARQUET.format(path=path)}")
+    if is_pair_folders(path) or is_saved(path) or os.path.isfile(path) and not path.endswith(".parquet"):
+        return open_table(path, config, split)
     if os.path.isfile(path):
-        files, split, classes = [os.path.abspath(path)], split or "train", {}
-    else:
-        builder = find_builder(path, config)
-        split = pick_split(split_names(builder), split, path, "--split")
-        files = [str(file) for file in builder.config.data_files[split]]
-        classes = class_names(builder.info.features or {})
-    others = [file for file in files if not file.endswith(".parquet")]
-    if others:
-        found = f"holds {printable(os.path.basename(others[0]))} and {len(files)} files in all, not parquet"
-        raise ValueError(f"--dataset_path={path} {found}. {HOW_TO_WRITE_PARQUET.format(path=path)}")
+        return Listing(os.path.dirname(os.path.abspath(path)), split or "train", [os.path.basename(path)])
+    builder = find_builder(path, config)
+    split = pick_split(split_names(builder), split, path, "--split")
+    files = [str(file) for file in builder.config.data_files[split]]
+    if not all(file.endswith(".parquet") for file in files):
+        return open_table(path, config, split)
+    classes = class_names(builder.info.features or {})
     if files[0].startswith("hf://"):
         root = re.match(r"hf://datasets/([^@]+@[^/]+)/", files[0])
         return Listing(root[1], split, [file[len(root[0]) :] for file in files], classes)
-    root = Path(path).resolve() if os.path.isdir(path) else Path(files[0]).parent
+    root = Path(path).resolve()
     return Listing(str(root), split, [os.path.relpath(file, root) for file in files], classes)
 
 

@@ -5,12 +5,15 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from ..data.columns import Columns
+from ..data.table import Table
 from ..models.options import ModelOptions
 from ..shards.manifest import Source
 from ..system.messages import printable
-from .parquet import Footer, list_files, open_dataset, read_footer
+from .copying import copy_folder, write_copy
+from .parquet import Footer, Listing, list_files, open_dataset, read_footer
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Job:
         units: one a shard.
         plan: fingerprint of what decides the shards' bytes: rows, their files' footers, keep_ties, and the encoding.
         encoding: None where images pass through as they are.
+        copy: the rows as parquet, where the data set holds them in another form.
     """
 
     dataset_path: str
@@ -64,6 +68,7 @@ class Job:
     units: list[Unit]
     plan: str
     encoding: EncodingJob | None = None
+    copy: Path | None = None
 
     @property
     def rows(self) -> int:
@@ -95,6 +100,10 @@ def plan_job(
         ValueError: files, split or columns are not there, files differ in them, or there are no rows.
     """
     listing = list_files(dataset_path, dataset_config_name, split)
+    copy = None
+    if isinstance(listing, Table):
+        copy = write_copy(listing, copy_folder(output_dir, cache_dir))
+        listing = Listing(str(copy.parent), listing.split, [copy.name])
     folder, files, split = open_dataset(listing.root), listing.files, listing.split
 
     with ThreadPoolExecutor(8) as pool:
@@ -106,7 +115,7 @@ def plan_job(
         for first_row, rows, size in cut_row_groups(footer.groups, shard_size_mb * 1e6)
     ]
     if not pieces:
-        raise ValueError(f"{dataset_path}: the {len(files)} parquet files of split {split} have no rows.")
+        raise ValueError(f"{dataset_path}: the {len(files)} files of split {split} have no rows.")
     sources = gather(pieces, shard_size_mb * 1e6)
     units = [Unit(f"{split}-{number:05d}.tar", source) for number, source in enumerate(sources)]
     decisive = [keep_ties, [asdict(unit) for unit in units], [footer.sha256 for footer in footers]]
@@ -114,7 +123,7 @@ def plan_job(
         decisive.append(encoding.identity)
     plan = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     columns = {file: footer.columns for file, footer in zip(files, footers)}
-    return Job(listing.root, output_dir, cache_dir, split, keep_ties, files, columns, units, plan, encoding)
+    return Job(listing.root, output_dir, cache_dir, split, keep_ties, files, columns, units, plan, encoding, copy)
 
 
 def _check_alike(files: list[str], footers: list[Footer]) -> None:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..data.bad_pair import BadPair
 from ..data.columns import TIE
 from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, sha256, written_whole
+from ..system.messages import printable
 from .parquet import read_rows
 from .plan import Job, Unit
 from .sample import add_sample, attempt, read_pair
@@ -50,7 +51,15 @@ def ray_session(address: str | None) -> Iterator[None]:
     options = {"runtime_env": {"py_modules": [str(package)]}, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address or "local", **options)
+    try:
+        ray.init(address or "local", **options)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        where = f"--ray_address={address}" if address else "Ray on this machine"
+        raise ConnectionError(
+            f"{where} can't be used: {printable(str(error), 500)}. A cluster that asks for a token takes it from the"
+            " environment of this program and of every node: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
+            " RAY_AUTH_TOKEN_PATH (on the head node it lies in ~/.ray/auth_token)."
+        ) from error
     try:
         yield
     finally:
@@ -91,7 +100,7 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
         `shard`: the manifest's entry, as JSON.
     """
     unit, folder = job.units[row["item"]], open_folder(job.output_dir)
-    labels, bad_rows, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], 0
+    labels, bad_rows, ties, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], [], 0
     with written_whole(folder, unit.name, job.cache_dir) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
             for file, number, result in convert_rows(unit, job, encoder):
@@ -101,11 +110,12 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
                 label, members = result
                 labels[LABELS[label]] += 1
                 if is_sample(result, job):
+                    ties += [samples] if label == TIE else []
                     add_sample(tar, f"{job.split}-{job.files.index(file):05d}-{number:08d}", members)
                     samples += 1
         with open(path, "rb") as file:
             digest, size = sha256(file), file.tell()
-    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows)
+    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows, ties)
     with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
     return {"shard": json.dumps(asdict(shard))}

@@ -17,6 +17,7 @@ from ..system.messages import printable
 # What reads a file that is named itself.
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".arrow")  # a .json may be anything
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHOWN = 5
 
 
@@ -117,6 +118,12 @@ def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
     ]
     if not left_out or not used:
         return
+    metadata = [str(path) for path in left_out if path.name in METADATA]
+    if metadata:
+        raise ValueError(
+            f"{folder}: {metadata[0]} would be left out, since it does not lie in the folder of its split's images. Move it"
+            f" there, beside {printable(os.path.relpath(min(used), folder))}, with file names as they are seen from there."
+        )
     splits = ", ".join(
         f"{split} ({Path(files[0]).name}{', ...' if len(files) > 1 else ''})"
         for split, files in builder.config.data_files.items()

@@ -15,19 +15,19 @@ DATA_SET = FlagGroup(
         ),
         Flag("dataset_config_name", "Configuration of the data set, if it has several."),
         Flag("dataset_split_name", "Split to train on. Default: the only one, else train."),
-        Flag("max_train_samples", "Train on the first so many pairs only.", int, range=(1,)),
         Flag(
             "cache_latents",
-            "Encode every image and prompt once, before training, and train from datasets' cache; VAE and text encoders "
-            "are then loaded for validation images only.",
+            "Encode every image and prompt once, before training, and train from datasets' cache. Later "
+            "on, the VAE is loaded for validation images only, and text encoders once, for their prompts.",
             bool,
         ),
     ),
 )
 
 IMAGES = FlagGroup(
-    "images and captions",
+    "pairs",
     (
+        Flag("max_train_samples", "Train on the first so many pairs only.", int, range=(1,)),
         Flag(
             "resolution",
             "Images are resized by their shorter side and cropped to this.",

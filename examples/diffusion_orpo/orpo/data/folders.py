@@ -23,6 +23,7 @@ from PIL import Image as PILImage
 
 from ..system.messages import printable
 from .bad_pair import BadPair
+from .files import METADATA
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 SIDES = ("chosen", "rejected")
 CAPTION_SUFFIXES = (".txt", ".caption")
 PROMPT_KEYS = ("prompt", "caption", "text")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHOWN = 5  # problems in an error
 
 

@@ -139,12 +139,11 @@ def _check_images(
     images, index: int, rows: np.ndarray, name: str, columns: Columns, follows_paths: bool, decoder: str
 ) -> dict:
     """Decodes both images of a row, and hashes them. `decoder` is part of what the cache knows the result by."""
-    hashes = []
-    for column in columns.images:
-        cell = images[column][0]
-        encoded = columns.read_image(cell, column, f"{name}, row {rows[index]}", follows_paths)
-        decode_image(encoded, place_of_image(cell.as_py(), column, f"{name}, row {rows[index]}"))
-        hashes.append(hashlib.blake2b(encoded, digest_size=16).digest())
+    where = f"{name}, row {rows[index]}"
+    encoded = [columns.read_image(images[column][0], column, where, follows_paths) for column in columns.images]
+    for column, image in zip(columns.images, encoded):
+        decode_image(image, place_of_image(images[column][0].as_py(), column, where))
+    hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in encoded]
     return {"hash_0": hashes[0], "hash_1": hashes[1]}
 
 

@@ -20,6 +20,7 @@ class Table:
         dataset: the rows, images undecoded.
         name: for messages.
         columns: what they mean.
+        split: that the rows are from; "train" where there are none.
         follows_paths: whether images may be named by a path, since their files were listed. In a table from elsewhere, a
             path could be any file of this machine.
     """
@@ -27,10 +28,11 @@ class Table:
     dataset: Dataset
     name: str
     columns: Columns
+    split: str = "train"
     follows_paths: bool = False
 
     @classmethod
-    def of(cls, dataset: Dataset, name: str, follows_paths: bool = False) -> "Table":
+    def of(cls, dataset: Dataset, name: str, split: str = "train", follows_paths: bool = False) -> "Table":
         """
         Raises:
             ValueError: columns are missing, ambiguous, or hold no images.
@@ -40,7 +42,7 @@ class Table:
         for column in columns.images:
             if isinstance(dataset.features[column], Image):
                 dataset = dataset.cast_column(column, Image(decode=False))
-        return cls(dataset, name, columns, follows_paths)
+        return cls(dataset, name, columns, split, follows_paths)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -69,31 +71,37 @@ def open_table(name: str, config: str | None = None, split: str | None = None, c
         return Table.of(load_pair_folders(Path(path), cache_dir), f"{name} (chosen, rejected)", follows_paths=True)
     if os.path.isfile(path):
         _refuse_splits(f"{name} is a file", config, split)
+        reader = _reader(path)
         with readable(name):
-            dataset = load_dataset(_reader(path), data_files=glob.escape(path), split="train", cache_dir=cache_dir)
+            dataset = load_dataset(reader, data_files=glob.escape(path), split="train", cache_dir=cache_dir)
         return Table.of(dataset, name)
-    if os.path.exists(os.path.join(path, "dataset_dict.json")) or os.path.exists(os.path.join(path, "state.json")):
+    if is_saved(path):
         return Table.of(*_open_saved(path, name, config, split))
     split = pick_split(split_names(find_builder(path, config, cache_dir)), split, name)
     with readable(name):
         dataset = load_dataset(path, config, split=split, cache_dir=cache_dir)
     try:
-        return Table.of(dataset, f"{name} ({split})", follows_paths=dataset.builder_name == "imagefolder")
+        return Table.of(dataset, f"{name} ({split})", split, follows_paths=dataset.builder_name == "imagefolder")
     except ValueError as error:
-        hint = layout_hint(Path(path)) if os.path.isdir(path) else ""
+        hint = layout_hint(Path(path)) if os.path.isdir(path) and dataset.builder_name == "imagefolder" else ""
         raise ValueError(f"{error} {hint}".rstrip()) from error
 
 
-def _open_saved(path: str, name: str, config: str | None, split: str | None) -> tuple[Dataset, str]:
+def is_saved(path: str) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def _open_saved(path: str, name: str, config: str | None, split: str | None) -> tuple[Dataset, str, str]:
     """What `save_to_disk` wrote, a data set or a dictionary of splits."""
     with readable(name):
         saved = load_from_disk(path)
     if isinstance(saved, DatasetDict):
         _refuse_splits(f"{name} was written by save_to_disk", config, None)
         split = pick_split(saved, split, name)
-        return saved[split], f"{name} ({split})"
+        return saved[split], f"{name} ({split})", split
     _refuse_splits(f"{name} was written by save_to_disk", config, split)
-    return saved, name
+    return saved, name, "train"
 
 
 def _reader(path: str) -> str:

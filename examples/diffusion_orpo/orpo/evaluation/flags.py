@@ -39,7 +39,7 @@ MODEL = FlagGroup(
         ),
         Flag(
             "dtype",
-            "Precision to draw in. Default: fp16 on a GPU, fp32 on a CPU.",
+            "Precision to draw in. Default: fp16 or bf16 on a GPU, as the family wants it; fp32 on a CPU.",
             choices=("fp32", "fp16", "bf16"),
         ),
     ),
@@ -64,9 +64,15 @@ DRAWING = FlagGroup(
     "drawing",
     (
         Flag("num_images_per_prompt", "Images per prompt and model.", int, 1, range=(1,)),
-        Flag("resolution", "Pixels a side.", int, 1024, range=(1,)),
+        Flag("resolution", "Pixels a side. Default: what the model was made for.", int, range=(1,)),
         Flag("num_inference_steps", "Sampling steps per image.", int, 30, range=(1,)),
-        Flag("guidance_scale", "Classifier-free guidance.", float, 5.0),
+        Flag("guidance_scale", "Classifier-free guidance. Default: as in training's validation.", float),
+        Flag(
+            "max_sequence_length",
+            "Tokens of a prompt that are read, in families that have the flag. Default: as in training.",
+            int,
+            range=(1,),
+        ),
         Flag("seed", "Seed of the first image; each further one has the next.", int, 0),
         Flag("batch_size", "Images drawn at once.", int, 4, range=(1,)),
     ),
@@ -97,8 +103,6 @@ FLAGS = [MODEL, PROMPTS, DRAWING, JUDGING]
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Stops with a message where flags contradict each other."""
-    if args.resolution % 8 != 0:
-        parser.error(f"--resolution must be a multiple of 8; got {args.resolution}.")
     if args.prompt_file is not None and args.dataset_name is not None:
         parser.error("--prompt_file and --dataset_name: choose one.")
     if args.prompt_file is not None and not args.prompt_file.exists():

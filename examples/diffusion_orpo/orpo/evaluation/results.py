@@ -31,16 +31,17 @@ def score_folders(name: str, folders: dict[str, Path], requests: list[Request], 
     return np.array(scores).reshape(2, len(requests))
 
 
-def make_results(settings: dict, requests: list[Request], scores: dict, statistics: dict) -> dict:
+def make_results(settings: dict, requests: list[Request], scores: dict, statistics: dict, warnings: list[str]) -> dict:
     """What `results.json` holds.
 
     Args:
         settings: how images were drawn; stored as they are.
         requests: the images, prompt by prompt.
         scores, statistics: name to scores of base and LoRA (2, images).
+        warnings: what makes the verdicts doubtful.
 
     Returns:
-        `settings`, `num_prompts`, `num_pairs`; `scorers`: name to the fields of a `Comparison`, with its verdict;
+        `settings`, `num_prompts`, `num_pairs`, `warnings`; `scorers`: name to the fields of a `Comparison`, with its verdict;
         `statistics`: name to means, differences and a warning or None; `pairs`: prompt, seed, image and all scores.
     """
     num_prompts = len(settings["prompts"])
@@ -51,6 +52,7 @@ def make_results(settings: dict, requests: list[Request], scores: dict, statisti
         "settings": settings,
         "num_prompts": num_prompts,
         "num_pairs": len(requests),
+        "warnings": warnings,
         "scorers": {name: asdict(compared[name]) | {"verdict": compared[name].verdict} for name in scores},
         "statistics": {
             name: {field: getattr(compared[name], field) for field in STATISTICS_FIELDS}
@@ -73,6 +75,7 @@ def make_results(settings: dict, requests: list[Request], scores: dict, statisti
 def summary(results: dict) -> str:
     """The comparisons as lines of text."""
     lines = [f"{results['num_pairs']} pairs of images of {results['num_prompts']} prompts; intervals are 95 %."]
+    lines += [f"Warning: {warning}" for warning in results["warnings"]]
     for name, c in results["scorers"].items():
         lines.append(
             f"{name}: win rate {c['win_rate']:.3f} ({c['win_rate_low']:.3f} to {c['win_rate_high']:.3f}), {c['wins']}"

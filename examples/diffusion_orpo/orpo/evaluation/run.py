@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Protocol
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -10,16 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from ..scoring.image_statistics import STATISTICS
 from ..scoring.names import scorer_label
 from ..scoring.scorers import check_scorer
-from .images import (
-    base_settings,
-    draw_images,
-    load_pipeline,
-    lora_settings,
-    make_requests,
-    missing,
-    open_folder,
-    write_atomically,
-)
+from .images import Draw, draw_images, make_requests, missing, open_folder, write_atomically
 from .page import render_page
 from .prompts import read_prompts
 from .results import make_results, score_folders, summary
@@ -28,19 +21,33 @@ from .results import make_results, score_folders, summary
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
 
 
-def evaluate(args: argparse.Namespace) -> None:
+class Contestants(Protocol):
+    """A base model and a LoRA for it."""
+
+    def settings(self) -> tuple[dict, dict, list[str]]:
+        """What decides the base's images, what the LoRA's besides, and what makes a verdict doubtful."""
+
+    def load(self) -> dict[str, Draw]:
+        """What draws with either, as "base" and as "lora"."""
+
+
+def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace, object], Contestants]) -> None:
     """Draws what is not drawn yet, scores all of it, and writes results and page.
+
+    Args:
+        args: the flags.
+        open_model: finds base and LoRA of the flags, and loads no weights; takes the device, too.
 
     Raises:
         ValueError: model, LoRA, prompts or scorers can't be used, or a folder holds images of other settings.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
-    dtype = args.dtype or ("fp32" if state.device.type == "cpu" else "fp16")
-    args = argparse.Namespace(**vars(args) | {"dtype": dtype})
     prompts = read_prompts(args)
+    model = open_model(args, state.device)
+    base, lora, warnings = model.settings()
     for name in args.scorers if state.is_main_process else ():
-        check_scorer(name, args.resolution)
-    base, lora = base_settings(args, prompts), lora_settings(args)
+        check_scorer(name, base["resolution"])
+    base |= {"num_images_per_prompt": args.num_images_per_prompt, "seed": args.seed, "prompts": prompts}
     requests = make_requests(prompts, args.num_images_per_prompt, args.seed)
     folders = {"base": args.base_images_dir, "lora": args.output_dir / "lora"}
     with state.main_process_first():
@@ -48,11 +55,9 @@ def evaluate(args: argparse.Namespace) -> None:
         open_folder(folders["lora"], base | lora)
 
     if any(missing(folder, requests) for folder in folders.values()):
-        pipeline = load_pipeline(args, state.device)
-        draw_images(args, pipeline, folders["base"], requests, name="Base")
-        pipeline.enable_lora()
-        draw_images(args, pipeline, folders["lora"], requests, name="LoRA")
-        del pipeline
+        for side, draw in model.load().items():
+            draw_images(draw, folders[side], requests, args.batch_size, name=side)
+        del draw  # and the pipeline with it: a scorer needs the memory
     if not state.is_main_process:
         return
 
@@ -62,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
         for name in STATISTICS
     }
     settings = base | lora | {"lora_weights": args.lora_weights, "scorers": args.scorers, "versions": versions}
-    results = make_results(settings, requests, scores, statistics)
+    results = make_results(settings, requests, scores, statistics, warnings)
     write_atomically(args.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     page = render_page(results, [tuple(folders[side] / r.name for side in ("base", "lora")) for r in requests])
     write_atomically(args.output_dir / "index.html", page)

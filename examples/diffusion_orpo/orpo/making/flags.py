@@ -3,22 +3,18 @@
 import argparse
 import math
 
+from ..scoring.names import BUILT_IN, scorer_label
 from ..system.flags import Flag, FlagGroup
 
 
-PROMPTS = FlagGroup(
+WINNERS = FlagGroup(
     "prompts",
     (
-        Flag("prompt_file", "Text file with a prompt a line. Default: the built-in list."),
-        Flag("dataset_name", "Data set to take prompts from: on the Hub, or a local folder."),
-        Flag("dataset_config_name", "Configuration of the data set, if it has several."),
-        Flag("dataset_split_name", "Split to take prompts from. Default: the only one, else train."),
-        Flag("caption_column", "Column of the prompts. Default: the first there is of caption, prompt, Prompt, text."),
-        Flag("num_prompts", "Draw the first so many different prompts.", int, 100, range=(1,)),
         Flag(
             "winners_dir",
             "Folder of your own images, each with a caption file (fox.txt for fox.png), or with a metadata.jsonl: every one"
             " of them is preferred to what the model draws from its caption. Takes the place of prompts and scorers.",
+            is_source=True,
         ),
     ),
 )
@@ -30,10 +26,12 @@ MODEL = FlagGroup(
             "pretrained_model_name_or_path",
             "Path to pretrained model or model identifier from huggingface.co/models.",
             required=True,
+            is_source=True,
         ),
         Flag(
             "pretrained_vae_model_name_or_path",
             "Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix.",
+            is_source=True,
         ),
         Flag("revision", "Revision of the pretrained model."),
         Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),
@@ -41,6 +39,7 @@ MODEL = FlagGroup(
         Flag(
             "lora_weights",
             "A trained LoRA to draw with, for a second round: a folder, a file, or a name on the Hub.",
+            is_source=True,
         ),
         Flag("lora_scale", "Strength of the LoRA.", float, 1.0, range=(0,)),
         Flag(
@@ -86,7 +85,7 @@ JUDGING = FlagGroup(
     (
         Flag(
             "scorers",
-            "Who prefers which image. Built in: pickscore, hpsv2, imagereward, aesthetic, clip, saturation, high_frequency."
+            f"Who prefers which image. Built in: {', '.join(BUILT_IN)}."
             " Your own: my_module:my_function or path/to/file.py:my_function, a function of images and prompts that"
             " returns a score for each, the higher the better. Default: nobody; judge the images yourself with"
             " label_preferences.py.",
@@ -116,7 +115,8 @@ JUDGING = FlagGroup(
     ),
 )
 
-FLAGS = [PROMPTS, MODEL, DRAWING, JUDGING]
+# A script adds the flags that choose prompts.
+MAKING = [WINNERS, MODEL, DRAWING, JUDGING]
 WITHOUT_WINNERS = ("prompt_file", "dataset_name", "scorers")
 
 
@@ -130,8 +130,10 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--num_images_per_prompt must be at least 2: images of a prompt are compared with each other.")
     if args.prompt_file is not None and args.dataset_name is not None:
         parser.error("--prompt_file and --dataset_name: choose one.")
+    if args.prompt_file is not None and not args.prompt_file.exists():
+        parser.error(f"--prompt_file={args.prompt_file} does not exist.")
     if args.scorers is not None:
-        labels = [name.rpartition(":")[2] for name in args.scorers]
+        labels = [scorer_label(name) for name in args.scorers]
         if len(set(labels)) < len(labels):
             parser.error(f"--scorers: names must differ; got {', '.join(labels)}.")
     if args.weights is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -100,6 +101,11 @@ def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Mod
         return module_class.from_config(config)
 
 
+def find_modules(denoiser: torch.nn.Module, layer: str) -> dict[str, torch.nn.Module]:
+    """The modules, by name, that a name of --lora_layers stands for."""
+    return {name: module for name, module in denoiser.named_modules() if name and fnmatch(f".{name}", f"*.{layer}")}
+
+
 def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: list[str]) -> None:
     """Checks that each name of --lora_layers stands for modules that can have a LoRA.
 
@@ -113,9 +119,8 @@ def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: lis
     """
     if layers == [""]:
         raise ValueError("--lora_layers is empty: name modules of the denoiser, as in --lora_layers=to_q,to_k,to_v.")
-    modules = [(f".{name}", module) for name, module in denoiser.named_modules()]
     for layer in layers:
-        matches = [module for name, module in modules if layer and name.endswith(f".{layer}")]
+        matches = list(find_modules(denoiser, layer).values())
         if not matches:
             raise ValueError(
                 f"--lora_layers: the {denoiser_name} has no module called {printable(layer) or 'nothing (two commas)'}."

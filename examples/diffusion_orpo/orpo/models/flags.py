@@ -49,8 +49,8 @@ MODEL = FlagGroup(
         ),
         Flag(
             "lora_layers",
-            "Comma-separated names of the denoiser's modules that get a LoRA. Default: all attention projections, "
-            "and in FLUX.1 the feed-forward layers.",
+            "Comma-separated names of the denoiser's modules that get a LoRA, or ends of names; * stands for anything. Default: "
+            "all attention projections, and in FLUX.1 and FLUX.2 the feed-forward layers.",
             resume="same",
             card=True,
         ),
@@ -145,15 +145,16 @@ FLOW_MATCHING_FLAGS = FlagGroup(
 )
 
 
-def max_sequence_length(default: int, note: str = "") -> Flag:
-    """--max_sequence_length, for families that read prompts with T5."""
-    text = f"Tokens of a prompt that T5 reads, at most 512{note}."
-    return Flag("max_sequence_length", text, int, default, range=(1, 512), resume="warn", card=True)
+def max_sequence_length(default: int, note: str = "", reader: str = "T5", highest: int = 512) -> Flag:
+    """--max_sequence_length, for families whose text encoder reads as many tokens as it is told to."""
+    text = f"Tokens of a prompt that {reader} reads, at most {highest}{note}."
+    return Flag("max_sequence_length", text, int, default, range=(1, highest), resume="warn", card=True)
 
 
 GUIDANCE_SCALE = Flag(
     "guidance_scale",
-    "Guidance scale that the model is told in training. FLUX.1-dev takes one; FLUX.1-schnell does not.",
+    "Guidance scale that the model is told in training, where it takes one: FLUX.1-dev and FLUX.2-dev do, FLUX.1-schnell "
+    "and FLUX.2 klein don't.",
     float,
     3.5,
     range=(0,),

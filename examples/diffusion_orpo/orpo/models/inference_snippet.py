@@ -27,6 +27,6 @@ def inference_snippet(model, lora: str, prompt: str) -> str:
         f'device, dtype = ("cuda", torch.{model.inference_dtype}) if torch.cuda.is_available() else ("cpu", torch.float32)\n'
         f"pipeline = {pipeline}.from_pretrained(\n{loading}).to(device)\n"
         f"{scheduler_line}pipeline.load_lora_weights({lora!r})\n"
-        f"image = pipeline({prompt!r}{call_options}).images[0]\n"
+        f"image = pipeline(prompt={prompt!r}{call_options}).images[0]\n"
         'image.save("image.png")\n'
     )

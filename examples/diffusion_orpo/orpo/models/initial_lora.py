@@ -1,17 +1,13 @@
 """A LoRA to start from: of diffusers, PEFT, or kohya's scripts, whatever its alpha was."""
 
-import inspect
-import json
 import re
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from diffusers.utils import convert_unet_state_dict_to_peft
 
 from ..system.messages import printable
+from .lora_file import read_lora_file
 from .options import ModelOptions
 
 
@@ -35,7 +31,9 @@ def read_initial_lora(
     """
     flag = f"--init_lora_weights={printable(options.init_lora_weights)}"
     try:
-        state_dict, alphas, metadata = _load(options, pipeline_class, denoiser_name, denoiser)
+        state_dict, alphas, metadata = read_lora_file(
+            options.init_lora_weights, pipeline_class, denoiser.config, options.cache_dir
+        )
     except Exception as error:  # of safetensors, of json, of the Hub, and of diffusers' conversions
         raise ValueError(f"{flag} can't be read as a LoRA: {printable(str(error))}") from error
     if any(name.startswith("text_encoder") for name in state_dict):
@@ -68,28 +66,6 @@ def read_initial_lora(
         tensors[f"{module}.lora_A.weight"] = layer["A"]
         tensors[f"{module}.lora_B.weight"] = layer["B"] * scale
     return tensors
-
-
-def _load(options: ModelOptions, pipeline_class: type, denoiser_name: str, denoiser) -> tuple[dict, dict, dict]:
-    """The file's tensors, alphas and PEFT configuration, each with diffusers' names."""
-    source = options.init_lora_weights
-    folder = Path(source)
-    if (folder / "adapter_config.json").is_file():  # as PEFT writes it
-        state_dict = load_file(folder / "adapter_model.safetensors")
-        metadata = json.loads((folder / "adapter_config.json").read_text())
-        return {name.removeprefix("base_model.model."): value for name, value in state_dict.items()}, {}, metadata
-    file = folder / "pytorch_lora_weights.safetensors" if folder.is_dir() else folder
-    if file.is_file():
-        with safe_open(file, "pt") as opened:
-            if any("dora_scale" in name for name in opened.keys()):  # diffusers would pass over it
-                raise ValueError("it is a DoRA")
-    arguments = {"return_lora_metadata": True, "cache_dir": options.cache_dir}
-    if denoiser_name == "unet":
-        arguments["unet_config"] = denoiser.config
-    if "return_alphas" in inspect.signature(pipeline_class.lora_state_dict).parameters:
-        arguments["return_alphas"] = True
-    state_dict, *alphas, metadata = pipeline_class.lora_state_dict(source, **arguments)
-    return dict(state_dict), (alphas[0] if alphas else None) or {}, metadata or {}
 
 
 def _of_denoiser(values: dict, denoiser_name: str) -> dict:

@@ -29,6 +29,7 @@ from .initial_lora import read_initial_lora
 from .lora import LORA_FILE, add_lora, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
+from .prompt_memory import PromptMemory
 from .prompts import report_first_truncation
 from .quantization import quantization_options
 from .vae import Vae, sample_latents
@@ -80,6 +81,7 @@ class LatentDiffusion:
 
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         self.options, self.device, self.dtype = options, device, dtype
+        self._prompt_memory = PromptMemory()
         report_first_truncation(self.pipeline_class.__module__)
         index = read_index(options, self.pipeline_class.__name__)
         check_pipeline(options, index, self.pipeline_class.__name__, self.name)
@@ -202,14 +204,24 @@ class LatentDiffusion:
         return self.pipeline.vae is not None
 
     @contextmanager
-    def encoders(self) -> Iterator[None]:
-        """VAE and text encoders are there in the block. If they were not before, they are loaded for it and freed after."""
+    def drawing(self, prompts: list[str]) -> Iterator[None]:
+        """In the block, these prompts can be drawn.
+
+        VAE and text encoders that training does without are loaded for it and freed after: the text encoders the first
+        time only, since what they say of these prompts is remembered.
+        """
         if self.has_encoders:
             yield
             return
-        self._load_pipeline(vae=self.vae.load(self.dtype), **{self.denoiser_name: self.denoiser})
+        vae = self.vae.load(self.dtype)
+        if self._prompt_memory.has(prompts):
+            self.pipeline.register_modules(vae=vae.to(self.device))
+        else:
+            self._load_pipeline(vae=vae, **{self.denoiser_name: self.denoiser})
+            self._prompt_memory.attach(self.pipeline)
         try:
             yield
+            self._prompt_memory.add(prompts)
         finally:
             self.free_encoders()
 
@@ -223,6 +235,11 @@ class LatentDiffusion:
     def call_options(self) -> dict:
         """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
         return {}
+
+    @staticmethod
+    def guidance_options(scale: float) -> dict:
+        """The pipeline's arguments for classifier-free guidance."""
+        return {"guidance_scale": scale}
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -289,13 +306,13 @@ class LatentDiffusion:
         """
         resolution = self.options.resolution
         latents = self.pipeline(
-            prompt,
+            prompt=prompt,
             height=resolution,
             width=resolution,
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
+            **self.guidance_options(guidance_scale),
             **self.call_options,
         ).images
         side = resolution // self.vae.downscale

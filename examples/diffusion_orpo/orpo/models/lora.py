@@ -10,6 +10,7 @@ from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 
 from ..system.durable import make_readable
+from .checks import find_modules
 from .options import ModelOptions
 
 
@@ -26,10 +27,15 @@ def add_lora(denoiser: torch.nn.Module, options: ModelOptions) -> None:
             lora_alpha=options.alpha,
             lora_dropout=options.lora_dropout,
             init_lora_weights="gaussian",
-            target_modules=options.lora_layer_names,
+            target_modules=_target_modules(denoiser, options.lora_layer_names),
         )
     )
     cast_training_params(denoiser, dtype=torch.float32)
+
+
+def _target_modules(denoiser: torch.nn.Module, layers: list[str]) -> list[str]:
+    """Names as PEFT takes them, which knows no wildcards."""
+    return [name for layer in layers for name in (find_modules(denoiser, layer) if "*" in layer else [layer])]
 
 
 def save_lora(pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Module, directory: Path) -> None:

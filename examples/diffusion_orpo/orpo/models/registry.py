@@ -1,7 +1,7 @@
 """The model families there are, each registered once: what is known of them without loading torch or diffusers."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from ..system.flags import Flag, FlagGroup
@@ -99,4 +99,43 @@ FLUX = Family(
     resolution_step=16,
 )
 
-FAMILIES = {family.pipeline: family for family in (SD, SDXL, SD3, FLUX)}
+Z_IMAGE = Family(
+    "ZImagePipeline",
+    "z_image",
+    "ZImage",
+    "z-image",
+    "Z-Image",
+    FLOW_MATCHING_FLAGS,
+    more_flags=(max_sequence_length(512, reader="Qwen3"),),
+    own_defaults={"weighting_scheme": "none"},
+    resolution_step=16,
+)
+
+FLUX2_KLEIN = Family(
+    "Flux2KleinPipeline",
+    "flux2",
+    "Flux2Klein",
+    "flux2-klein",
+    "FLUX.2 klein",
+    FLOW_MATCHING_FLAGS,
+    lora_layers="to_k,to_q,to_v,to_out.0,to_qkv_mlp_proj,single_transformer_blocks.*.attn.to_out",
+    more_flags=(max_sequence_length(512, reader="Qwen3 or Mistral"), GUIDANCE_SCALE),
+    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 4.0},
+    resolution_step=16,
+)
+
+FLUX2 = replace(FLUX2_KLEIN, pipeline="Flux2Pipeline", class_name="Flux2", slug="flux2", name="FLUX.2")
+
+QWEN_IMAGE = Family(
+    "QwenImagePipeline",
+    "qwen_image",
+    "QwenImage",
+    "qwen-image",
+    "Qwen-Image",
+    FLOW_MATCHING_FLAGS,
+    more_flags=(max_sequence_length(512, reader="Qwen2.5-VL", highest=1024),),
+    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 4.0},
+    resolution_step=16,
+)
+
+FAMILIES = {family.pipeline: family for family in (SD, SDXL, SD3, FLUX, Z_IMAGE, FLUX2_KLEIN, FLUX2, QWEN_IMAGE)}

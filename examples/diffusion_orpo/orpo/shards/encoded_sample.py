@@ -8,9 +8,11 @@ dtypes and shapes, which its manifest lists, so that whatever else comes is know
 import torch
 from safetensors.torch import load
 
+from ..data.bad_pair import BadPair
+from ..data.pair import PairTransform
 from ..system.messages import differences, printable
-from .listing import BadSample, Shards, read_label
 from .manifest import Encoding
+from .sample import read_label
 
 
 MEMBER = "encoded.safetensors"
@@ -26,7 +28,7 @@ def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> di
         seed: of the noise.
 
     Raises:
-        BadSample: a member is missing, or holds anything else than the manifest says.
+        BadPair: a member is missing, or holds anything else than the manifest says.
     """
     label, _ = read_label(members, (MEMBER,))
     if label == 0.5:
@@ -34,22 +36,22 @@ def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> di
     try:
         tensors = load(members[MEMBER])
     except Exception as error:  # SafetensorError, and KeyError for a dtype that torch does not know
-        raise BadSample("bad encoding", printable(str(error))) from error
+        raise BadPair("bad encoding", printable(str(error))) from error
     found = {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
     if found != encoding.tensors:
         name = next(
             name for name in sorted(found.keys() | encoding.tensors) if found.get(name) != encoding.tensors.get(name)
         )
-        raise BadSample(
+        raise BadPair(
             "bad encoding",
             f"{printable(name)} is {found.get(name, 'missing')}, the manifest says {encoding.tensors.get(name, 'nothing')}",
         )
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             if not tensor.sum(dtype=torch.float32).isfinite():
-                raise BadSample("bad encoding", f"{name} holds values that are not finite")
+                raise BadPair("bad encoding", f"{name} holds values that are not finite")
         elif tensor.min() < 0 or tensor.max() > MAX_SIDE:
-            raise BadSample("bad encoding", f"{name} is {tensor.tolist()}")
+            raise BadPair("bad encoding", f"{name} is {tensor.tolist()}")
     order = (0, 1) if label == 1 else (1, 0)
     return {
         "moments": torch.stack([tensors[f"moments_{i}"] for i in order]),
@@ -62,23 +64,22 @@ def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> di
     }
 
 
-def check_encoding(args, family: type, dtype: torch.dtype, shards: Shards) -> None:
+def check_encoding(encoding: Encoding, transform: PairTransform, identity: dict[str, str]) -> None:
     """Compares what made encoded shards with what this run would encode with.
 
     Args:
-        args: the flags.
-        family: the model family.
-        dtype: of its frozen weights.
-        shards: that are encoded.
+        encoding: of the shards.
+        transform: that the flags ask for.
+        identity: of this run's encoding: what decides moments and embeddings, by name.
 
     Raises:
-        ValueError: VAE, text encoders, resolution or precision are others, or a flag asks for what these shards don't
+        ValueError: VAE, text encoders, resolution or precision differ, or a flag asks for what these shards don't
             hold. Names each difference.
     """
     wanted = {
-        "--random_crop": args.random_crop,
-        "--random_flip": args.random_flip,
-        "--proportion_empty_prompts": args.proportion_empty_prompts > 0,
+        "--random_crop": transform.random_crop,
+        "--random_flip": transform.random_flip,
+        "--proportion_empty_prompts": transform.proportion_empty_prompts > 0,
     }
     refused = [flag for flag, is_wanted in wanted.items() if is_wanted]
     if refused:
@@ -86,11 +87,9 @@ def check_encoding(args, family: type, dtype: torch.dtype, shards: Shards) -> No
             f"{' and '.join(refused)}: encoded shards hold one crop of each image, the centre, and no empty prompt. Leave"
             " the flag out, or train from shards of images."
         )
-    other = differences(
-        shards.encoding.identity, family.encoding_identity(family.options_class.from_flags(args), dtype)
-    )
+    other = differences(encoding.identity, identity)
     if other:
         raise ValueError(
-            f"--dataset_path: these shards were encoded otherwise: {'; '.join(other)}. Train with the same, or encode"
-            " them again: convert_to_webdataset.py --encode."
+            f"--dataset_path: these shards were encoded with different models or settings: {'; '.join(other)}. Train with"
+            " the same, or encode them again: convert_to_webdataset.py --encode."
         )

@@ -20,14 +20,15 @@ SHARDS = FlagGroup(
         ),
         Flag(
             "shuffle_buffer_size",
-            "Samples, in encoded form, that each worker shuffles among; 1 keeps the order within shards.",
+            "Samples, undecoded, that all processes together shuffle among; 1 keeps the order within shards. A resumed run "
+            "must keep it.",
             int,
-            256,
+            1024,
             range=(1,),
         ),
         Flag(
             "max_bad_samples",
-            "Share of a worker's samples that may be unreadable before the run stops, from 0 to 1.",
+            "Share of a process's samples that may be bad before the run stops, from 0 to 1.",
             float,
             0.01,
             range=(0, 1),

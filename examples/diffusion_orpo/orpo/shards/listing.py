@@ -1,56 +1,32 @@
-"""WebDataset shards: where they are, how many pairs each holds, and what is in them.
-
-A sample has the members `original_prompt.txt`, `jpg_0.*`, `jpg_1.*`, `label_0.txt` and, if it likes, `label_1.txt`. In shards
-that are encoded, `encoded.safetensors` takes the place of the images: see `encoded_samples.py`.
-"""
+"""Which shards there are, how many samples each holds, and which of these are ties: by manifest, or by a look at each."""
 
 import glob
 import json
 import logging
+import os
 import re
-import sys
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import braceexpand
 import numpy as np
 from tqdm.auto import tqdm
-from webdataset.gopen import Pipe, gopen
-from webdataset.utils import enforce_security
+from webdataset.gopen import Pipe
 
-from ..data.columns import parse_label
-from ..data.pair import PreferencePair
 from ..system.messages import printable
 from ..system.redaction import without_secrets
+from .encoded_sample import MEMBER
 from .manifest import MANIFEST, Encoding, read_encodings
-from .tar import walk_samples
+from .opening import is_remote, open_url, shard_name
+from .sample import IMAGES, LABEL, PROMPT
+from .ties import find_ties
 
 
 logger = logging.getLogger(__name__)
 
-BUFFER_BYTES = 1 << 20
 MAX_SHARD_SAMPLES = 10**7  # far more than a shard holds; what a manifest says decides how much memory is taken
-
-
-class BadSample(ValueError):
-    """A sample that can't be trained on.
-
-    Attributes:
-        kind: what is wrong, for counting.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class BrokenShard(ValueError):
-    """A shard that is no tar archive, or breaks off."""
+COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 
 @dataclass(frozen=True)
@@ -60,52 +36,112 @@ class Shards:
     Attributes:
         urls: paths, `s3://`, `https://`, or `pipe:` commands.
         counts: samples in each.
+        ties: places of the ties in each; empty where there are none.
         encoding: of all samples; None where they hold images.
     """
 
     urls: tuple[str, ...]
     counts: np.ndarray
+    ties: tuple[np.ndarray, ...] = ()
     encoding: Encoding | None = None
+
+    def pairs(self) -> list[np.ndarray]:
+        """Of each shard, the places of the samples that are not ties."""
+        ties = self.ties or [()] * len(self.counts)
+        return [np.setdiff1d(np.arange(count), of_shard) for count, of_shard in zip(self.counts, ties)]
+
+    @property
+    def num_ties(self) -> int:
+        return sum(map(len, self.ties))
 
     def where(self, shard: int, ordinal: int, members: dict | None) -> str:
         """Names a sample in messages: by its key, or by its place where it can't be read."""
         return f"{without_secrets(self.urls[shard])}, {printable(str(members['__key__'])) if members else f'sample {ordinal}'}"
 
 
-def find_shards(patterns: list[str], num_samples: int | None = None) -> Shards:
-    """Lists the shards, and their sizes by the manifest beside them; without one, by reading every shard once.
+def first_pairs(
+    pairs: list[np.ndarray], num_held_out: int, max_pairs: int | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Splits the pairs of shards, given by their places in each, into the first ones, held out, and those to train on.
+
+    Args:
+        pairs: of `Shards.pairs`.
+        num_held_out: how many to hold out.
+        max_pairs: how many to train on, at most; None for all.
+    """
+    starts = np.cumsum([0, *map(len, pairs)])
+    begins = [max(0, num_held_out - start) for start in starts]
+    ends = [None if max_pairs is None else max(0, num_held_out + max_pairs - start) for start in starts]
+    held_out = [of_shard[:begin] for of_shard, begin in zip(pairs, begins)]
+    return held_out, [of_shard[begin:end] for of_shard, begin, end in zip(pairs, begins, ends)]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a manifest says of a shard.
+
+    Attributes:
+        samples: in it.
+        ties: places of the ties; None where the manifest does not say.
+        sha256: of the file, where the manifest says so.
+        encoding: of its samples; None where they hold images.
+    """
+
+    samples: int
+    ties: list[int] | None = None
+    sha256: str | None = None
+    encoding: Encoding | None = None
+
+
+def find_shards(patterns: list[str], num_samples: int | None = None, cache_dir: str | None = None) -> Shards:
+    """Lists the shards and what is in them, by the manifest beside them; without one, by reading every shard once.
 
     Args:
         patterns: folders, paths with braces or wildcards, `s3://` and `https://` URLs with braces, `pipe:` commands.
         num_samples: what the caller believes there are.
+        cache_dir: where it is kept what a look at a shard has found; None for the folder of `datasets`.
 
     Raises:
-        ValueError: nothing is there, a shard is not in the manifest, or there are not `num_samples`.
+        ValueError: nothing is there, a shard is named twice or is not in the manifest, shards of several kinds are
+            mixed, or there are not `num_samples`.
         OSError: a URL can't be read, or a command fails.
     """
     urls = tuple(url for pattern in patterns for url in _expand(pattern))
-    manifests = {manifest_url: _listing(manifest_url) for manifest_url in dict.fromkeys(map(_manifest_url, urls))}
-    counts, encodings = [], []
-    for url in tqdm(urls, desc="Counting samples", disable=(None, {}) not in manifests.values()):
-        (sizes, encoded), name = manifests[_manifest_url(url)], shard_name(url)
-        if sizes is not None and name not in sizes:
-            raise ValueError(
-                f"{without_secrets(url)} is not in {without_secrets(_manifest_url(url))}: convert the data again, or check"
-                " the pattern."
-            )
-        counts.append(_count_samples(url) if sizes is None else sizes[name])
-        encodings.append(encoded.get(name))
+    listed = _listed(urls)
+    _refuse_repeated(urls, listed)
+    counts, ties = _counts_and_ties(urls, listed, cache_dir)
     if sum(counts) == 0:
         raise ValueError(f"The {len(urls)} shards of {' '.join(map(without_secrets, patterns))} hold no samples.")
     if num_samples is not None and num_samples != sum(counts):
         raise ValueError(f"--num_train_examples={num_samples}, but the shards hold {sum(counts)}.")
+    encodings = [entry and entry.encoding for entry in listed]
     odd = next((i for i, encoding in enumerate(encodings) if not _same_encoding(encoding, encodings[0])), None)
     if odd is not None:
         raise ValueError(
-            f"{without_secrets(urls[0])} and {without_secrets(urls[odd])} hold different things: images, or what other"
-            " encoders made of them. Train from one kind."
+            f"{without_secrets(urls[0])} and {without_secrets(urls[odd])} hold different things: images, or encodings"
+            " of different models or settings. Train from one kind."
         )
-    return Shards(urls, np.array(counts), encodings[0])
+    return Shards(urls, np.array(counts), tuple(ties), encodings[0])
+
+
+def _counts_and_ties(urls: tuple[str, ...], listed: list[Listed | None], cache_dir: str | None) -> tuple[list, list]:
+    """Samples and ties of each shard. A shard of which no manifest tells both is read."""
+    unknown = sum(entry is None or entry.ties is None for entry in listed)
+    if unknown:
+        logger.warning(
+            f"No manifest says which samples of {unknown} shards are ties: each is read once, and the answer is kept."
+            " Shards that convert_to_webdataset.py makes have such a manifest."
+        )
+    counts, ties = [], []
+    for url, entry in tqdm(list(zip(urls, listed)), desc="Looking for ties", disable=not unknown):
+        if entry is None or entry.ties is None:
+            contents = (MEMBER,) if entry and entry.encoding else IMAGES
+            count, found = find_ties(url, entry and entry.samples, (PROMPT, *contents, LABEL), cache_dir)
+        else:
+            count, found = entry.samples, np.array(entry.ties, dtype=int)
+        counts.append(count)
+        ties.append(found)
+    return counts, ties
 
 
 def _same_encoding(a: Encoding | None, b: Encoding | None) -> bool:
@@ -113,113 +149,86 @@ def _same_encoding(a: Encoding | None, b: Encoding | None) -> bool:
     return a is b or (a is not None and b is not None and (a.identity, a.tensors) == (b.identity, b.tensors))
 
 
-def read_samples(url: str, first: int, last: int, count: int | None = None) -> Iterator[tuple[int, dict]]:
-    """Reads samples `first` to `last` - 1 of a shard, as far as it can be read.
-
-    Args:
-        url: of the shard.
-        first, last: places in it.
-        count: samples that it should hold, if that is known.
-
-    Yields:
-        The sample's place in the shard, and its members, as `walk_samples` gives them.
+def _refuse_repeated(urls: tuple[str, ...], listed: list[Listed | None]) -> None:
+    """Stops where a shard is named twice, or a copy of it: its pairs would count twice.
 
     Raises:
-        OSError: the URL can't be read, or the command fails.
-        ValueError: the shard goes on after `count` samples.
+        ValueError: names both.
     """
-    try:
-        for ordinal, members in _walk(url, first, last + 1 if last == count else last):
-            if ordinal == count:
+    seen: dict[str, str] = {}
+    for url, entry in zip(urls, listed):
+        names = [
+            without_secrets(url) if re.match("https?:", url) else url if is_remote(url) else os.path.realpath(url)
+        ]
+        names += [entry.sha256] if entry and entry.sha256 and entry.samples else []
+        for name in names:
+            if name in seen:
                 raise ValueError(
-                    f"{without_secrets(url)} holds more than the {count} samples that its manifest says: they do not"
-                    f" belong together. Convert the data again, or remove {MANIFEST}."
+                    f"--dataset_path names the same shard twice: {without_secrets(seen[name])} and"
+                    f" {without_secrets(url)}. Its pairs would count twice in every epoch: leave one out."
                 )
-            if ordinal >= first:
-                yield ordinal, members
-    except BrokenShard as error:
-        logger.warning(str(error))
-
-
-def to_pair(members: dict[str, bytes]) -> PreferencePair | None:
-    """Reads a sample's label and puts the winner first; None for a tie.
-
-    Raises:
-        BadSample: a member is missing or no plain file, or label or prompt can't be read.
-    """
-    label, prompt = read_label(members, ("jpg_0.*", "jpg_1.*"))
-    if label == 0.5:
-        return None
-    images = [next(data for name, data in members.items() if name.startswith(f"{i}.")) for i in ("jpg_0", "jpg_1")]
-    winner, loser = images if label == 1 else images[::-1]
-    return PreferencePair(winner, loser, prompt)
-
-
-def read_label(members: dict[str, bytes], others: tuple[str, ...]) -> tuple[float, str]:
-    """Reads a sample's label and prompt.
-
-    Args:
-        members: as `walk_samples` gives them.
-        others: names of the members that the sample must have, too; `jpg_0.*` stands for any format.
-
-    Raises:
-        BadSample: a member is missing or no plain file, or label or prompt can't be read.
-    """
-    if "__error__" in members:
-        raise BadSample("bad member", members["__error__"])
-    texts = {name: members.get(f"{name}.txt") for name in ("original_prompt", "label_0")}
-    there = [any(name.startswith(other.rstrip("*")) for name in members) for other in others]
-    if not all(there) or None in texts.values():
-        found = sorted(name for name in members if not name.startswith("__"))
-        raise BadSample("missing member", f"has only {printable(', '.join(found)) or 'other members'}")
-    try:
-        label = parse_label(texts["label_0"].decode(), "label_0.txt")
-        other = parse_label(members["label_1.txt"].decode(), "label_1.txt") if "label_1.txt" in members else 1 - label
-        prompt = texts["original_prompt"].decode()
-    except UnicodeDecodeError as error:
-        raise BadSample("not UTF-8", str(error)) from error
-    except ValueError as error:
-        raise BadSample("bad label", str(error)) from error
-    if label + other != 1:
-        raise BadSample("bad label", f"label_0 {label} and label_1 {other} contradict each other")
-    return label, prompt
+            seen[name] = url
 
 
 def _expand(pattern: str) -> list[str]:
     """The URLs that a pattern stands for; local ones must exist."""
     if Path(pattern).is_dir():
-        found = sorted(str(path) for path in Path(pattern).glob("*.tar"))
-        if not found:
-            raise ValueError(f"--dataset_path={pattern} is a folder without *.tar files.")
-        splits = {re.sub(r"-?\d*\.tar$", "", Path(path).name) for path in found}
-        if len(splits) > 1:
-            raise ValueError(
-                f"--dataset_path={pattern} holds shards of several splits, {', '.join(sorted(splits))}: name one, as in"
-                f" '{Path(pattern) / min(splits)}-*.tar'."
-            )
-        return found
+        return _files_of_folder(Path(pattern))
     urls = list(braceexpand.braceexpand(pattern))
-    if _is_remote(pattern):
+    if is_remote(pattern):
         return urls
-    found = [path for url in urls for path in sorted(glob.glob(url)) or [url]]
+    found = [path for url in urls for path in ([url] if Path(url).is_file() else sorted(glob.glob(url)) or [url])]
     missing = [path for path in found if not Path(path).is_file()]
     if missing:
         raise ValueError(
             f"--dataset_path={pattern}: there is no {missing[0]} ({len(missing)} of {len(found)} missing)."
         )
+    _refuse_compressed(pattern, found)
     return found
 
 
-def _is_remote(url: str) -> bool:
-    return re.match(r"[a-z0-9]+:", url) is not None
-
-
-def shard_name(url: str) -> str:
-    """`00000.tar` of a path, a URL, or a command that names it."""
-    found = re.findall(r"[^/\s'\"=]+\.tar\b", url)
+def _files_of_folder(folder: Path) -> list[str]:
+    found = sorted(str(path) for path in folder.iterdir() if path.suffix == ".tar")
     if not found:
-        raise ValueError(f"--dataset_path={without_secrets(url)} names no *.tar shard.")
-    return found[-1]
+        _refuse_compressed(str(folder), [str(path) for path in folder.iterdir()])
+        raise ValueError(f"--dataset_path={folder} is a folder without *.tar files.")
+    splits = {re.sub(r"-?\d*\.tar$", "", Path(path).name) for path in found}
+    if len(splits) > 1:
+        raise ValueError(
+            f"--dataset_path={folder} holds shards of several splits, {', '.join(sorted(splits))}: name one, as in"
+            f" '{folder / min(splits)}-*.tar'."
+        )
+    return found
+
+
+def _refuse_compressed(pattern: str, paths: Iterable[str]) -> None:
+    compressed = [path for path in paths if any(Path(path).match(kind) for kind in COMPRESSED)]
+    if compressed:
+        raise ValueError(
+            f"--dataset_path={pattern} has compressed shards ({compressed[0]}), and shards are read as plain tar archives:"
+            " unpack them with `gunzip`, `bunzip2`, `unxz` or `unzstd`. That costs little space, as images are"
+            " compressed already."
+        )
+
+
+def _listed(urls: tuple[str, ...]) -> list[Listed | None]:
+    """What the manifests beside the shards say of each; None where there is no manifest.
+
+    Raises:
+        ValueError: a manifest can't be read as one, or does not list a shard that lies beside it.
+    """
+    manifests = {manifest_url: read_listing(manifest_url) for manifest_url in dict.fromkeys(map(_manifest_url, urls))}
+    listed = []
+    for url in urls:
+        manifest_url = _manifest_url(url)
+        shards = manifests[manifest_url]
+        if shards is not None and shard_name(url) not in shards:
+            raise ValueError(
+                f"{without_secrets(url)} is not in {without_secrets(manifest_url)}: convert the data again, or check the"
+                " pattern."
+            )
+        listed.append(shards and shards[shard_name(url)])
+    return listed
 
 
 def _manifest_url(url: str) -> str:
@@ -228,89 +237,40 @@ def _manifest_url(url: str) -> str:
     return f"{before}{MANIFEST}{after}"
 
 
-def _listing(manifest_url: str) -> tuple[dict[str, int] | None, dict[str, Encoding]]:
-    """Samples of each shard in the manifest, by the shard's name, None where there is no manifest; and the encodings of
-    those that are encoded."""
+def read_listing(manifest_url: str) -> dict[str, Listed] | None:
+    """What a manifest, of this converter or another one, says of each shard, by the shard's name; None if there is none.
+
+    Raises:
+        ValueError: it is not a manifest of shards.
+    """
     try:
-        with _open(manifest_url) as stream:
+        with open_url(manifest_url) as stream:
             content = stream.read()
             if isinstance(stream, Pipe):
                 stream.wait_for_child()
     except OSError as error:
         logger.warning(f"No manifest can be had ({error}): every shard is read once to count its samples.")
-        return None, {}
+        return None
     try:
         entries = json.loads(content)
-        sizes = {shard["name"]: shard["samples"] for shard in entries["shards"]}
-        for name, samples in sizes.items():
-            if type(samples) is not int or not 0 <= samples <= MAX_SHARD_SAMPLES:
-                raise ValueError(f"{printable(repr(name))} has {printable(repr(samples))} samples")
         encodings = read_encodings(entries)
-        splits = {shard["name"]: shard.get("split") for shard in entries["shards"]}
-        return sizes, {name: encodings[split] for name, split in splits.items() if split in encodings}
+        return {shard["name"]: _read_entry(shard, encodings) for shard in entries["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{without_secrets(manifest_url)} is no manifest of shards ({error!r}): convert the data again."
+            f"{without_secrets(manifest_url)} is not a manifest of shards ({printable(repr(error))}): convert the data"
+            " again."
         ) from error
 
 
-def _count_samples(url: str) -> int:
-    return sum(1 for _ in _walk(url, first=sys.maxsize, last=sys.maxsize))
-
-
-def _walk(url: str, first: int, last: int) -> Iterator[tuple[int, dict]]:
-    """Place and members of the samples before `last`; the members of those before `first` are passed over unread."""
-    broken, at_end = None, True
-    with _open(url) as stream:
-        try:
-            at_end = yield from walk_samples(stream, "r|" if isinstance(stream, Pipe) else "r:", first, last)
-        except (tarfile.TarError, EOFError) as error:
-            broken = error
-        if at_end and isinstance(stream, Pipe):  # a command that failed also ends its output early
-            while stream.read(BUFFER_BYTES):
-                pass
-            stream.wait_for_child()
-    if broken:
-        raise BrokenShard(
-            f"{without_secrets(url)} can't be read to its end: {printable(str(broken))}. Convert it again, or leave it out."
-        )
-
-
-@contextmanager
-def _open(url: str) -> Iterator[BinaryIO | Pipe]:
-    """Opens a URL for reading. A command is ended with the block."""
-    if not _is_remote(url):
-        with open(url, "rb") as file:
-            yield file
-        return
-    if url.startswith("pipe:") and enforce_security:
-        raise ValueError(f"WDS_SECURE is set in the environment: refusing to run {without_secrets(url)}")
-    pipe = _start(url)
-    try:
-        yield pipe
-    except OSError:  # webdataset's message is the whole command, which may carry a token
-        raise OSError(f"{without_secrets(url)} can't be read: exit {pipe.status}. Try the command by hand.") from None
-    finally:
-        pipe.proc.kill()
-        pipe.proc.wait()
-        pipe.stream.close()
-
-
-def _start(url: str) -> Pipe:
-    if url.startswith("s3:"):
-        if "@" in urlsplit(url).netloc:
-            raise ValueError(
-                f"--dataset_path={without_secrets(url)} came with credentials: put them into AWS_ACCESS_KEY_ID and"
-                " AWS_SECRET_ACCESS_KEY instead."
-            )
-        command = ["aws", "s3", "cp", "--only-show-errors", url, "-"]
-        return Pipe(command, mode="rb", bufsize=BUFFER_BYTES)
-    try:
-        pipe = gopen(url, "rb", bufsize=BUFFER_BYTES)
-        if not isinstance(pipe, Pipe):
-            raise ValueError("file: and the like")
-        return pipe
-    except ValueError:  # webdataset's own has the whole URL in it
-        raise ValueError(
-            f"--dataset_path={without_secrets(url)}: no URL that can be read. Name a path, or use `pipe:`."
-        ) from None
+def _read_entry(shard: dict, encodings: dict[str, Encoding]) -> Listed:
+    name, samples, ties = printable(repr(shard["name"])), shard["samples"], shard.get("ties")
+    if type(samples) is not int or not 0 <= samples <= MAX_SHARD_SAMPLES:
+        raise ValueError(f"{name} has {printable(repr(samples))} samples")
+    if ties is None and "labels" in shard and samples == shard["labels"]["jpg_0"] + shard["labels"]["jpg_1"]:
+        ties = []
+    if ties is not None and not (all(type(n) is int and 0 <= n < samples for n in ties) and ties == sorted(set(ties))):
+        raise ValueError(f"{name} has ties at {printable(repr(ties))}")
+    digest = shard.get("sha256")
+    if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"{name} has the checksum {printable(repr(digest))}")
+    return Listed(samples, ties, digest, encodings.get(shard.get("split")))

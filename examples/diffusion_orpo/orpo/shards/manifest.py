@@ -53,6 +53,7 @@ class Shard:
         labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped.
         source: the rows that it was made from, in order.
         bad_rows: those among them that are in no count of `labels`.
+        ties: places of the ties among the samples; None in manifests of earlier versions, which don't say.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Shard:
     labels: dict[str, int]
     source: list[Source]
     bad_rows: list[BadRow]
+    ties: list[int] | None = None
 
     @classmethod
     def from_dict(cls, entry: dict) -> "Shard":

@@ -1,177 +1,128 @@
-"""What a worker does: read its part of the shards, shuffle it in a buffer, decode, make batches, count what is bad."""
+"""Reads one process's share of the pairs, in the order in which it trains on them, undecoded.
 
-import logging
-from collections import Counter
+It runs in the main process: workers only decode, so that how many there are decides nothing and no byte is read twice in
+a process. Each lane is read once and in sequence, so shards may come from pipes; a shard is open from the first pair that
+this process takes from it to the last.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
 
-from ..data.pair import PairTransform, collate_pairs, sample_seed
-from ..system.redaction import without_secrets
-from .encoded_sample import read_encoded
-from .listing import BadSample, Shards, read_samples, to_pair
-from .manifest import Encoding
-from .order import Run, part_of_epoch, shuffled_order
+from .listing import Shards
+from .order import EpochOrder, Run, Share, lane_order
+from .shard import read_samples
 
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True)
+class Arrival:
+    """A sample as it was read.
 
-
-def transform_sample(
-    encoding: Encoding | None, transform: PairTransform, members: dict[str, bytes], seed: int, where: str
-) -> tuple[dict | None, BadSample | None]:
-    """Reads, decodes and transforms a sample: (sample, None), (None, None) for a tie, or (None, what is wrong).
-
-    What has an encoding was transformed before.
+    Attributes:
+        epoch: that it is read for.
+        shard, ordinal: its place.
+        members: as `walk_samples` gives them; None where the shard ends before the sample.
     """
-    try:
-        if encoding is not None:
-            return read_encoded(encoding, members, seed), None
-        pair = to_pair(members)
-        return (None if pair is None else transform(pair, seed, where)), None
-    except BadSample as error:
-        return None, error
-    except ValueError as error:
-        return None, BadSample("undecodable image", str(error))
+
+    epoch: int
+    shard: int
+    ordinal: int
+    members: dict | None
 
 
-class Tolerance:
-    """Counts and logs the bad samples of one reader in one epoch, and stops it where they are too many.
+def read_share(
+    shards: Shards, pairs: list[np.ndarray], seed: int, buffer_size: int, share: Share
+) -> Iterator[list[Arrival]]:
+    """Endless batches of a process's pairs.
 
     Args:
         shards: all of them.
-        runs: what the reader reads in this epoch.
-        max_bad_samples: the share of it that may be bad.
+        pairs: of each shard, the places of the pairs to train on.
+        seed, buffer_size: decide the order.
+        share: of this process.
+    """
+    arrivals = (
+        arrival
+        for epoch in count(share.start // share.num_pairs)
+        for arrival in _read_epoch(shards, EpochOrder(pairs, seed, epoch, buffer_size), share)
+    )
+    while True:
+        yield list(islice(arrivals, share.batch_size))
+
+
+def _read_epoch(shards: Shards, order: EpochOrder, share: Share) -> Iterator[Arrival]:
+    slots = share.slots(order.epoch)
+    lanes = lane_order(order.lanes)[slots % order.lanes]
+    readers = {lane: _read_lane(shards, order, lane, slots[lanes == lane] // order.lanes) for lane in np.unique(lanes)}
+    for lane in lanes:
+        yield next(readers[lane])
+
+
+def _read_lane(shards: Shards, order: EpochOrder, lane: int, turns: np.ndarray) -> Iterator[Arrival]:
+    """The pairs that a lane gives in these turns, which rise."""
+    given = order.turns(lane)[turns]
+    is_wanted = np.zeros(sum(len(run.ordinals) for run in order.runs(lane)), dtype=bool)
+    is_wanted[given] = True
+    buffer: dict[int, Arrival] = {}
+    place, through = 0, 0
+    for run in order.runs(lane):
+        wanted = np.flatnonzero(is_wanted[place : place + len(run.ordinals)])
+        for number, arrival in zip(wanted, read_run(shards, order.epoch, Run(run.shard, run.ordinals[wanted]))):
+            buffer[place + number] = arrival
+            while through < len(given) and given[through] in buffer:
+                yield buffer.pop(given[through])
+                through += 1
+        place += len(run.ordinals)
+
+
+def read_run(shards: Shards, epoch: int, run: Run) -> Iterator[Arrival]:
+    """The samples of a run in sequence. A shard none of whose samples is wanted is not opened."""
+    awaited = list(map(int, run.ordinals[::-1]))
+    if not awaited:
+        return
+    first, last, in_shard = awaited[-1], awaited[0] + 1, int(shards.counts[run.shard])
+    for ordinal, members in read_samples(shards.urls[run.shard], first, last, in_shard):
+        if ordinal == awaited[-1]:
+            yield Arrival(epoch, run.shard, awaited.pop(), members)
+    while awaited:
+        yield Arrival(epoch, run.shard, awaited.pop(), None)
+
+
+class ReadAhead:
+    """Lets a thread run an endless iterator ahead, so that training does not wait for the next shard to open.
+
+    The thread starts with the first item. By then a data loader has forked its workers: none is forked beside it.
+
+    Args:
+        iterator: what to run.
+        items: how far ahead.
     """
 
-    def __init__(self, shards: Shards, runs: list[Run], max_bad_samples: float) -> None:
-        self.shards, self.max_bad_samples = shards, max_bad_samples
-        self.total = sum(run.last - run.first for run in runs)
-        self.counts: Counter[tuple[str, str]] = Counter()
+    def __init__(self, iterator: Iterator, items: int) -> None:
+        self.iterator, self.items = iterator, items
 
-    def count(self, shard: int, ordinal: int, members: dict | None, problem: BadSample) -> None:
-        """Counts one.
+    def __iter__(self) -> Iterator:
+        queue, room, stopping = SimpleQueue(), Semaphore(self.items), Event()
+        Thread(target=self._run, args=(queue, room, stopping), daemon=True, name="shard reader").start()
+        try:
+            while True:
+                item, error = queue.get()
+                if error is not None:
+                    raise error
+                room.release()
+                yield item
+        finally:
+            stopping.set()
+            room.release()
 
-        Raises:
-            ValueError: they are more than `max_bad_samples` allows; lists shards and kinds.
-        """
-        logger.warning(f"{self.shards.where(shard, ordinal, members)}: {problem.kind}: {problem}")
-        self.counts[without_secrets(self.shards.urls[shard]), problem.kind] += 1
-        if self.counts.total() > self.max_bad_samples * self.total:
-            listing = "; ".join(f"{url}: {number} {kind}" for (url, kind), number in self.counts.most_common(10))
-            raise ValueError(
-                f"{self.counts.total()} of {self.total} samples are bad, more than"
-                f" --max_bad_samples={self.max_bad_samples}: {listing}. Replace these shards, or allow more."
-            )
-
-
-@dataclass
-class ShardReader(IterableDataset):
-    """Gives the batches of the readers of one process; runs in the workers, a reader in each.
-
-    Attributes:
-        shards: all of them.
-        skip: samples at the beginning of each shard that are not for training.
-        transform: of the images, where the shards hold any.
-        batch_size: pairs.
-        buffer_size: samples to shuffle among.
-        max_bad_samples: share of a reader's samples in an epoch that may be bad.
-        seed: of order, transform and noise.
-        first_part, num_parts: of an epoch, this process's first part, and how many all processes' readers have.
-        places: of each reader, the epoch and the samples of its part that it is through with.
-        next_reader: whose turn it is.
-    """
-
-    shards: Shards
-    skip: np.ndarray
-    transform: PairTransform
-    batch_size: int
-    buffer_size: int
-    max_bad_samples: float
-    seed: int
-    first_part: int
-    num_parts: int
-    places: list[tuple[int, int]]
-    next_reader: int
-
-    def __iter__(self) -> Iterator[dict]:
-        worker = get_worker_info()
-        # Batches come from the workers in turn, beginning with worker 0: after a resume, it is the reader whose turn it is.
-        reader = (self.next_reader + (worker.id if worker else 0)) % len(self.places)
-        first_epoch, start = self.places[reader]
-        samples, bad, ties = [], [], []
-        for epoch in count(first_epoch):
-            tolerance = Tolerance(self.shards, self._runs(reader, epoch), self.max_bad_samples)
-            good = 0
-            for through, shard, ordinal, members in self._read(reader, epoch, start):
-                sample, problem = self._transform(epoch, shard, ordinal, members)
-                if problem is not None:
-                    tolerance.count(shard, ordinal, members, problem)
-                    bad.append((shard, ordinal))
-                elif sample is None:
-                    ties.append((shard, ordinal))
-                else:
-                    samples.append(sample)
-                    good += 1
-                if len(samples) == self.batch_size:
-                    report = {"reader": reader, "place": (epoch, through), "bad": bad, "ties": ties}
-                    yield collate_pairs(samples) | report
-                    samples, bad, ties = [], [], []
-            if good == 0 and start == 0:
-                shown = [without_secrets(url) for url in self.shards.urls[:3]]
-                raise ValueError(
-                    f"No pairs to train on in a whole epoch of {len(self.shards.urls)} shards ({', '.join(shown)}, ...):"
-                    " only ties or bad samples. Check what made them."
-                )
-            start = 0
-
-    def _runs(self, reader: int, epoch: int) -> list[Run]:
-        part = self.first_part + reader
-        return part_of_epoch(self.shards.counts, self.skip, self.seed, epoch, part, self.num_parts)
-
-    def _read(self, reader: int, epoch: int, start: int) -> Iterator[tuple[int, int, int, dict | None]]:
-        """The part's samples from the `start`-th on, in shuffled order: (how many are then through, shard, place in the
-        shard, members). Members are None where the shard breaks off before the sample."""
-        runs = self._runs(reader, epoch)
-        samples = [(run, ordinal) for run in runs for ordinal in range(run.first, run.last)]
-        rng = np.random.default_rng((self.seed, epoch, self.first_part + reader, self.num_parts))
-        order = shuffled_order(len(samples), self.buffer_size, rng)
-        turn = np.argsort(order)  # when each sample has its turn
-        buffer: dict[int, dict | None] = {}
-        place, through = 0, start
-        for run in runs:
-            length = run.last - run.first
-            wanted = turn[place : place + length] >= start
-            for ordinal, members in self._read_run(run, wanted):
-                buffer[place + ordinal - run.first] = members
-                while through < len(order) and order[through] in buffer:
-                    sample = order[through]
-                    through += 1
-                    yield through, samples[sample][0].shard, samples[sample][1], buffer.pop(sample)
-            place += length
-
-    def _read_run(self, run: Run, wanted: np.ndarray) -> Iterator[tuple[int, dict | None]]:
-        """The wanted samples of a run in sequence; a shard none of whose samples is wanted is not opened."""
-        if not wanted.any():
-            return
-        expected = iter(run.first + np.flatnonzero(wanted))
-        awaited = next(expected)
-        samples_of_shard = int(self.shards.counts[run.shard])
-        for ordinal, members in read_samples(self.shards.urls[run.shard], int(awaited), run.last, samples_of_shard):
-            if ordinal == awaited:
-                yield ordinal, members
-                awaited = next(expected, None)
-        while awaited is not None:
-            yield int(awaited), None
-            awaited = next(expected, None)
-
-    def _transform(self, epoch: int, shard: int, ordinal: int, members: dict | None):
-        if members is None:
-            return None, BadSample("unreadable", "the shard ends or breaks off before it")
-        index = int(self.shards.counts[:shard].sum()) + ordinal  # in the listing of all shards
-        seed = sample_seed(self.seed, epoch, index)
-        where = self.shards.where(shard, ordinal, members)
-        return transform_sample(self.shards.encoding, self.transform, members, seed, where)
+    def _run(self, queue: SimpleQueue, room: Semaphore, stopping: Event) -> None:
+        try:
+            while room.acquire() and not stopping.is_set():
+                queue.put((next(self.iterator), None))
+        except Exception as error:
+            queue.put((None, error))
+        self.iterator.close()

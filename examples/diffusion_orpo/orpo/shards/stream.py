@@ -1,15 +1,14 @@
-"""The stream of pairs from shards: an order that seed and epoch decide, shared out over processes, resumable.
+"""The stream of pairs from shards: an order that seed and epoch decide, for any number of processes, resumable.
 
-The shards of an epoch are shuffled and laid end to end. Every data-loading worker of every process takes a part of the
-same length, to the sample, shuffles it in a bounded buffer, and begins the next epoch when it is through. A part is
-read once and in sequence, so shards may come from pipes; shards outside of it are not opened.
+`order.py` says what the order is, `reader.py` reads it, `decoder.py` decodes it in workers.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,44 +16,99 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from ..data.bad_pair import BadPair
 from ..data.pair import PairTransform, collate_pairs, sample_seed
 from ..system.processes import on_main_process, wait_for_reading
+from ..system.redaction import without_secrets
 from ..system.signals import shield_worker
+from .decoder import PairDecoder, collate, decode
 from .encoded_sample import check_encoding
-from .listing import Shards, find_shards, read_samples, shard_name
-from .reader import ShardReader, transform_sample
+from .listing import Shards, find_shards, first_pairs
+from .opening import shard_name
+from .order import ORDER_VERSION, Run, Share, count_lanes
+from .reader import ReadAhead, read_run, read_share
+from .tolerance import Tolerance
 
 
 logger = logging.getLogger(__name__)
 
 
-def load_shards(args, accelerator: Accelerator, family: type, dtype: torch.dtype) -> "ShardData":
-    """Finds and counts the shards of the flags, on one process for all, and splits off the held-out samples.
+@dataclass(frozen=True)
+class ShardOptions:
+    """What the flags say of shards.
+
+    Attributes:
+        patterns: where they are, as `find_shards` takes it.
+        num_train_examples: samples that the user believes there are.
+        num_held_out: pairs to validate on.
+        max_pairs: pairs to train on; None for all.
+        transform: of the images.
+        num_workers: processes that decode.
+        buffer_size, max_bad_samples: as in `ShardData`.
+        cache_dir: for what a look at the shards finds.
+    """
+
+    patterns: list[str]
+    num_train_examples: int | None
+    num_held_out: int
+    max_pairs: int | None
+    transform: PairTransform
+    num_workers: int
+    buffer_size: int
+    max_bad_samples: float
+    cache_dir: str | None
+
+    @classmethod
+    def from_flags(cls, args) -> "ShardOptions":
+        return cls(
+            args.dataset_path,
+            args.num_train_examples,
+            args.num_validation_pairs if args.run_validation else 0,
+            args.max_train_samples,
+            PairTransform.from_flags(args),
+            args.dataloader_num_workers,
+            args.shuffle_buffer_size,
+            args.max_bad_samples,
+            args.cache_dir,
+        )
+
+
+def load_shards(
+    options: ShardOptions, accelerator: Accelerator, encoding_identity: Callable[[], dict[str, str]]
+) -> "ShardData":
+    """Finds the shards and what is in them, on one process for all, and splits off the held-out pairs.
 
     Args:
-        args: the flags.
+        options: the flags.
         accelerator: of the run.
-        family: the model family, such as `StableDiffusionXL`.
-        dtype: of its frozen weights.
+        encoding_identity: gives what decides this run's moments and embeddings; asked for where the shards are encoded.
 
     Raises:
-        ValueError: shards are missing or hold too little, or were encoded by other encoders than the run's.
+        ValueError: shards are missing or hold too little, or were encoded with other models or settings than the run's.
         OSError: a URL can't be read.
     """
-    found = find_shards(args.dataset_path, args.num_train_examples) if accelerator.is_main_process else None
+    found = None
+    if accelerator.is_main_process:
+        found = find_shards(options.patterns, options.num_train_examples, options.cache_dir)
     wait_for_reading(accelerator)
     (shards,) = broadcast_object_list([found])
     if shards.encoding is not None:
-        on_main_process(accelerator, check_encoding, args, family, dtype, shards)
-    held_out = args.num_validation_pairs if args.run_validation else 0
-    if held_out >= shards.counts.sum():
-        raise ValueError(
-            f"--num_validation_pairs={held_out} leaves none of the {shards.counts.sum()} samples to train on."
-        )
-    transform = PairTransform(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
-    return ShardData(
-        shards, held_out, transform, args.dataloader_num_workers, args.shuffle_buffer_size, args.max_bad_samples
+        on_main_process(accelerator, lambda: check_encoding(shards.encoding, options.transform, encoding_identity()))
+    data = ShardData(
+        shards,
+        options.num_held_out,
+        options.transform,
+        options.num_workers,
+        options.buffer_size,
+        options.max_bad_samples,
+        options.max_pairs,
     )
+    if data.num_held_out and data.num_pairs <= 0:
+        raise ValueError(
+            f"--num_validation_pairs={data.num_held_out} leaves none of the {sum(map(len, shards.pairs()))} pairs to"
+            " train on."
+        )
+    return data
 
 
 @dataclass(frozen=True)
@@ -63,11 +117,12 @@ class ShardData:
 
     Attributes:
         shards: all of them.
-        num_held_out: samples kept for validation, the first of the shards in listing order.
-        transform: of the training images.
-        num_workers: processes that decode, for each training process.
-        buffer_size: of the shuffle.
-        max_bad_samples: share of a reader's samples that may be bad.
+        num_held_out: pairs at the beginning that are validated on instead.
+        transform: of the training images; held-out images are cropped at the centre, and never mirrored.
+        num_workers: processes that decode.
+        buffer_size: samples that all processes together shuffle among.
+        max_bad_samples: the share of a process's samples in an epoch that may be bad.
+        max_pairs: pairs to train on, the first ones after those held out; None for all.
     """
 
     shards: Shards
@@ -76,33 +131,47 @@ class ShardData:
     num_workers: int
     buffer_size: int
     max_bad_samples: float
+    max_pairs: int | None = None
 
     @property
     def num_pairs(self) -> int:
-        """Samples in an epoch, over all processes; ties among them are passed over."""
-        return int(self.shards.counts.sum()) - self.num_held_out
+        """Pairs in an epoch, over all processes."""
+        return sum(map(len, self.pairs))
 
     @property
     def is_encoded(self) -> bool:
         """Whether batches hold latents and embeddings, so that a run needs neither VAE nor text encoders."""
         return self.shards.encoding is not None
 
+    @cached_property
+    def _split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return first_pairs(self.shards.pairs(), self.num_held_out, self.max_pairs)
+
     @property
-    def skip(self) -> np.ndarray:
-        """Held-out samples at the beginning of each shard."""
-        before = np.cumsum(self.shards.counts) - self.shards.counts
-        return np.clip(self.num_held_out - before, 0, self.shards.counts)
+    def held_out(self) -> list[np.ndarray]:
+        """Of each shard, the places of the pairs to validate on."""
+        return self._split[0]
+
+    @property
+    def pairs(self) -> list[np.ndarray]:
+        """Of each shard, the places of the pairs to train on."""
+        return self._split[1]
 
     @property
     def fingerprint(self) -> str:
-        """Tells other shards from these: by name, size and how many samples are held out."""
+        """Tells other pairs from these: by the shards' names and sizes, and which of their samples are trained on."""
         names = [shard_name(url) for url in self.shards.urls]  # signed URLs differ from run to run
-        content = json.dumps([names, self.shards.counts.tolist(), self.num_held_out])
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        content = [names, self.shards.counts.tolist(), self.num_held_out]
+        if (
+            self.num_held_out + self.num_pairs != self.shards.counts.sum()
+        ):  # ties are left out, or --max_train_samples is less
+            content.append(hashlib.blake2b(b"".join(pairs.tobytes() + b"|" for pairs in self.pairs)).hexdigest())
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def __str__(self) -> str:
         held_out = f", {self.num_held_out} held out" if self.num_held_out else ""
-        return f"{len(self.shards.urls)} shards: {self.num_pairs} samples to train on{held_out}"
+        ties = f", {self.shards.num_ties} ties left out" if self.shards.num_ties else ""
+        return f"{len(self.shards.urls)} shards: {self.num_pairs} pairs to train on{held_out}{ties}"
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
@@ -112,42 +181,38 @@ class ShardData:
         Args:
             batch_size: pairs per batch.
             seed: decides, with epoch and sample, the order and everything random.
-            position: where to go on, of this process's `ShardBatches`; None for the start.
+            position: where to go on, of a `ShardBatches` of any process; None for the start.
             rank, world_size: this process, and how many there are.
 
         Raises:
-            ValueError: the position is one of another number of processes or workers, or there are fewer samples than
-                readers.
+            ValueError: there are no pairs, or the position is of another order.
         """
-        readers = max(1, self.num_workers)
-        if self.num_pairs < readers * world_size:
+        if self.num_pairs == 0:
+            shown = ", ".join(without_secrets(url) for url in self.shards.urls[:3])
             raise ValueError(
-                f"{self.num_pairs} samples are too few for {world_size} processes of {readers} workers each:"
-                " lower --dataloader_num_workers."
+                f"No pairs to train on: the {len(self.shards.urls)} shards ({shown}, ...) hold only ties. Check what made"
+                " them."
             )
-        batches = ShardBatches(self, batch_size, seed, rank, world_size, readers)
+        batches = ShardBatches(self, batch_size, seed, rank, world_size)
         if position is not None:
             batches.go_to(position)
         return batches
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict] | None:
-        """This process's share of the held-out samples, once; None where there are none."""
-        return self._held_out(batch_size, rank, world_size) if self.num_held_out else None
+        """This process's share of the held-out pairs, once; None where there are none. Bad ones are named and left out."""
+        return self._held_out_batches(batch_size, rank, world_size) if self.num_held_out else None
 
-    def _held_out(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict]:
-        transform, samples, place = PairTransform(self.transform.resolution), [], 0
-        for shard, last in enumerate(self.skip):
-            for ordinal, members in read_samples(self.shards.urls[shard], 0, int(last)) if last else ():
-                place += 1
-                if place % world_size != rank:
-                    continue
-                where = self.shards.where(shard, ordinal, members)
-                sample, problem = transform_sample(
-                    self.shards.encoding, transform, members, sample_seed(0, 0, place), where
-                )
-                if problem is not None:
-                    logger.warning(f"{where}, held out: {problem.kind}: {problem}")
-                samples += [] if sample is None else [sample]
+    def _held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict]:
+        transform, samples, before = PairTransform(self.transform.resolution), [], 0
+        for shard, ordinals in enumerate(self.held_out):
+            numbers = before + np.arange(len(ordinals))
+            own = numbers % world_size == rank
+            before += len(ordinals)
+            for number, arrival in zip(numbers[own], read_run(self.shards, 0, Run(shard, ordinals[own]))):
+                try:
+                    samples.append(decode(self.shards, transform, arrival, sample_seed(0, 0, int(number) + 1)))
+                except BadPair as bad:
+                    logger.warning(f"{bad.where}, held out: {bad.kind}: {bad.problem}")
                 if len(samples) == batch_size:
                     yield collate_pairs(samples)
                     samples = []
@@ -162,10 +227,8 @@ class ShardBatches:
     Attributes:
         data: the source.
         batch_size, seed, rank, world_size: as for `training_batches`.
-        readers: workers, or 1 where the main process reads.
-        batches: how many were given.
-        places: of each reader, the epoch and the samples of its part that it is through with.
-        problems: different bad samples and ties met since the start of the process, for the progress bar.
+        pairs_seen: pairs that all processes together have been given.
+        problems: for the progress bar: different bad samples that this process has met.
     """
 
     data: ShardData
@@ -173,73 +236,58 @@ class ShardBatches:
     seed: int
     rank: int
     world_size: int
-    readers: int
-    batches: int = 0
-    places: list[tuple[int, int]] = field(default_factory=list)
+    pairs_seen: int = 0
     problems: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.places = [(0, 0)] * self.readers
-
     def __iter__(self) -> Iterator[dict]:
-        reader = ShardReader(
-            self.data.shards,
-            self.data.skip,
-            self.data.transform,
-            self.batch_size,
-            self.data.buffer_size,
-            self.data.max_bad_samples,
-            self.seed,
-            first_part=self.rank * self.readers,
-            num_parts=self.world_size * self.readers,
-            places=list(self.places),
-            next_reader=self.batches % self.readers,
-        )
-        loader = DataLoader(
-            reader,
-            batch_size=None,  # readers make whole batches
-            num_workers=self.data.num_workers,
+        data, bad = self.data, set()
+        tolerance = Tolerance(data.shards, data.num_pairs / self.world_size, data.max_bad_samples)
+        for batch in self._loader():
+            for problem in batch.pop("problems"):
+                tolerance.count(problem)
+                bad.add((problem.shard, problem.ordinal))
+            self.problems = {"bad": len(bad)} if bad else {}
+            self.pairs_seen += self.batch_size * self.world_size
+            yield batch
+
+    def _loader(self) -> DataLoader:
+        data = self.data
+        lanes = count_lanes(sum(len(pairs) > 0 for pairs in data.pairs))
+        share = Share(data.num_pairs, lanes, self.batch_size, self.rank, self.world_size, self.pairs_seen)
+        batches = read_share(data.shards, data.pairs, self.seed, data.buffer_size, share)
+        return DataLoader(
+            PairDecoder(data.shards, data.pairs, data.transform, self.seed),
+            batch_sampler=ReadAhead(batches, data.num_workers) if data.num_workers else batches,
+            collate_fn=collate,
+            num_workers=data.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=shield_worker,
-            generator=torch.Generator(),
+            generator=torch.Generator(),  # or it would draw from the global one, which LoRA dropout uses
         )
-        passed_over: dict[str, set[tuple[int, int]]] = {"bad": set(), "ties": set()}
-        for batch in loader:
-            self.places[batch.pop("reader")] = batch.pop("place")
-            for kind, samples in passed_over.items():
-                samples.update(map(tuple, batch.pop(kind)))
-            self.batches += 1
-            self.problems = {kind: len(samples) for kind, samples in passed_over.items() if samples}
-            yield batch
 
     @property
     def position(self) -> dict:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps: it serves any number of processes and workers, and any batch size."""
         return {
-            "processes": self.world_size,
-            "readers": self.readers,
-            "buffer_size": self.data.buffer_size,
-            "batches": self.batches,
-            "places": self.places,
+            "order": ORDER_VERSION,
+            "pairs_seen": self.pairs_seen,
+            "shuffle_buffer_size": self.data.buffer_size,
         }
 
     def go_to(self, position: dict) -> None:
         """Goes on where another run's batches were.
 
         Raises:
-            ValueError: that run shared the samples out in another way, so that some would be repeated and some lost.
+            ValueError: that run had another order, so that some pairs would be repeated and some lost.
         """
-        now = self.position
-        flags = {
-            "processes": "processes",
-            "readers": "--dataloader_num_workers",
-            "buffer_size": "--shuffle_buffer_size",
-        }
-        differences = [
-            f"{flag} was {position.get(name)} and is now {now[name]}"
-            for name, flag in flags.items()
-            if position.get(name) != now[name]
-        ]
-        if differences:
-            raise ValueError(f"Cannot resume the shards' stream: {'; '.join(differences)}. Go on with the same.")
-        self.batches, self.places = position["batches"], [tuple(place) for place in position["places"]]
+        if position.get("order") != ORDER_VERSION:
+            raise ValueError(
+                "Cannot resume the stream of shards: another version of these scripts saved this checkpoint, and read"
+                " shards in another order. Finish the run with that version, or start a new one."
+            )
+        if position["shuffle_buffer_size"] != self.data.buffer_size:
+            raise ValueError(
+                f"Cannot resume the stream of shards: --shuffle_buffer_size was {position['shuffle_buffer_size']} and is"
+                f" now {self.data.buffer_size}. Continue with the same."
+            )
+        self.pairs_seen = position["pairs_seen"]

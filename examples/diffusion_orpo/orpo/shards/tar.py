@@ -1,6 +1,7 @@
 """The samples in a tar archive, read as if its author wished us ill: no link is followed, nothing is written to disk.
 
-Members that follow one another and share a key, the name up to its first dot, are a sample.
+Members that follow one another and share a key, the name up to its first dot, are a sample. Folders, and files without a
+key, such as those that macOS adds (`._name`, `.DS_Store`), belong to none. Case does not count in what follows the key.
 """
 
 import re
@@ -15,8 +16,10 @@ from ..data.image import MAX_FILE_BYTES
 from ..system.messages import printable
 
 
-# What a sample is made of; its other members are passed over.
+# What a sample is made of; its other members are passed over, and the first ones named.
 WANTED = re.compile(r"(jpg_[01]\..+|original_prompt\.txt|label_[01]\.txt|encoded\.safetensors)", re.DOTALL)
+OTHERS = "__others__"
+OTHERS_NAMED = 32
 
 # Headers that give the next member another name or size, or do so for all members.
 EXTENSIONS = (
@@ -35,7 +38,7 @@ BLOCK_BYTES = 512
 class StrictTarInfo(tarfile.TarInfo):
     """Raises ReadError for whatever is wrong with a header, or with the archive's end.
 
-    tarfile takes a damaged header, and an archive that breaks off, for a regular end, and lets other exceptions,
+    tarfile takes a damaged header, and a truncated archive, for a regular end, and lets other exceptions,
     endless loops and gigabytes of memory happen on headers that were made for it.
     """
 
@@ -44,7 +47,7 @@ class StrictTarInfo(tarfile.TarInfo):
         header = super().frombuf(buf, encoding, errors)
         for number in (buf[124:136], buf[148:156]):  # size and checksum; Python's own reading takes 1_0 for 8
             if not re.fullmatch(rb" *[0-7]*[ \0]*|[\x80-\xff].*", number, re.DOTALL):
-                raise tarfile.ReadError("a number that is none")
+                raise tarfile.ReadError("a header whose numbers are not numbers")
         if not 0 <= header.size <= (MAX_HEADER_BYTES if header.type in EXTENSIONS else MAX_SIZE):
             raise tarfile.ReadError(f"a member of {header.size} bytes")
         return header
@@ -76,29 +79,33 @@ class StrictTarInfo(tarfile.TarInfo):
         return super()._proc_member(archive)
 
 
-def walk_samples(stream: BinaryIO, mode: str, first: int, last: int) -> Generator[tuple[int, dict], None, bool]:
+def walk_samples(
+    stream: BinaryIO, mode: str, first: int, last: int, wanted: re.Pattern = WANTED
+) -> Generator[tuple[int, dict], None, bool]:
     """Place and members of the samples before `last`; the members of those before `first` are passed over unread.
 
     Args:
         stream: the archive.
         mode: tarfile's, "r:" or, where the stream can't be sought in, "r|".
+        first, last: places of samples.
+        wanted: what to read of a sample; other members are passed over.
 
     Yields:
-        A sample's place, and its members: extension to bytes; its `__key__`; and, where a member can't be accepted,
-        `__error__`, which says why.
+        A sample's place, and its members: extension to bytes; its `__key__`; where a member can't be accepted,
+        `__error__`, which says why; and in `__others__` extensions of members that were passed over.
 
     Returns:
         Whether the archive was read to its end.
 
     Raises:
-        tarfile.TarError, EOFError: the archive is damaged or breaks off.
+        tarfile.TarError, EOFError: the archive is damaged or truncated.
     """
     keys = set()
     with tarfile.open(fileobj=stream, mode=mode, tarinfo=StrictTarInfo) as tar:
-        for ordinal, (key, members) in enumerate(groupby(tar, key=_key)):
+        for ordinal, (key, members) in enumerate(groupby(filter(_is_of_sample, tar), key=_key)):
             if ordinal >= last:
                 return False
-            sample = _read_sample(tar, members) if ordinal >= first else {}
+            sample = _read_sample(tar, members, wanted) if ordinal >= first else {}
             if key in keys:
                 sample["__error__"] = "an earlier sample has the same key"
             keys.add(key)
@@ -106,14 +113,15 @@ def walk_samples(stream: BinaryIO, mode: str, first: int, last: int) -> Generato
     return True
 
 
-def _read_sample(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> dict:
-    sample = {}
+def _read_sample(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], wanted: re.Pattern) -> dict:
+    sample, others = {}, []
     for member in members:
-        extension = base_plus_ext(member.name)[1] or ""
-        if not WANTED.fullmatch(extension):
+        extension = (base_plus_ext(member.name)[1] or "").lower()
+        if not wanted.fullmatch(extension):
+            others += [extension] if len(others) < OTHERS_NAMED else []
             continue
         if not member.isreg() or member.issparse():
-            problem = "is a link, a sparse file or no file"
+            problem = "is a link, a sparse file or not a file"
         elif member.size > MAX_FILE_BYTES:
             problem = f"has {member.size} bytes, more than {MAX_FILE_BYTES}"
         elif _stem(extension) in map(_stem, sample):
@@ -122,7 +130,15 @@ def _read_sample(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> di
             sample[extension] = tar.extractfile(member).read()
             continue
         sample["__error__"] = f"{printable(extension)} {problem}"
-    return sample
+    return sample | ({OTHERS: others} if others else {})
+
+
+def _is_of_sample(member: tarfile.TarInfo) -> bool:
+    """Not so are files without a key, and folders; but one that stands for a member of a sample is seen, and refused."""
+    key, extension = base_plus_ext(member.name)
+    if member.isdir():
+        return key is not None and WANTED.fullmatch(extension.lower()) is not None
+    return key is not None or not member.isreg() or member.issparse()
 
 
 def _key(member: tarfile.TarInfo) -> str:

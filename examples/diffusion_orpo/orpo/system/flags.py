@@ -7,6 +7,7 @@ Rooms declare their flags in groups, in modules that import nothing heavy; a scr
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class Flag:
         parser.add_argument(
             *names,
             dest=self.name,
-            type=self.type,
+            type=os.path.expanduser if self.is_source else self.type,  # a shell leaves --name=~/folder as it is
             default=self.start,
             choices=self.choices,
             nargs=self.nargs,

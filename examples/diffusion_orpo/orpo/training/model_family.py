@@ -60,8 +60,11 @@ class ModelFamily(Protocol):
     ) -> torch.Tensor:
         """What the denoiser, which may be wrapped, predicts of 2B noisy latents, winners first (2B, C, h, w)."""
 
-    def encoders(self) -> AbstractContextManager[None]:
-        """In the block, VAE and text encoders are loaded."""
+    def base_identity(self) -> dict[str, str]:
+        """What a LoRA of this run is trained for: its modules by content, and what the denoiser predicts."""
+
+    def drawing(self, prompts: list[str]) -> AbstractContextManager[None]:
+        """In the block, all that is needed to draw these prompts is loaded."""
 
     def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> Image:
         """Draws an image at the training resolution."""

@@ -112,7 +112,7 @@ class Validator:
             return []
         self.model.denoiser.eval()
         args = self.args
-        with self.model.encoders():
+        with self.model.drawing(args.validation_prompts):
             return [
                 self.model.draw(
                     prompt, self.run.seed + i, args.validation_inference_steps, args.validation_guidance_scale

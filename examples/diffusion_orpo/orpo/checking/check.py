@@ -1,0 +1,146 @@
+"""Looking at a whole data set, or at all samples of shards, and writing what was found."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.dataset import DataOptions, load_pairs
+from ..data.files import as_given
+from ..data.folders import is_pair_folders, read_pair_folders
+from ..data.table import Table
+from ..shards.listing import find_shards, first_pairs
+from ..system.redaction import without_secrets
+from .contact_sheet import contact_sheet
+from .inspection import PairSource, inspect_all
+from .prompt_lengths import load_tokenizers
+from .report import PreferenceReport
+from .sources import STOPS, RowSource, ShardSource
+from .text import render
+
+
+SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]
+
+
+def check(args: argparse.Namespace) -> int:
+    """Looks at all pairs that the flags name, prints what there is to say, and writes report.json and contact_sheet.png.
+
+    Returns:
+        The exit status: 0 where training would accept the data, 1 where not.
+    """
+    try:
+        tokenizers = load_tokenizers(args) if args.pretrained_model_name_or_path else {}
+    except ValueError as error:
+        sys.exit(f"check_preferences.py: {error}")
+    counts = PreferenceReport(args.resolution, tokenizers)
+    report, source = check_rows(args, counts) if args.dataset_name else check_shards(args, counts)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(render(report))
+    if source is not None and args.num_sample_pairs and counts.good_keys:
+        write_contact_sheet(args, source, counts.good_keys, report["data"])
+    return 0 if report["accepted"] else 1
+
+
+def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, RowSource | None]:
+    """Lets training's own loading judge a data set, then looks at its rows.
+
+    Images that training's loading has decoded are not decoded again; datasets' cache remembers them for training itself.
+
+    Returns:
+        The report, and the rows, or None where there are none that can be looked at.
+    """
+    options = DataOptions.from_flags(args)
+    try:
+        load_pairs(options)
+        reason = None
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    report = {"data": args.dataset_name, "accepted": reason is None, "reason": reason}
+    max_pairs = None if args.max_train_samples is None else args.max_train_samples + options.num_held_out
+    try:
+        source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
+    except (ValueError, OSError):
+        return report, None  # told as the reason
+    _count(source, counts, args.num_workers)
+    names, used = source.table.dataset.column_names, source.table.columns.used
+    columns = {
+        "used": [column for column in names if column in used],
+        "unused": [column for column in names if column not in used],
+        "types": {column: str(feature) for column, feature in source.table.dataset.features.items()},
+    }
+    return report | {"columns": columns} | counts.summary(source.where), source
+
+
+def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
+    """All rows; of folders also those that stand beside others which training refuses."""
+    folder = as_given(options.name)
+    if not is_pair_folders(folder):
+        return options.open_table()
+    found = read_pair_folders(Path(folder))
+    counts.passed_over = found.passed_over
+    for problem in found.problems:
+        counts.add_problem(problem)
+    return Table.of(found.dataset(options.cache_dir), options.name, follows_paths=True)
+
+
+def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
+    """Looks at all samples of shards, and judges them as a training process without workers does.
+
+    Returns:
+        The report, and the samples, or None where no shards are found.
+    """
+    report = {"data": " ".join(map(without_secrets, args.dataset_path))}
+    try:
+        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir))
+    except (ValueError, OSError) as error:
+        return report | {"accepted": False, "reason": str(error)}, None
+    if source.shards.encoding is not None:
+        print(f"{report['data']} holds latents, not images: check what it was made of instead.", file=sys.stderr)
+        sys.exit(2)
+    _count(source, counts, args.num_workers)
+    reason = _why_shards_are_refused(args, source, counts)
+    report |= {"accepted": reason is None, "reason": reason, "columns": {"used": SHARD_MEMBERS, "unused": []}}
+    report |= counts.summary(source.where)
+    worst, share = source.worst_shard(counts.bad_keys)
+    if share > args.max_bad_samples:
+        report["notes"].append(
+            f"{share:.1%} of the samples of {worst} are bad. Each process judges its own part: one that reads mostly this"
+            " shard stops the run. Replace it, or raise --max_bad_samples."
+        )
+    return report, source
+
+
+def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, counts: PreferenceReport) -> str | None:
+    held_out = args.num_validation_pairs if args.run_validation else 0
+    training = first_pairs(source.shards.pairs(), held_out, args.max_train_samples)[1]
+    total = sum(map(len, training))
+    if total == 0:
+        return f"No pairs are left to train on, after {source.shards.num_ties} ties and {held_out} held out."
+    if counts.problems[STOPS]:
+        return str(counts.first_problems[STOPS][0])
+    trained = {(shard, int(ordinal)) for shard, ordinals in enumerate(training) for ordinal in ordinals}
+    bad, good = (sum(key in trained for key in keys) for keys in (counts.bad_keys, counts.good_keys))
+    if bad > args.max_bad_samples * total:
+        return (
+            f"{bad} of {total} samples are bad, more than --max_bad_samples={args.max_bad_samples}: replace them, or"
+            " allow more."
+        )
+    return None if good else "All samples are bad. Check what made the shards."
+
+
+def _count(source: PairSource, counts: PreferenceReport, num_workers: int) -> None:
+    for pair in tqdm(inspect_all(source, num_workers), total=len(source), desc="Looking at pairs", unit="pair"):
+        counts.add(pair)
+
+
+def write_contact_sheet(args: argparse.Namespace, source: PairSource, keys: list, title: str) -> None:
+    """Draws some of the pairs with these keys, the same ones each time."""
+    number = min(args.num_sample_pairs, len(keys))
+    chosen = [keys[i] for i in sorted(np.random.default_rng(0).choice(len(keys), number, replace=False))]
+    sheet = contact_sheet([(source.where(key), source.pair(key)) for key in chosen], title)
+    sheet.save(args.output_dir / "contact_sheet.png")
+    print(f"\nLook at {number} of the pairs: {args.output_dir / 'contact_sheet.png'}")

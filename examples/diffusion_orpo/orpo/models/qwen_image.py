@@ -1,0 +1,88 @@
+"""Qwen-Image: prompts with a mask from Qwen2.5-VL, a VAE of one video frame, and latents packed in 2x2 tokens."""
+
+import torch
+import torch.nn.functional as F
+
+from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
+
+from .flow_matching import FlowMatching
+from .latent_diffusion import LatentDiffusion
+from .registry import QWEN_IMAGE
+from .vae import VaeWithMeans
+
+
+class QwenImageVae(VaeWithMeans):
+    """A VAE of videos, for which an image is one frame, (N, C, 1, h, w)."""
+
+    module_class = AutoencoderKLQwenImage
+    applied_statistics = ("latents_mean", "latents_std")
+
+    @property
+    def downscale(self) -> int:
+        return 2 ** len(self.config["temperal_downsample"])
+
+    def moments(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return super().moments(module, images.unsqueeze(2)).squeeze(2)
+
+    def decode(self, module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.statistics(module)
+        return module.decode((latents * scale + shift).to(module.dtype).unsqueeze(2)).sample.squeeze(2)
+
+
+class QwenImage(LatentDiffusion):
+    pipeline_class = QwenImagePipeline
+    denoiser_name = "transformer"
+    text_encoder_names = ("text_encoder",)
+    noise_process_class = FlowMatching
+    name, slug = QWEN_IMAGE.name, QWEN_IMAGE.slug
+    vae_class = QwenImageVae
+    tags = ("qwen-image", "qwen-image-diffusers")
+    license = "apache-2.0"
+    inference_dtype = "bfloat16"
+
+    @property
+    def latent_channels(self) -> int:
+        return 4 * self.vae.config["z_dim"]  # of patches of 2x2
+
+    @property
+    def call_options(self) -> dict:
+        # Without a negative prompt, the pipeline draws without guidance.
+        return {"negative_prompt": " ", "max_sequence_length": self.options.max_sequence_length}
+
+    @staticmethod
+    def guidance_options(scale: float) -> dict:
+        return {"true_cfg_scale": scale}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Hidden states (B, max_sequence_length, 3584), zero where the mask (B, max_sequence_length) is."""
+        prompt_embeds, mask = self.pipeline.encode_prompt(
+            prompts, device=self.device, max_sequence_length=self.options.max_sequence_length
+        )
+        if mask is None:  # the pipeline's word for prompts of one length
+            mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=self.device)
+        missing = self.options.max_sequence_length - mask.shape[1]
+        return {
+            "prompt_embeds": F.pad(prompt_embeds, (0, 0, 0, missing)),
+            "prompt_embeds_mask": F.pad(mask, (0, missing)),
+        }
+
+    def predict(
+        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+    ) -> torch.Tensor:
+        count, channels, height, width = noisy_latents.shape
+        model_pred = denoiser(
+            hidden_states=QwenImagePipeline._pack_latents(
+                noisy_latents.to(self.dtype), count, channels, height, width
+            ),  # (2B, h/2 * w/2, 4C)
+            timestep=timesteps / 1000,
+            encoder_hidden_states=embeds["prompt_embeds"].repeat(2, 1, 1),
+            encoder_hidden_states_mask=embeds["prompt_embeds_mask"].repeat(2, 1),
+            img_shapes=[[(1, height // 2, width // 2)]] * count,
+            return_dict=False,
+        )[0]
+        return self.unpack_latents(model_pred, height, width)
+
+    def unpack_latents(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Tokens (N, h/2 * w/2, 4C) as latents (N, C, h, w)."""
+        return QwenImagePipeline._unpack_latents(tokens, height, width, vae_scale_factor=1)[:, :, 0]

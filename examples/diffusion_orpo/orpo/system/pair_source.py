@@ -1,0 +1,45 @@
+"""What training asks of a source of pairs. A data set is one (`data/dataset.py`), shards are another (`shards/stream.py`)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+
+class Batches(Protocol):
+    """Endless batches of one process, which know where they are.
+
+    Attributes:
+        problems: how many samples were passed over, by kind, for the progress bar.
+    """
+
+    problems: dict[str, int]
+
+    def __iter__(self) -> Iterator[dict]:
+        """Batches as `collate_pairs` makes them: the B winners before the B losers."""
+
+    @property
+    def position(self) -> dict:
+        """What a checkpoint keeps, so that a resumed run goes on with the next pair."""
+
+
+class PairSource(Protocol):
+    """Pairs to train on, and others to validate on."""
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in an epoch, over all processes."""
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether batches hold latents and embeddings, so that a run needs neither VAE nor text encoders."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells other pairs from these."""
+
+    def training_batches(
+        self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
+    ) -> Batches:
+        """Endless batches for one process, from a position on; None is the start."""
+
+    def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterable[dict] | None:
+        """One process's share of the held-out pairs, once; None where there are none."""

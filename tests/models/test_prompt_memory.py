@@ -1,0 +1,41 @@
+"""A model without encoders draws prompts it has drawn before with the VAE alone, and draws the same."""
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, save_tiny
+from helpers import arguments
+from orpo.models.options import ModelOptions
+from orpo.models.sdxl import StableDiffusionXL
+
+import train_diffusion_orpo_sdxl_lora
+
+
+def load(name: str, tiny_sdxl: str, tmp_path, **options):
+    if name == "sdxl":
+        args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, "unused", "unused"))
+        family = StableDiffusionXL
+    else:
+        folder = tmp_path / name
+        args = FAMILIES[name].parse_args(str(folder) if folder.exists() else save_tiny(name, folder))
+        family = FAMILIES[name].cls
+    return family.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32, **options)
+
+
+def draw(model, prompt: str) -> np.ndarray:
+    with model.drawing([prompt]):
+        return np.asarray(model.draw(prompt, seed=1, steps=2, guidance_scale=3.0))
+
+
+@pytest.mark.parametrize("name", ["sdxl", *FAMILIES])
+def test_the_second_drawing_needs_no_text_encoder_and_is_the_same(name, tiny_sdxl, tmp_path):
+    expected = {prompt: draw(load(name, tiny_sdxl, tmp_path), prompt) for prompt in ("red", "ball")}
+    model = load(name, tiny_sdxl, tmp_path, encoders=False)
+    np.testing.assert_array_equal(draw(model, "red"), expected["red"])
+    with model.drawing(["red"]):
+        assert model.pipeline.vae is not None
+        assert not any(getattr(model.pipeline, encoder) for encoder in model.text_encoder_names)
+    np.testing.assert_array_equal(draw(model, "red"), expected["red"])
+    np.testing.assert_array_equal(draw(model, "ball"), expected["ball"])  # is new, and loads them again
+    np.testing.assert_array_equal(draw(model, "red"), expected["red"])
+    assert not model.has_encoders
