@@ -118,7 +118,7 @@ def compass_sentences(worlds: dict[str, Comparison]) -> Iterator[str]:
             reached, best = price
             yield (
                 f"{TITLES[world].capitalize()}: held-out accuracy correlates with the gain at r = {compass.correlation(found):.2f}"
-                f" over {len(found)} points of ORPO's search; choosing setting and step by it alone gets {reached:+.2f} of"
+                f" over {len(found)} points of ORPO's search{'' if c.finished['orpo'] else ', which has not ended'}; choosing setting and step by it alone gets {reached:+.2f} of"
                 f" {best:+.2f}, which is {1 - reached / best:.0%} less ([compass](#held-out-accuracy-is-the-compass))."
             )
 
