@@ -9,9 +9,9 @@ as half the pairs have.
 
 import argparse
 import json
-import resource
 import time
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -23,12 +23,13 @@ import paths
 from diffusers.utils.logging import disable_progress_bar
 from experiment import PAIRS_PER_STEP, load_model, make_batch, train_step
 from faces import ALL_KINDS
-from objectives import OBJECTIVES
+from objectives import ALL_OBJECTIVES, FIRST_OBJECTIVES, OBJECTIVES
 from worlds import Pairs
 
 
 BASE = str(paths.REPOSITORY / "examples" / "demo" / "base")
 MEMORY_PAIRS = 64
+COMPARED = OBJECTIVES | FIRST_OBJECTIVES
 
 
 class Prompts:
@@ -58,9 +59,9 @@ def seconds_per_step(rounds: int) -> dict[str, float]:
     """Median seconds of a step, by objective."""
     model, optimizer, parameters, batch = setup(PAIRS_PER_STEP)
     *_, half = setup(pairs_of("sft", PAIRS_PER_STEP))
-    seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
+    seconds: dict[str, list[float]] = {name: [] for name in COMPARED}
     for _ in tqdm(range(rounds), desc="Timing"):
-        for name, objective in OBJECTIVES.items():
+        for name, objective in COMPARED.items():
             started = time.perf_counter()
             train_step(
                 model, half if name == "sft" else batch, objective, objective.strengths[0], optimizer, parameters
@@ -69,35 +70,64 @@ def seconds_per_step(rounds: int) -> dict[str, float]:
     return {name: median(values[3:]) for name, values in seconds.items()}
 
 
+def memory_kib(field: str) -> int:
+    """A field of /proc/self/status: VmRSS is held now, VmHWM the most since the last `reset_peak`."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0])
+
+
+def reset_peak() -> None:
+    """Peaks start anew from what is held now. That of `getrusage` can't: a new process begins with its parent's."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(name: str) -> float:
-    """MiB by which some steps raise the process's peak resident set above what loading took."""
+    """MiB that some steps hold at most, beyond what loading took."""
     model, optimizer, parameters, batch = setup(pairs_of(name, MEMORY_PAIRS))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    objective = ALL_OBJECTIVES[name]
+    reset_peak()
+    before = memory_kib("VmRSS")
     for _ in range(4):
-        train_step(model, batch, OBJECTIVES[name], OBJECTIVES[name].strengths[0], optimizer, parameters)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        train_step(model, batch, objective, objective.strengths[0], optimizer, parameters)
+    return (memory_kib("VmHWM") - before) / 1024
+
+
+def relative(values: dict[str, float], names: tuple[str, str]) -> dict[str, dict[str, float]]:
+    """Values by objective, and the same relative to SFT under another name."""
+    unit, ratio = names
+    return {
+        objective: {unit: round(value, 4), ratio: round(value / values["sft"], 3)}
+        for objective, value in values.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="Steps of each objective.")
+    parser.add_argument(
+        "--what",
+        nargs="+",
+        choices=["time", "memory"],
+        default=["time", "memory"],
+        help="The rest stays as it is stored.",
+    )
     args = parser.parse_args()
-    seconds = seconds_per_step(args.rounds)
-    memory = {}
-    for name in OBJECTIVES:
-        with get_context("spawn").Pool(1) as pool:
-            memory[name] = pool.apply(peak_memory, (name,))
-    cost = {
-        name: {
-            "seconds_per_step": round(seconds[name], 4),
-            "time": round(seconds[name] / seconds["sft"], 3),
-            "memory_mib": round(memory[name], 1),
-            "memory": round(memory[name] / memory["sft"], 3),
-        }
-        for name in OBJECTIVES
-    }
+    file = paths.HERE / "results" / "cost.json"
+    cost = json.loads(file.read_text()) if file.exists() else {name: {} for name in COMPARED}
+    measured = []
+    if "time" in args.what:
+        measured.append(relative(seconds_per_step(args.rounds), ("seconds_per_step", "time")))
+    if "memory" in args.what:
+        memory = {}
+        for name in COMPARED:
+            with get_context("spawn").Pool(1) as pool:
+                memory[name] = pool.apply(peak_memory, (name,))
+        measured.append(relative(memory, ("memory_mib", "memory")))
+    for values in measured:
+        for name, value in values.items():
+            cost[name] |= value
     text = json.dumps(cost, indent=2) + "\n"
-    (paths.HERE / "results" / "cost.json").write_text(text)
+    file.write_text(text)
     print(text)
 
 

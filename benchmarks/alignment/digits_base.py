@@ -1,6 +1,6 @@
 """Trains a tiny SDXL on real images that others made: the 1,797 handwritten digits that scikit-learn ships.
 
-    python benchmarks/alignment/digits_base.py --output_dir digits-base
+    python benchmarks/alignment/digits_base.py --output_dir benchmarks/alignment/bases/digits-base
 
 Source of the digits: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
 """

@@ -1,9 +1,11 @@
 """One experiment: a LoRA is trained with one objective at one setting, and measured as it goes."""
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,19 +21,20 @@ from orpo.training.flags import TRAINING
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import predict_pairs
 
-from objectives import OBJECTIVES, Errors
+from objectives import ALL_OBJECTIVES, Errors
 from worlds import TEST_IMAGES, Pairs, World
 
 
 PAIRS_PER_STEP = 16
 RANK = 8
 HELD_OUT_SEED = 2**31
+QUARTERS = 4  # of the noise levels, in each of which every held-out pair is predicted once
 TEST_SEEDS = {"validation": 500_000_000, "test": 600_000_000}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, and when it is measured.
+    """What is trained, and on which images it is measured. How long it is trained, and when it is measured, is asked apart.
 
     Attributes:
         world: the preference.
@@ -39,8 +42,6 @@ class Experiment:
         strength: of its preference term.
         learning_rate: of AdamW.
         seed: of LoRA, order, noise and timesteps.
-        steps: of 16 pairs.
-        evaluate_at: steps after which it is measured.
         split: "validation" (prompts of the pairs) or "test" (other prompts where there are any); the seeds differ too.
         flipped: share of the pairs whose winner and loser are exchanged.
     """
@@ -50,10 +51,13 @@ class Experiment:
     strength: float
     learning_rate: float
     seed: int = 0
-    steps: int = 200
-    evaluate_at: tuple[int, ...] = (200,)
     split: str = "validation"
     flipped: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of the training run, which is the same on both splits."""
+        return f"{self.world}-{self.objective}-{self.strength:g}-{self.learning_rate:g}-{self.seed}-{self.flipped:g}"
 
 
 class EncodedSDXL(StableDiffusionXL):
@@ -64,10 +68,9 @@ class EncodedSDXL(StableDiffusionXL):
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         known = self.__dict__.setdefault("_known_prompts", {})
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-        if new:
-            embeds = super().encode_prompts(new)
-            known.update((prompt, {name: rows[i] for name, rows in embeds.items()}) for i, prompt in enumerate(new))
+        for prompt in prompts:
+            if prompt not in known:  # alone, so that no digit depends on the others in its batch
+                known[prompt] = {name: rows[0] for name, rows in super().encode_prompts([prompt]).items()}
         return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in known[prompts[0]]}
 
 
@@ -99,30 +102,62 @@ def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: in
     }
 
 
-def compute_errors(model: EncodedSDXL, batch: dict, has_reference: bool) -> Errors:
-    """Errors of a batch. The reference predicts from the same noise at the same timesteps: the pairs' seeds decide them."""
+def compute_errors(model: EncodedSDXL, batch: dict) -> Errors:
+    """Errors of the model on a batch."""
     model_pred_w, model_pred_l, target, _ = predict_pairs(model, model.denoiser, batch)
-    errors = Errors(per_pair_error(model_pred_w, target), per_pair_error(model_pred_l, target))
-    if has_reference:
-        model.denoiser.disable_adapters()
-        with torch.no_grad():
-            reference_w, reference_l, target, _ = predict_pairs(model, model.denoiser, batch)
-        model.denoiser.enable_adapters()
-        errors = replace(
-            errors,
-            reference_w=per_pair_error(reference_w, target),
-            reference_l=per_pair_error(reference_l, target),
-        )
+    return Errors(per_pair_error(model_pred_w, target), per_pair_error(model_pred_l, target))
+
+
+@torch.no_grad()
+def reference_errors(model: EncodedSDXL, batch: dict) -> Errors:
+    """Errors of the base: from the same noise at the same timesteps as the model's, which the pairs' seeds decide."""
+    model.denoiser.disable_adapters()
+    errors = compute_errors(model, batch)
+    model.denoiser.enable_adapters()
     return errors
 
 
-def train_step(model: EncodedSDXL, batch: dict, objective, strength: float, optimizer, parameters: list) -> Errors:
-    errors = compute_errors(model, batch, objective.has_reference)
+def train_step(
+    model: EncodedSDXL, batch: dict, objective, strength: float, optimizer, parameters: list, reference=None
+) -> None:
+    """One step. An objective with a reference runs it, unless its errors on this batch are handed in."""
+    errors = compute_errors(model, batch)
+    if objective.has_reference:
+        reference = reference or reference_errors(model, batch)
+        errors = replace(errors, reference_w=reference.w, reference_l=reference.l)
     objective.loss(errors, strength).mean().backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return errors
+
+
+@dataclass
+class Quarter:
+    """A noise process whose timesteps all lie in one quarter of the noise levels, 0 being the least noise."""
+
+    process: object
+    index: int
+
+    def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
+        length = self.process.scheduler.config.num_train_timesteps // QUARTERS
+        drawn = torch.cat([torch.randint(length, (1,), generator=generator) for generator in generators])
+        return self.index * length + drawn
+
+    def __getattr__(self, name: str):
+        return getattr(self.process, name)
+
+
+@torch.no_grad()
+def held_out_errors(world: World, model: EncodedSDXL, held_out: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors of winners and losers that were not trained on, each (QUARTERS, N): always the same noise and timesteps."""
+    process, errors = model.noise_process, []
+    for quarter in range(QUARTERS):
+        model.noise_process = Quarter(process, quarter)
+        for i in range(0, len(held_out.classes), 32):
+            keys = [(quarter, index) for index in range(i, min(i + 32, len(held_out.classes)))]
+            errors.append(compute_errors(model, make_batch(world, held_out, keys, HELD_OUT_SEED)))
+    model.noise_process = process
+    return tuple(torch.cat(side).view(QUARTERS, -1) for side in zip(*((e.w, e.l) for e in errors)))
 
 
 @torch.no_grad()
@@ -130,55 +165,127 @@ def measure(world: World, model: EncodedSDXL, held_out: Pairs, split: str) -> di
     """Draws the split's images and reads them; measures the held-out pairs.
 
     Returns:
-        Per image: `rewards`, `follows`. Scalars: `distance`, and `accuracy`, `m_w` and `m_l` of the held-out pairs.
+        Per image: `rewards`, `follows`. Per quarter of the noise levels, on the held-out pairs: `accuracies`. Scalars:
+        `distance`, and `accuracy`, `m_w` and `m_l` of the held-out pairs.
     """
     model.denoiser.eval()
     classes = world.cycle(world.test_classes if split == "test" else world.train_classes, TEST_IMAGES)
     images = world.draw(model.pipeline, classes, TEST_SEEDS[split], "Drawing")
-    keys = [(0, index) for index in range(len(held_out.classes))]
-    errors = [
-        compute_errors(model, make_batch(world, held_out, keys[i : i + 32], HELD_OUT_SEED), has_reference=False)
-        for i in range(0, len(keys), 32)
-    ]
-    m_w, m_l = torch.cat([e.w for e in errors]), torch.cat([e.l for e in errors])
+    m_w, m_l = held_out_errors(world, model, held_out)
+    correct = (m_w < m_l).double()
     model.denoiser.train()
     return {
         "rewards": [round(float(value), 3) for value in world.reward(images, classes)],
         "follows": [int(value) for value in world.follows_prompt(images, classes)],
         "distance": round(world.distance[split](images), 3),
-        "accuracy": round((m_w < m_l).double().mean().item(), 4),
+        "accuracy": round(correct.mean().item(), 4),
+        "accuracies": [round(value, 4) for value in correct.mean(dim=1).tolist()],
         "m_w": round(m_w.mean().item(), 6),
         "m_l": round(m_l.mean().item(), 6),
     }
 
 
-def train(experiment: Experiment, world: World, pairs: Pairs) -> Iterator[tuple[int, EncodedSDXL]]:
-    """Trains, and gives step and model after each step."""
-    objective = OBJECTIVES[experiment.objective]
-    args, model = load_model(world.base, experiment.learning_rate, experiment.seed)
-    model.denoiser.train()
-    pairs = flip(pairs, experiment.flipped, experiment.seed)
-    parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(args, parameters, PAIRS_PER_STEP)
-    order = iter(EndlessOrder(len(pairs.classes), PAIRS_PER_STEP, experiment.seed, 0, 0, 1))
-    for step in range(1, experiment.steps + 1):
-        batch = make_batch(world, pairs, next(order), experiment.seed)
-        train_step(model, batch, objective, experiment.strength, optimizer, parameters)
-        yield step, model
+class Training:
+    """A training run that can be left and taken up again.
+
+    Args:
+        experiment: what is trained.
+        world, pairs: of the experiment.
+        states: folder that keeps where runs were left, and the reference's errors; None keeps nothing.
+        from_start: whether to train from the start although there is a state.
+    """
+
+    def __init__(
+        self, experiment: Experiment, world: World, pairs: Pairs, states: Path | None = None, from_start: bool = False
+    ) -> None:
+        self.experiment, self.world = experiment, world
+        self.objective = ALL_OBJECTIVES[experiment.objective]
+        self.pairs = flip(pairs, experiment.flipped, experiment.seed)
+        args, self.model = load_model(world.base, experiment.learning_rate, experiment.seed)
+        self.model.denoiser.train()
+        self.parameters = [parameter for parameter in self.model.denoiser.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(args, self.parameters, PAIRS_PER_STEP)
+        self.states, self.step, self.references = states, 0, None
+        if states and self.state_file.exists() and not from_start:
+            self._load()
+
+    @property
+    def state_file(self) -> Path:
+        return self.states / f"{self.experiment.name}.pt"
+
+    def train_to(self, steps: int) -> Iterator[int]:
+        """Trains, and gives the step after each."""
+        if self.objective.has_reference and self.states:
+            self.references = self._references(steps)
+        for batch in self._batches(self.step, steps):
+            reference = self.references[self.step] if self.references else None
+            arguments = (self.objective, self.experiment.strength, self.optimizer, self.parameters, reference)
+            train_step(self.model, batch, *arguments)
+            self.step += 1
+            yield self.step
+
+    def save(self) -> None:
+        """Keeps where the run is, unless more of it is kept already."""
+        if self.state_file.exists() and torch.load(self.state_file)["step"] >= self.step:
+            return
+        state = {
+            "step": self.step,
+            "parameters": [parameter.detach().clone() for parameter in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_aside(state, self.state_file)
+
+    def _load(self) -> None:
+        state = torch.load(self.state_file)
+        self.step = state["step"]
+        with torch.no_grad():
+            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+                parameter.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _batches(self, first: int, last: int) -> Iterator[dict]:
+        seed = self.experiment.seed
+        order = EndlessOrder(len(self.pairs.classes), PAIRS_PER_STEP, seed, PAIRS_PER_STEP * first, 0, 1)
+        for _, keys in zip(range(first, last), order):
+            yield make_batch(self.world, self.pairs, keys, seed)
+
+    def _references(self, steps: int) -> list[Errors]:
+        """The reference's errors at each step up to this one: the same for every run with the seed, whatever its setting."""
+        e = self.experiment
+        file = self.states / f"reference-{e.world}-{e.seed}-{e.flipped:g}.pt"
+        known = [Errors(w, l) for w, l in torch.load(file)] if file.exists() else []
+        if len(known) < steps:
+            known += [reference_errors(self.model, batch) for batch in self._batches(len(known), steps)]
+            save_aside([(errors.w, errors.l) for errors in known], file)
+        return known
 
 
-def run(experiment: Experiment, world: World, pairs: Pairs, held_out: Pairs) -> dict:
-    """Trains and measures.
+def save_aside(content, file: Path) -> None:
+    """Saves so that the file is complete or absent."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"{file.name}.{os.getpid()}")
+    torch.save(content, aside)
+    aside.replace(file)
+
+
+def run(
+    experiment: Experiment, world: World, pairs: Pairs, held_out: Pairs, marks: list[int], states: Path | None = None
+) -> dict:
+    """Trains to the last mark, from where the run was left if that is before the first, and measures at each.
 
     Returns:
         The experiment, and `evaluations`: step to what `measure` returns.
     """
-    started = time.perf_counter()
+    started, training = time.perf_counter(), Training(experiment, world, pairs, states)
+    if training.step >= min(marks):
+        training = Training(experiment, world, pairs, states, from_start=True)
     evaluations = {
-        step: measure(world, model, held_out, experiment.split)
-        for step, model in train(experiment, world, pairs)
-        if step in experiment.evaluate_at
+        step: measure(world, training.model, held_out, experiment.split)
+        for step in training.train_to(max(marks))
+        if step in marks
     }
+    if states:
+        training.save()
     return asdict(experiment) | {"evaluations": evaluations, "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -1,6 +1,6 @@
 """Makes a base that often draws the wrong thing: the demo's model, trained on where two captions in five are wrong.
 
-    python benchmarks/alignment/noisy_base.py --output_dir noisy-base
+    python benchmarks/alignment/noisy_base.py --output_dir benchmarks/alignment/bases/noisy-base
 
 Captions collected from the web are often wrong, and a model trained on them follows its prompt only so often. What its
 pairs then prefer is the image that shows what the prompt says.

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusion_orpo_loss import odds_ratio_objective
+from diffusion_orpo_loss import log_odds, odds_ratio_objective
 from torch.nn.functional import logsigmoid
+
+
+TRIED_BETA = 0.5  # of the variants of ORPO
+TYPICAL_ERROR = 0.02
 
 
 @dataclass
@@ -23,12 +27,13 @@ class Errors:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective and what it is tuned over: three strengths at two learning rates, or six learning rates.
+    """An objective, and the strengths over which it may be tuned.
 
     Attributes:
         label: its name in tables and figures.
         loss: (errors, strength) -> loss of each pair (B,).
-        strengths: of the preference term.
+        strengths: of the preference term, about half a decade apart; the search starts in the middle, and goes as far as it
+            gains.
         has_reference: whether each step also runs the base model.
         symbol: of the strength.
     """
@@ -75,12 +80,40 @@ def diffusion_dpo(errors: Errors, beta: float) -> torch.Tensor:
     return -logsigmoid(0.5 * beta * margin)
 
 
+def smoothed(errors: Errors, smoothing: float) -> torch.Tensor:
+    """ORPO with smoothed labels, as conservative DPO has them: that share of each pair counts as exchanged."""
+    log_odds_ratio = log_odds(errors.w) - log_odds(errors.l)
+    likelihood = (1 - smoothing) * logsigmoid(log_odds_ratio) + smoothing * logsigmoid(-log_odds_ratio)
+    return errors.w - TRIED_BETA * likelihood
+
+
+def squared(errors: Errors, margin: float) -> torch.Tensor:
+    """ORPO with a squared distance of the log odds ratio to a target margin, as IPO has it, arXiv 2310.12036."""
+    return errors.w + TRIED_BETA * (log_odds(errors.w) - log_odds(errors.l) - margin) ** 2
+
+
+def weighted(errors: Errors, exponent: float) -> torch.Tensor:
+    """ORPO with the odds weighted by the noise level: its errors are small where there is much noise."""
+    level = (0.5 * (errors.w + errors.l).detach() / TYPICAL_ERROR) ** exponent
+    return errors.w - TRIED_BETA * level * logsigmoid(log_odds(errors.w) - log_odds(errors.l))
+
+
 OBJECTIVES = {
     "sft": Objective("SFT on winners", sft, (0.0,)),
+    "scaled": Objective("scaled margin", scaled_margin, (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0), symbol="scale"),
+    "orpo": Objective("ORPO", orpo, (0.05, 0.15, 0.5, 1.5, 5.0)),
+    "mapo": Objective("MaPO", mapo, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)),
+    "dpo": Objective("Diffusion-DPO", diffusion_dpo, (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0), has_reference=True),
+}
+# Compared before, and not tuned again: `results/first`.
+FIRST_OBJECTIVES = {
     "earlier": Objective("earlier formula", earlier, (0.1, 0.3, 1.0)),
     "mended": Objective("its sign mended", mended, (1.0, 10.0, 100.0)),
-    "scaled": Objective("scaled margin", scaled_margin, (3.0, 10.0, 30.0), symbol="scale"),
-    "orpo": Objective("ORPO", orpo, (0.1, 0.5, 2.0)),
-    "mapo": Objective("MaPO", mapo, (0.1, 1.0, 10.0)),
-    "dpo": Objective("Diffusion-DPO", diffusion_dpo, (20.0, 100.0, 500.0), has_reference=True),
 }
+# ORPO with something changed, at ORPO's own setting: the strength is that of the change.
+VARIANTS = {
+    "smoothed": Objective("labels smoothed", smoothed, (0.1, 0.3), symbol="smoothing"),
+    "squared": Objective("squared distance to a margin", squared, (0.05, 0.2), symbol="margin"),
+    "weighted": Objective("odds weighted by the noise level", weighted, (0.5, 1.0), symbol="exponent"),
+}
+ALL_OBJECTIVES = OBJECTIVES | FIRST_OBJECTIVES | VARIANTS

@@ -2,18 +2,22 @@
 
     python benchmarks/alignment/picture.py --work work
 
-Trains each objective once more (about 15 seconds each) and writes `docs/results/images-<world>.png`.
+Trains each objective once more and writes `docs/results/images-<world>.png`.
 """
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 
 import paths
-from experiment import TEST_SEEDS, Experiment, train
+from comparison import Comparison
+from experiment import TEST_SEEDS, Training
 from objectives import OBJECTIVES
-from run_all import SEEDS, WORLDS, best_settings, load_results, prepare
+from plan import SEEDS, WORLDS
+from run_all import prepare
 
 
 matplotlib.use("agg")
@@ -23,16 +27,22 @@ import matplotlib.pyplot as plt  # noqa: E402
 COLUMNS = 16
 
 
-def draw_world(name: str, work: str) -> None:
+def draw_world(name: str, work: Path) -> None:
     world, pairs, _ = prepare(name, work)
-    best = best_settings(name, load_results(name))
+    choices = Comparison(name).choices
     classes = world.cycle(world.test_classes, COLUMNS)
     rows = {}
     for objective in OBJECTIVES:
-        experiment = Experiment(name, objective, **best[objective], seed=SEEDS[0], split="test")
-        *_, (_, model) = train(experiment, world, pairs)
-        model.denoiser.eval()
-        rows[OBJECTIVES[objective].label] = world.draw(model.pipeline, classes, TEST_SEEDS["test"], objective)
+        if choice := choices[objective]:
+            experiment = replace(choice.experiment, split="test", seed=SEEDS[0])
+            training = Training(experiment, world, pairs, work / "states", from_start=True)
+            for _ in training.train_to(choice.step):
+                pass
+            model = training.model
+            model.denoiser.eval()
+            rows[OBJECTIVES[objective].label] = world.draw(model.pipeline, classes, TEST_SEEDS["test"], objective)
+    if not rows:
+        raise SystemExit(f"Nothing is chosen on {name} yet: run run_all.py first.")
     model.denoiser.disable_adapters()
     rows = {"base": world.draw(model.pipeline, classes, TEST_SEEDS["test"], "base"), **rows}
 
@@ -49,7 +59,7 @@ def draw_world(name: str, work: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", required=True, help="Folder that holds the bases and the pairs.")
+    parser.add_argument("--work", required=True, type=Path, help="Folder of the pairs.")
     parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
     args = parser.parse_args()
     for name in args.worlds:

@@ -1,137 +1,44 @@
-"""Runs the benchmark of alignment: tunes each objective, then compares them at their best. Resumable.
+"""Runs the benchmark of alignment: finds each objective's best setting, then compares them there. Resumable.
 
-    python benchmarks/alignment/digits_base.py --output_dir work/digits-base
-    python benchmarks/alignment/noisy_base.py --output_dir work/noisy-base
-    python benchmarks/alignment/run_all.py --work work
+    python benchmarks/alignment/run_all.py --work work      # once for each core, all with the same folder
     python benchmarks/alignment/report.py
 
-Each finished experiment is a line of `results/<world>.jsonl`; what is there already is not run again.
+Each finished stretch of training is a line of `results/<world>.jsonl`; what is there already is not run again. `work` also keeps
+where each run was left, from which it is continued.
 """
 
 import argparse
-import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+import time
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-import paths
+import plan
 from diffusers.utils.logging import disable_progress_bar
 from experiment import Experiment, load_model, measure, run
-from objectives import OBJECTIVES
+from plan import WORLDS
+from store import append, load_base, load_runs
 from worlds import NUM_HELD_OUT, NUM_PAIRS, draw_pairs, make_world
 
 
-WORLDS = ("smile", "prompt", "digits")
-RESULTS = paths.HERE / "results"
-STEPS = 200
-CURVE = (20, 40, 66, 120, 200)
-SEEDS = (1, 2, 3, 4, 5)
-KEPT = 0.9  # of the base's prompt-following, by the setting that is chosen
-BETA_WORLDS = ("smile", "prompt")
-BETAS = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0)
-
-
-def learning_rates(world: str, objective: str) -> tuple[float, ...]:
-    """Those to tune over. The digits' model breaks at rates that the faces' takes."""
-    if objective == "sft":
-        return (
-            (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2) if world == "digits" else (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-        )
-    return (5e-4, 2e-3) if world == "digits" else (2e-3, 6e-3)
-
-
-def tuning(world: str) -> list[Experiment]:
-    """Six settings for each objective, measured on validation images."""
-    return [
-        Experiment(world, name, strength, learning_rate)
-        for name, objective in OBJECTIVES.items()
-        for strength in objective.strengths
-        for learning_rate in learning_rates(world, name)
-    ]
-
-
-def best_settings(world: str, results: list[dict]) -> dict[str, dict]:
-    """For each objective the setting with the highest validation reward among those that keep to the prompt.
-
-    That is, whose images follow it at least `KEPT` times as often as the base's; where none does, the one that does most.
-    """
-    base = next(result for result in results if result["objective"] == "base")
-    needed = KEPT * np.mean(base["splits"]["validation"]["follows"])
-
-    def rank(result: dict) -> tuple[float, float]:
-        follows = final_mean(result, "follows")
-        return min(follows, needed), final_mean(result, "rewards")
-
-    tuned = [find(results, experiment) for experiment in tuning(world)]
-    best = {name: max((r for r in tuned if r["objective"] == name), key=rank) for name in OBJECTIVES}
-    return {
-        name: {"strength": result["strength"], "learning_rate": result["learning_rate"]}
-        for name, result in best.items()
-    }
-
-
-def comparisons(world: str, best: dict[str, dict]) -> list[Experiment]:
-    """Everything that is reported, each objective at its best: by seed, ten times as long, with flipped labels, by beta."""
-    vary = {"seed": SEEDS[0], "split": "test"}
-    experiments = [
-        Experiment(world, name, **best[name], seed=seed, split="test", evaluate_at=CURVE)
-        for seed in SEEDS
-        for name in OBJECTIVES
-    ]
-    if world in BETA_WORLDS:
-        experiments += [Experiment(world, "orpo", beta, best["orpo"]["learning_rate"], **vary) for beta in BETAS]
-    if world == "smile":
-        experiments += [
-            Experiment(world, name, **best[name], **vary, steps=10 * STEPS, evaluate_at=(200, 600, 1000, 1500, 2000))
-            for name in OBJECTIVES
-        ]
-    if world == "prompt":
-        experiments += [
-            Experiment(world, name, **best[name], **vary, flipped=flipped)
-            for flipped in (0.1, 0.3)
-            for name in OBJECTIVES
-        ]
-    return experiments
-
-
-def final_mean(result: dict, field: str) -> float:
-    return float(np.mean(result["evaluations"][str(result["steps"])][field]))
-
-
-def find(results: list[dict], experiment: Experiment) -> dict | None:
-    wanted = json.loads(json.dumps(asdict(experiment)))
-    return next((result for result in results if all(result.get(k) == v for k, v in wanted.items())), None)
-
-
-def load_results(world: str) -> list[dict]:
-    file = RESULTS / f"{world}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+SAME_BASE = 0.05  # of the spread of rewards: how far a base that was trained again may be from the stored results'
 
 
 @lru_cache
-def prepare(name: str, work: str):
+def prepare(name: str, work: Path):
     """The world and its pairs. The pairs are drawn once and kept in `work`."""
     torch.set_num_threads(1)
     disable_progress_bar()
-    world, file = make_world(name, work), Path(work, f"{name}-pairs.pt")
+    world, file = make_world(name), work / f"{name}-pairs.pt"
     if not file.exists():
         torch.save((draw_pairs(world, NUM_PAIRS), draw_pairs(world, NUM_HELD_OUT, seed=1)), file)
     return world, *torch.load(file, weights_only=False)
 
 
-def run_one(experiment: Experiment, work: str) -> dict:
-    world, train, held_out = prepare(experiment.world, work)
-    return run(experiment, world, train, held_out)
-
-
-def measure_base(name: str, work: str) -> dict:
+def measure_base(name: str, work: Path) -> dict:
     """The base on both splits, and what is to be known about world and pairs."""
     world, train, held_out = prepare(name, work)
     _, model = load_model(world.base, 1e-3, seed=0)  # a fresh LoRA changes nothing
@@ -143,34 +50,85 @@ def measure_base(name: str, work: str) -> dict:
     }
 
 
-def append(world: str, result: dict) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / f"{world}.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+def check_base(name: str, work: Path) -> None:
+    """Stores the base, or refuses to add to results of another one."""
+    now, stored = measure_base(name, work), load_base(name)
+    if stored is None:
+        append(name, now)
+        return
+    before, after = (np.array(line["splits"]["test"]["rewards"]) for line in (stored, now))
+    if abs(before.mean() - after.mean()) > SAME_BASE * before.std():
+        raise SystemExit(
+            f"The base's mean reward on {name} is {after.mean():.3f}, and {before.mean():.3f} in results/{name}.jsonl, which is of"
+            " another base. Take that one, or move the stored results away."
+        )
 
 
-def run_missing(world: str, experiments: list[Experiment], pool: ProcessPoolExecutor, work: str) -> None:
-    done = load_results(world)
-    missing = [experiment for experiment in dict.fromkeys(experiments) if find(done, experiment) is None]
-    futures = [pool.submit(run_one, experiment, work) for experiment in missing]
-    for future in tqdm(as_completed(futures), desc=world, total=len(futures)):
-        append(world, future.result())
+def claim(experiment: Experiment, work: Path) -> Path | None:
+    """Takes an experiment for this process; None where another process has it."""
+    file = work / "claims" / experiment.name
+    file.parent.mkdir(exist_ok=True)
+    try:
+        with open(file, "x") as opened:
+            opened.write(str(os.getpid()))
+        return file
+    except FileExistsError:
+        if not is_alive(int(file.read_text() or os.getpid())):
+            file.unlink()  # of a process that was killed
+            return claim(experiment, work)
+        return None
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def lacking(experiment: Experiment, marks: tuple[int, ...], runs: dict) -> list[int]:
+    """The steps at which an experiment is not measured yet."""
+    known = runs.get(experiment)
+    return [step for step in marks if known is None or step not in known.evaluations]
+
+
+def next_task(worlds: tuple[str, ...], work: Path) -> tuple[Experiment, list[int], Path] | None:
+    """The first experiment of the plan that is not done and that nobody runs, the steps that it lacks, and its claim."""
+    runs = {world: load_runs(world) for world in worlds}
+    bases = {world: load_base(world) for world in worlds}
+    for experiment, marks in plan.tasks(runs, bases, worlds):
+        if lacking(experiment, marks, runs[experiment.world]) and (claimed := claim(experiment, work)):
+            if steps := lacking(experiment, marks, load_runs(experiment.world)):
+                return experiment, steps, claimed
+            claimed.unlink()  # it was finished in between
+    return None
+
+
+def wait_for_quiet(max_load: float | None) -> None:
+    while max_load is not None and os.getloadavg()[0] > max_load:
+        time.sleep(20)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", required=True, help="Folder that holds the two bases; gets the pairs.")
+    parser.add_argument(
+        "--work", required=True, type=Path, help="Folder of the drawn pairs, and of where runs were left."
+    )
     parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="Experiments at once, a core each.")
+    parser.add_argument(
+        "--max_load", type=float, help="Starts an experiment only while the machine's load is below this."
+    )
     args = parser.parse_args()
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        for world in args.worlds:
-            if not any(result["objective"] == "base" for result in load_results(world)):
-                append(world, pool.submit(measure_base, world, args.work).result())
-            run_missing(world, tuning(world), pool, args.work)
-        for world in args.worlds:
-            best = best_settings(world, load_results(world))
-            run_missing(world, comparisons(world, best), pool, args.work)
+    worlds = tuple(world for world in WORLDS if world in args.worlds)
+    for world in worlds:
+        check_base(world, args.work)
+    while task := (wait_for_quiet(args.max_load), next_task(worlds, args.work))[1]:
+        experiment, marks, claimed = task
+        result = run(experiment, *prepare(experiment.world, args.work), marks, args.work / "states")
+        append(experiment.world, result)
+        claimed.unlink()
+        print(time.strftime("%H:%M:%S"), experiment.name, experiment.split, marks, result["seconds"], flush=True)
 
 
 if __name__ == "__main__":

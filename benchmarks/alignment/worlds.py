@@ -12,6 +12,7 @@ import torch
 from scipy.special import expit
 from sklearn.svm import SVC
 
+import paths
 from classifier import Classifier, FrechetDistance, train_classifier
 from compare import is_wrong
 from diffusers import StableDiffusionXLPipeline
@@ -22,6 +23,7 @@ from sampling import draw, load_pipeline
 from train_base import draw_images
 
 
+BASES = paths.HERE / "bases"  # those that the demo does not have
 STEPS = 12  # of the sampler
 LOWEST_LOG_PROB = np.log(1e-3)  # rewards are no lower: one absurd image must not decide a mean
 NUM_PAIRS, NUM_HELD_OUT = 960, 128
@@ -67,14 +69,12 @@ class World:
         return np.resize(classes, count)
 
 
-def make_world(name: str, bases: str) -> World:
-    """Makes one of `smile`, `prompt` and `digits`; `bases` is the folder of the two bases that do not ship."""
-    return digits(f"{bases}/digits-base") if name == "digits" else faces(name, f"{bases}/noisy-base")
+def make_world(name: str) -> World:
+    """Makes one of `smile`, `prompt` and `digits`."""
+    return digits(str(BASES / "digits-base")) if name == "digits" else faces(name)
 
 
-def faces(name: str, noisy_base: str) -> World:
-    import paths
-
+def faces(name: str) -> World:
     images, prompts = draw_images(4000, seed=11)
     by_prompt = {kind.prompt: i for i, kind in enumerate(ALL_KINDS)}
     classes = np.array([by_prompt[prompt] for prompt in prompts])
@@ -104,7 +104,9 @@ def faces(name: str, noisy_base: str) -> World:
     if name == "smile":
         base = str(paths.REPOSITORY / "examples" / "demo" / "base")
         return World(base, 3.0, 0.2, reward=smile, follows_prompt=classifier_agrees(classifier), **common)
-    return World(noisy_base, 1.0, 1.0, reward=log_prob_reward(classifier), follows_prompt=is_as_asked, **common)
+    return World(
+        str(BASES / "noisy-base"), 1.0, 1.0, reward=log_prob_reward(classifier), follows_prompt=is_as_asked, **common
+    )
 
 
 def digits(base: str) -> World:

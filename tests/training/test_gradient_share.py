@@ -1,5 +1,6 @@
 """How much of the gradient pushes losers away, and that a run says so at its start."""
 
+import json
 import logging
 import math
 import re
@@ -7,7 +8,7 @@ import re
 import pytest
 import torch
 from helpers import train
-from orpo.training.gradient_share import loser_share
+from orpo.training.gradient_share import beta_of_share, loser_share
 
 
 def equal_errors_share(beta: float, error: float) -> float:
@@ -41,3 +42,36 @@ def test_a_run_says_at_its_start_what_its_beta_does(tiny_sdxl, faces, output_dir
     beta, share, error = map(float, found.groups())
     assert beta == 0.3
     assert share == pytest.approx(equal_errors_share(beta, error), abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.45])
+def test_beta_of_a_share_has_that_share(share):
+    error_w, error_l = 0.02 * torch.rand(50) + 0.01, 0.02 * torch.rand(50) + 0.01
+    assert loser_share(error_w, error_l, beta_of_share(error_w, error_l, share)) == pytest.approx(share, abs=1e-6)
+
+
+def test_a_share_that_no_beta_reaches_is_refused():
+    with pytest.raises(ValueError, match="Lower it, or set --beta_orpo"):
+        beta_of_share(errors(0.01), errors(0.5), 0.49)
+
+
+def test_a_run_computes_beta_once_and_a_resumed_one_keeps_it(tiny_sdxl, faces, output_dir, caplog):
+    flags = {"loser_share": 0.3, "checkpointing_steps": 1}
+    with caplog.at_level(logging.INFO):
+        train(tiny_sdxl, faces, output_dir, max_train_steps=1, **flags)
+        train(tiny_sdxl, faces, output_dir, max_train_steps=2, resume_from_checkpoint="latest", **flags)
+    said = [record.getMessage() for record in caplog.records]
+    (computed,) = [line for line in said if "computed on" in line]
+    beta = float(re.search(r"beta is ([\d.e+-]+)", computed)[1])
+    state = json.loads((output_dir / "checkpoint-2" / "training_state.json").read_text())
+    assert state["beta"] == pytest.approx(beta, rel=1e-3)
+    assert f"beta_orpo: {state['beta']}"[:16] in (output_dir / "README.md").read_text().replace("\\_", "_")
+    (share,) = [float(re.search(r"gradient is ([\d.]+)", line)[1]) for line in said if "gradient is" in line]
+    assert share == pytest.approx(0.3, abs=0.1)  # of one batch; beta is that of more
+
+
+def test_the_share_leaves_the_run_as_its_beta_alone_would(tiny_sdxl, faces, tmp_path):
+    shared = train(tiny_sdxl, faces, tmp_path / "share", max_train_steps=2, checkpointing_steps=2, loser_share=0.3)
+    state = json.loads((tmp_path / "share" / "checkpoint-2" / "training_state.json").read_text())
+    given = train(tiny_sdxl, faces, tmp_path / "beta", max_train_steps=2, beta_orpo=state["beta"])
+    assert all(torch.equal(shared[name], given[name]) for name in shared)

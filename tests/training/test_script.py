@@ -263,7 +263,7 @@ def test_validation_measures_held_out_pairs_draws_images_and_writes_a_card(tiny_
     for name in ("loss", *OrpoMetrics.__annotations__):
         assert len(scalars[f"eval_{name}"]) == 2 and len(scalars[f"eval_{name}_without_lora"]) == 1
     accuracies = scalars["eval_rewards/accuracies"]
-    assert all(accuracy * 5 == pytest.approx(round(accuracy * 5)) for accuracy in accuracies)
+    assert all(accuracy * 5 * 12 == pytest.approx(round(accuracy * 5 * 12)) for accuracy in accuracies)
     assert scalars["eval_loss"][0] != scalars["eval_loss"][1]
     base = train(tiny_sdxl, faces, output_dir / "base", learning_rate=0, run_validation=True, num_validation_pairs=5)
     assert moved(base) == 0

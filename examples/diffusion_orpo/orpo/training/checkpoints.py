@@ -48,6 +48,8 @@ class TrainingState:
         trackers: what a tracker needs to go on with the same run, by its name.
         skipped_steps: of `global_step`, those that the gradient scaler skipped.
         collapse: of the `CollapseWatch`.
+        best: of `Best`, with --keep_best.
+        beta: with --loser_share, the one that was computed.
         version: of the checkpoint's layout.
     """
 
@@ -62,6 +64,8 @@ class TrainingState:
     trackers: dict[str, str] = field(default_factory=dict)
     skipped_steps: int = 0
     collapse: dict = field(default_factory=dict)
+    best: dict = field(default_factory=dict)
+    beta: float | None = None
     version: int = VERSIONS[-1]
 
 
@@ -229,7 +233,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, saved_processes:
 def save_checkpoint(
     accelerator: Accelerator, output_dir: Path, state: TrainingState, position: dict, total_limit: int | None
 ) -> None:
-    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`. Every process must call it.
+    """Writes `checkpoint-{global_step}`, then removes the oldest beyond `total_limit`, but not the best. Every process must call it.
 
     Args:
         accelerator: of the run.
@@ -269,6 +273,7 @@ def save_checkpoint(
         ) from error
     logger.info(f"Saved {checkpoint}")
     if accelerator.is_main_process and total_limit:
-        for outdated in list_checkpoints(output_dir)[:-total_limit]:
+        best = output_dir / f"checkpoint-{state.best.get('step', 0)}"
+        for outdated in (path for path in list_checkpoints(output_dir)[:-total_limit] if path != best):
             logger.info(f"Removing {outdated}: --checkpoints_total_limit={total_limit}")
             remove_folder(outdated)

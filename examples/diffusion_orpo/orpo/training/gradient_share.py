@@ -1,11 +1,19 @@
 """What a beta does to a model: how much of the loss's gradient pushes losers away."""
 
+from collections.abc import Iterable
+
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusion_orpo_loss import odds_ratio_objective
 
+from .held_out import NoiseLevels
+from .step import compute_losses
+
 
 logger = get_logger(__name__)
+
+PAIRS = 32  # at the most, and one batch at the least, that --loser_share looks at
 
 
 def log_loser_share(pairs: torch.Tensor, beta: float) -> None:
@@ -15,6 +23,58 @@ def log_loser_share(pairs: torch.Tensor, beta: float) -> None:
         f"With --beta_orpo={beta} the losers' share of the gradient is {loser_share(error_w, error_l, beta):.2f} at the"
         f" start (0 is fine-tuning on winners, 0.5 the most), at a mean error of {error_w.mean().item():.4f}"
     )
+
+
+@torch.no_grad()
+def find_beta(accelerator: Accelerator, model, batches: Iterable[dict], levels: NoiseLevels, share: float) -> float:
+    """The beta with which the losers' share of the gradient is `share` on the first pairs. Every process must call it.
+
+    Args:
+        accelerator: of the run.
+        model: the model family.
+        batches: this process's pairs.
+        levels: of noise, at each of which every pair is predicted.
+        share: above 0 and below 1/2.
+
+    Raises:
+        ValueError: no beta reaches the share on these pairs.
+    """
+    model.denoiser.eval()
+    errors, count = [], 0
+    for batch in batches:
+        for drawn in levels.batches(model, batch):
+            _, metrics, _ = compute_losses(0.0, model, model.denoiser, drawn)
+            errors.append(-torch.stack([metrics["logps/chosen"], metrics["logps/rejected"]], dim=1))
+        count += len(batch["seeds"]) * accelerator.num_processes
+        if count >= PAIRS:
+            break
+    error_w, error_l = accelerator.gather(torch.cat(errors)).cpu().unbind(dim=1)
+    beta = beta_of_share(error_w, error_l, share)
+    logger.info(f"--loser_share={share}: beta is {beta:.4g}, computed on {count} pairs")
+    return beta
+
+
+@torch.enable_grad()
+def beta_of_share(error_w: torch.Tensor, error_l: torch.Tensor, share: float) -> float:
+    """The beta with which the losers' share of the gradient is this one: `loser_share` the other way round.
+
+    Args:
+        error_w, error_l: errors of winners and losers (B,).
+        share: above 0 and below 1/2.
+
+    Raises:
+        ValueError: no beta reaches the share on these pairs.
+    """
+    low, high = 1e-9, 1e9
+    if loser_share(error_w, error_l, high) < share:
+        raise ValueError(
+            f"--loser_share={share} is reached by no beta on these pairs, whose winners' errors are smaller than the losers'."
+            " Lower it, or set --beta_orpo."
+        )
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if loser_share(error_w, error_l, middle) < share else (low, middle)
+    return high
 
 
 def loser_share(error_w: torch.Tensor, error_l: torch.Tensor, beta: float) -> float:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from ..system.processes import on_main_process
 from ..system.signals import StopSignals
 from .amounts import Amount
+from .best import Best, load_best
 from .checkpoints import (
     TrainingState,
     load_checkpoint,
@@ -21,7 +22,8 @@ from .checkpoints import (
 )
 from .collapse import CollapseWatch
 from .divergence import count_skipped, stop_if_not_finite
-from .gradient_share import log_loser_share
+from .gradient_share import find_beta, log_loser_share
+from .held_out import ACCURACY
 from .optimizer import LearningRate, make_optimizer, same_rate
 from .run import Run, finish_run, flush_trackers, report_preemption, start_trackers
 from .same_run import check_same_run, identify_in_background
@@ -70,17 +72,25 @@ def train(run: Run, model, data) -> int:
         load_checkpoint(accelerator, run.checkpoint, state.processes)
         logger.info(f"Resuming from {run.checkpoint}, after step {state.global_step}")
     state.processes = world_size
+    best, validator = Best(**state.best), Validator(run, model, data)
+    if args.loser_share is not None:
+        if state.beta is None:
+            first = data.training_batches(args.train_batch_size, run.seed, None, rank, world_size)
+            state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share)
+        args.beta_orpo = state.beta
     batches = data.training_batches(args.train_batch_size, run.seed, position, rank, world_size)
 
     state.trackers = start_trackers(run, state.global_step, state.trackers)
     logger.info(f"{data}; {last_step} steps of {pairs_per_step} pairs on {world_size} processes")
-    validator = Validator(run, model, data)
     # The last step is left out: what is measured after training serves for it.
     validation_steps = range(args.validation_steps, last_step, args.validation_steps) if args.run_validation else ()
     next_batch, skipped, collapse = iter(batches).__next__, 0, CollapseWatch.from_dict(state.collapse)
     progress = tqdm(
         total=last_step, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
+    if args.keep_best and best.validated < state.global_step and state.global_step in validation_steps:
+        # A checkpoint is saved before its step is validated, and a run can end in between.
+        best.add(state.global_step, validator.during_training(state.global_step).get(ACCURACY))
     denoiser.train()
     with progress, StopSignals() as signals:
         while state.global_step < last_step:
@@ -111,21 +121,34 @@ def train(run: Run, model, data) -> int:
 
             accelerator.log(logs, step=state.global_step)
             show_progress(progress, logs, pairs_per_step / (time.perf_counter() - started), batches.problems)
-            if stop or state.global_step % args.checkpointing_steps == 0:
-                flush_trackers(accelerator)
-                state.base = state.base or base()
-                state.learning_rate = learning_rate.at(amount.place(state.global_step, state.pairs_seen))
-                state.collapse = asdict(collapse)
-                save_checkpoint(accelerator, output_dir, state, batches.position, args.checkpoints_total_limit)
+            state.learning_rate = learning_rate.at(amount.place(state.global_step, state.pairs_seen))
+            saved = stop or state.global_step % args.checkpointing_steps == 0
+            if saved:
+                save(run, state, base, collapse, best, batches.position)
             if stop:
                 return report_preemption(signals.received, state.global_step)
             if state.global_step in validation_steps:
-                validator.during_training(state.global_step)
+                metrics = validator.during_training(state.global_step)
+                if args.keep_best and best.add(state.global_step, metrics.get(ACCURACY)) and not saved:
+                    save(run, state, base, collapse, best, batches.position)
                 denoiser.train()
 
-        results = validator.after_training(state.global_step) if args.run_validation else None
-        finish_run(run, model, str(data), state.global_step, results)
+        step, last = state.global_step, {}
+        if args.keep_best and (accuracy := validator.measure().get(ACCURACY)) is not None:
+            step = load_best(accelerator, model, output_dir, best, step, accuracy)
+            last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": accuracy}
+        results = validator.after_training(state.global_step, last) if args.run_validation else None
+        finish_run(run, model, str(data), step, results)
     return 0
+
+
+def save(run: Run, state: TrainingState, base, collapse: CollapseWatch, best: Best, position: dict) -> None:
+    """Saves a checkpoint, and what is logged so far. Every process must call it."""
+    flush_trackers(run.accelerator)
+    state.base = state.base or base()
+    state.collapse = asdict(collapse)
+    state.best = asdict(best) if run.args.keep_best else {}
+    save_checkpoint(run.accelerator, run.output_dir, state, position, run.args.checkpoints_total_limit)
 
 
 def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:

@@ -58,7 +58,8 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
     moments, embeds = encode(model, batch)
     # All randomness comes from the pair's own seed: not from its place in the batch, nor from the number of processes.
     generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
-    timesteps = to_device(model.noise_process.sample_timesteps(generators), model.device)
+    timesteps = batch["timesteps"] if "timesteps" in batch else model.noise_process.sample_timesteps(generators)
+    timesteps = to_device(timesteps, model.device)
     latents = model.sample_latents(moments, generators * 2)  # (2B, C, H/8, W/8)
     latents_w, latents_l = latents.chunk(2)
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import torch
 from accelerate.logging import get_logger
-from diffusion_orpo_loss import OrpoMetrics
 from PIL.Image import Image
 
-from .step import compute_losses
+from .held_out import NoiseLevels, measure_held_out
 
 
 logger = get_logger(__name__)
@@ -25,7 +23,7 @@ class ValidationResults:
     Attributes:
         metrics, metrics_without_lora: `eval_*` to mean over the held-out pairs; empty where none are held out.
         images, images_without_lora: the validation prompts' images; on the main process only.
-        comparison: what `Validator.compare` said of them.
+        comparison: what `Validator.compare` said of them, and with --keep_best which step this is.
     """
 
     metrics: dict[str, float]
@@ -54,6 +52,11 @@ class Validator:
     model: object
     data: object
 
+    @cached_property
+    def levels(self) -> NoiseLevels:
+        """The noise at which held-out pairs are predicted."""
+        return NoiseLevels(self.model.noise_process, self.args.validation_draws)
+
     @property
     def args(self):
         return self.run.args
@@ -62,53 +65,46 @@ class Validator:
     def accelerator(self):
         return self.run.accelerator
 
-    def during_training(self, step: int) -> None:
-        """Logs held-out metrics, images, and their scores against the base's. Every process must call it."""
+    def during_training(self, step: int) -> dict[str, float]:
+        """Logs held-out metrics, which it returns, images, and their scores against the base's. Every process must call it."""
         metrics, images = self.measure(), self.draw()
         self.accelerator.log(metrics | self.compare(images), step=step)
         self._log_images("validation", images, step)
         self.accelerator.wait_for_everyone()
+        return metrics
 
-    def after_training(self, step: int) -> ValidationResults:
-        """Logs and returns metrics and images with the LoRA and without it. Every process must call it."""
+    def after_training(self, step: int, more: dict[str, float]) -> ValidationResults:
+        """Logs and returns metrics and images with the LoRA and without it. Every process must call it.
+
+        Args:
+            step: the last one.
+            more: joins the metrics that are written.
+        """
         metrics, images = self.measure(), self.draw()
         self.model.denoiser.disable_adapters()
         metrics_without_lora = self.measure()
         self.model.denoiser.enable_adapters()
         results = ValidationResults(
-            metrics, metrics_without_lora, images, self.images_without_lora, self.compare(images)
+            metrics, metrics_without_lora, images, self.images_without_lora, self.compare(images) | more
         )
         self.accelerator.log(results.all_metrics(), step=step)
         self._log_images("test", images, step)
         self._log_images("test_without_lora", self.images_without_lora, step)
         return results
 
-    @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Means over all held-out pairs, each at its own fixed noise and timestep.
-
-        Returns:
-            `eval_loss` and the metrics of the loss as `eval_*`. `eval_rewards/accuracies` is the share of pairs whose
-            winner the model prefers (z > 0).
-        """
+        """The metrics of `measure_held_out`; empty where no pairs are held out. Every process must call it."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.data.held_out_batches(self.args.train_batch_size, rank, world_size)
         if batches is None:
             return {}
-        denoiser = self.model.denoiser.eval()
-        names = ["loss", *OrpoMetrics.__annotations__]
-        sums = torch.zeros(1 + len(names), dtype=torch.float64, device=self.accelerator.device)
-        for batch in batches:
-            losses, metrics, _ = compute_losses(self.args.beta_orpo, self.model, denoiser, batch)
-            values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
-            sums += values.double().sum(dim=1)
-        count, *totals = self.accelerator.reduce(sums, "sum").tolist()
-        if count == 0:
+        self.model.denoiser.eval()
+        metrics = measure_held_out(self.args.beta_orpo, self.model, self.accelerator, batches, self.levels)
+        if not metrics:
             logger.warning(
                 "None of the held-out samples holds a preference that can be read: there are no eval_* metrics"
             )
-            return {}
-        return {f"eval_{name}": total / count for name, total in zip(names, totals)}
+        return metrics
 
     def draw(self) -> list[Image]:
         """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt."""

@@ -1,0 +1,93 @@
+"""What the stored results say of one world: what was chosen, and how it did on test images."""
+
+from dataclasses import replace
+
+import numpy as np
+
+import plan
+import search
+from bootstrap import Bootstrap, Estimate
+from objectives import OBJECTIVES
+from plan import SEEDS, TEST_MARKS
+from search import Choice, choose, needed_following, searched
+from store import Run, load_base, load_runs
+
+
+TITLES = {"prompt": "prompt-following", "smile": "smile", "digits": "digits"}
+
+
+def prompts_of(world: str, count: int) -> np.ndarray:
+    """Prompt of each image: the prompts take turns."""
+    return np.arange(count) % (10 if world == "digits" else 12)
+
+
+class Comparison:
+    """One world's results, complete or not.
+
+    Attributes:
+        choices: by objective, the best of what was tried so far; None where nothing that was tried keeps to the prompt.
+        finished: by objective, whether the search has ended.
+    """
+
+    def __init__(self, world: str):
+        self.world, self.runs, self.base = world, load_runs(world), load_base(world)
+        self.needed = needed_following(self.base)
+        self.choices: dict[str, Choice | None] = {
+            name: choose(searched(self.runs, world, name), self.needed) for name in OBJECTIVES
+        }
+        self.finished = {
+            name: bool(self.settings(name)) and not search.missing(self.runs, self.base, world, name)
+            for name in OBJECTIVES
+        }
+
+    def settings(self, name: str) -> list[Run]:
+        """All settings of the search."""
+        return searched(self.runs, self.world, name)
+
+    def base_rewards(self, split: str) -> np.ndarray:
+        return np.array(self.base["splits"][split]["rewards"])
+
+    def gain(self, run: Run, step: int) -> float:
+        """Mean reward above the base's, on the run's own split."""
+        return run.mean(step, "rewards") - float(self.base_rewards(run.experiment.split).mean())
+
+    def tests(self, name: str, marks: tuple[int, ...] = TEST_MARKS, **changes) -> list[Run]:
+        """The runs on test images at an objective's chosen setting, by seed, that are measured at all marks.
+
+        Args:
+            name: of the objective.
+            marks: steps.
+            changes: to the chosen setting, such as another strength.
+        """
+        choice = self.choices[name]
+        if choice is None or not self.finished[name]:
+            return []
+        wanted = [replace(choice.experiment, split="test", seed=seed, **changes) for seed in SEEDS]
+        found = [self.runs[experiment] for experiment in wanted if experiment in self.runs]
+        return [run for run in found if set(marks) <= set(run.evaluations)]
+
+    def bootstrap(self, num_seeds: int) -> Bootstrap:
+        return Bootstrap(num_seeds, prompts_of(self.world, len(self.base_rewards("test"))))
+
+    def estimate(self, runs: list[Run], step: int, field: str = "rewards") -> Estimate:
+        """Mean over seeds and prompts at a step; rewards are above the base's."""
+        values = np.array([run.evaluations[step][field] for run in runs], dtype=float)
+        if field == "rewards":
+            values = values - self.base_rewards("test")
+        return self.bootstrap(len(runs)).mean(values)
+
+    def lead(self, ours: list[Run], step: int, theirs: list[Run], their_step: int, field: str = "rewards") -> Estimate:
+        """How far we are ahead, over the seeds that both have."""
+        both = {run.experiment.seed for run in ours} & {run.experiment.seed for run in theirs}
+        values = [
+            np.array([r.evaluations[s][field] for r in runs if r.experiment.seed in both], dtype=float)
+            for runs, s in ((ours, step), (theirs, their_step))
+        ]
+        return self.bootstrap(len(both)).mean(values[0] - values[1])
+
+    def flip_choice(self, name: str, flipped: float) -> Choice | None:
+        return plan.flip_choice({"prompt": self.runs}, {"prompt": self.base}, name, flipped)
+
+    @property
+    def searched_all(self) -> bool:
+        return all(self.finished.values())

@@ -1,0 +1,37 @@
+"""Held-out preference accuracy as a compass: how well it tells the reward, and what choosing by it alone costs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from comparison import Comparison
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run at one of its steps."""
+
+    objective: str
+    accuracy: float
+    gain: float
+    follows: float
+
+
+def points(c: Comparison, name: str) -> list[Point]:
+    """All steps of an objective's runs in the search."""
+    return [
+        Point(name, evaluation["accuracy"], c.gain(run, step), run.mean(step, "follows"))
+        for run in c.settings(name)
+        for step, evaluation in run.evaluations.items()
+    ]
+
+
+def correlation(found: list[Point]) -> float:
+    return float(np.corrcoef([p.accuracy for p in found], [p.gain for p in found])[0, 1])
+
+
+def price(c: Comparison, name: str) -> tuple[float, float] | None:
+    """(gain of the setting and step with the highest accuracy, highest gain of any that keeps to the prompt)."""
+    found = points(c, name)
+    kept = [p.gain for p in found if p.follows >= c.needed]
+    return (max(found, key=lambda p: p.accuracy).gain, max(kept)) if kept else None

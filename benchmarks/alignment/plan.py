@@ -1,0 +1,125 @@
+"""What is run, the most important first. What is chosen decides what comes next, so that the plan is made anew after each run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import search
+from experiment import Experiment
+from objectives import OBJECTIVES, VARIANTS
+from search import MARKS, Choice, choose, needed_following, searched
+from store import Run
+
+
+WORLDS = ("prompt", "smile", "digits")
+ORDER = ("orpo", "dpo", "scaled", "mapo", "sft")
+TEST_MARKS = (*MARKS, 1000)
+LONG_MARK = 2000
+SEEDS = (1, 2, 3, 4, 5)
+FLIPS = (0.3, 0.1)
+
+Runs = dict[str, dict[Experiment, Run]]  # by world
+Task = tuple[Experiment, tuple[int, ...]]  # and the steps at which it is measured
+
+
+def chosen(runs: Runs, bases: dict[str, dict], world: str, objective: str) -> Choice | None:
+    """An objective's choice in a world; None before the search has ended, or where no setting keeps to the prompt."""
+    if world not in bases or search.missing(runs[world], bases[world], world, objective):
+        return None
+    return choose(searched(runs[world], world, objective), needed_following(bases[world]))
+
+
+def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) -> Iterator[Task]:
+    """Everything that is to be run and can be now, done or not, in order."""
+    faces = [world for world in worlds if world != "digits"]
+    yield from _search(runs, bases, faces)
+    yield from _compare(runs, bases, faces, SEEDS[:3])
+    yield from _vary(runs, bases, [world for world in faces if world == "prompt"])
+    for flipped in FLIPS:
+        yield from _flip(runs, bases, faces, flipped, SEEDS[:3])
+        yield from _compare(runs, bases, faces, SEEDS)
+    yield from _lengthen(runs, bases, faces)
+    yield from _betas(runs, bases, faces)
+    for flipped in FLIPS:
+        yield from _flip(runs, bases, faces, flipped, SEEDS)
+    yield from _vary(runs, bases, faces)
+    rest = [world for world in worlds if world == "digits"]
+    yield from _search(runs, bases, rest)
+    yield from _compare(runs, bases, rest, SEEDS)
+
+
+def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+    """The search, all objectives' starts first; what it finds is trained on, so that the step is chosen from more."""
+    for world in worlds:
+        yield from ((search.start(world, objective), MARKS) for objective in ORDER)
+    for world in worlds:
+        for objective in ORDER:
+            for experiment in search.missing(runs[world], bases[world], world, objective):
+                yield experiment, MARKS
+        for objective in ORDER:
+            if choice := chosen(runs, bases, world, objective):
+                yield choice.experiment, TEST_MARKS
+
+
+def _compare(runs: Runs, bases: dict[str, dict], worlds: list[str], seeds: tuple[int, ...]) -> Iterator[Task]:
+    """Each objective at its best, on test images, with fresh seeds."""
+    for seed in seeds:
+        for world in worlds:
+            for objective in ORDER:
+                if choice := chosen(runs, bases, world, objective):
+                    yield replace(choice.experiment, split="test", seed=seed), TEST_MARKS
+
+
+def _vary(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+    """Changes to ORPO's loss, at ORPO's learning rate."""
+    for seed in SEEDS[:3]:
+        for world in worlds:
+            if choice := chosen(runs, bases, world, "orpo"):
+                for name, variant in VARIANTS.items():
+                    for strength in variant.strengths:
+                        setting = {"objective": name, "strength": strength, "split": "test", "seed": seed}
+                        yield replace(choice.experiment, **setting), MARKS[:3]
+
+
+def _flip(
+    runs: Runs, bases: dict[str, dict], worlds: list[str], flipped: float, seeds: tuple[int, ...]
+) -> Iterator[Task]:
+    """Wrong labels on prompt-following: the learning rate is chosen again under the same flips, then tested."""
+    if "prompt" not in worlds:
+        return
+    candidates = {name: flip_candidates(runs, bases, name, flipped) for name in ORDER}
+    for experiments in candidates.values():
+        yield from ((experiment, MARKS) for experiment in experiments)
+    for seed in seeds:
+        for name in ORDER:
+            if choice := flip_choice(runs, bases, name, flipped):
+                yield replace(choice.experiment, split="test", seed=seed), MARKS
+
+
+def flip_candidates(runs: Runs, bases: dict[str, dict], objective: str, flipped: float) -> list[Experiment]:
+    """The chosen setting of an objective, with its rate and those of half and a quarter of it."""
+    choice = chosen(runs, bases, "prompt", objective)
+    if choice is None:
+        return []
+    experiment = replace(choice.experiment, flipped=flipped)
+    return [replace(experiment, learning_rate=experiment.learning_rate / divisor) for divisor in (1, 2, 4)]
+
+
+def flip_choice(runs: Runs, bases: dict[str, dict], objective: str, flipped: float) -> Choice | None:
+    """The best of the candidates, once all are run."""
+    candidates = flip_candidates(runs, bases, objective, flipped)
+    done = [run for run in searched(runs["prompt"], "prompt", objective, flipped) if run.experiment in candidates]
+    return choose(done, needed_following(bases["prompt"])) if len(done) == len(candidates) and done else None
+
+
+def _lengthen(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+    for experiment, marks in _compare(runs, bases, worlds, SEEDS):
+        yield experiment, (*marks, LONG_MARK)
+
+
+def _betas(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+    """ORPO's strengths at its learning rate."""
+    for seed in SEEDS:
+        for world in worlds:
+            if choice := chosen(runs, bases, world, "orpo"):
+                for strength in OBJECTIVES["orpo"].strengths:
+                    yield replace(choice.experiment, strength=strength, split="test", seed=seed), MARKS

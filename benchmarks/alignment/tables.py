@@ -1,0 +1,243 @@
+"""The page's tables. A table of runs that do not exist says so."""
+
+import numpy as np
+
+from comparison import TITLES, Comparison
+from first import NAMES, First
+from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS
+from plan import FLIPS, LONG_MARK, SEEDS, TEST_MARKS
+from search import LEARNING_RATES, MARKS, Choice
+
+
+NOT_YET = "*Not run yet.*"
+
+
+def rows(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def label(name: str) -> str:
+    return f"**{OBJECTIVES[name].label}**" if name == "orpo" else ALL_OBJECTIVES[name].label
+
+
+def setting(name: str, choice: Choice) -> str:
+    strength = f"{OBJECTIVES[name].symbol} {choice.experiment.strength:g}, " if name != "sft" else ""
+    return f"{strength}lr {choice.experiment.learning_rate:g}"
+
+
+def bracket(name: str, choice: Choice, finished: bool) -> str:
+    """Where the best setting lies among those that were tried."""
+    if not finished:
+        return "search not finished"
+    edges = []
+    for what, grid in (("strength", OBJECTIVES[name].strengths), ("learning_rate", LEARNING_RATES)):
+        place = grid.index(getattr(choice.experiment, what))
+        if len(grid) > 1 and place in (0, len(grid) - 1):
+            edges.append(f"{'lowest' if place == 0 else 'highest'} {what.replace('_', ' ')} of the grid")
+    return ", ".join(edges) or "interior"
+
+
+def completeness(worlds: dict[str, Comparison]) -> str:
+    """What there is so far."""
+    lines = []
+    for world, c in worlds.items():
+        found = [
+            f"{OBJECTIVES[n].label} {len(c.settings(n))}{'' if c.finished[n] else ' (not finished)'}"
+            for n in OBJECTIVES
+        ]
+        seeds = [len(c.tests(n)) for n in OBJECTIVES]
+        long = [len(c.tests(n, (LONG_MARK,))) for n in OBJECTIVES]
+        lines.append(
+            [
+                TITLES[world],
+                ", ".join(found),
+                f"{min(seeds)} to {max(seeds)} of {len(SEEDS)}",
+                f"{min(long)} to {max(long)} of {len(SEEDS)}",
+            ]
+        )
+    return rows(
+        ["world", "settings searched", "seeds on test images, each objective", f"of them to {LONG_MARK} steps"], lines
+    )
+
+
+def search_table(c: Comparison) -> str:
+    """Each objective at the best setting so far, on validation images."""
+    base = c.base["splits"]["validation"]
+    lines = [["base", "", "", "", "0", f"{np.mean(base['follows']):.2f}", f"{base['distance']:.1f}", ""]]
+    for name in OBJECTIVES:
+        choice, tried = c.choices[name], str(len(c.settings(name)))
+        if choice is None:
+            none = "none of them keeps to the prompt" if c.settings(name) else "not run yet"
+            lines.append([label(name), tried, none, "", "", "", "", ""])
+            continue
+        run = c.runs[choice.experiment]
+        lines.append(
+            [
+                label(name),
+                tried,
+                setting(name, choice),
+                str(choice.step),
+                f"{c.gain(run, choice.step):+.2f}",
+                f"{run.mean(choice.step, 'follows'):.2f}",
+                f"{run.evaluations[choice.step]['distance']:.1f}",
+                bracket(name, choice, c.finished[name]),
+            ]
+        )
+    header = [
+        "objective",
+        "settings tried",
+        "best of them",
+        "at step",
+        "gain",
+        "follows prompt",
+        "distance",
+        "where it lies",
+    ]
+    return rows(header, lines)
+
+
+def all_settings(c: Comparison) -> str:
+    """Every setting of the search, at every step."""
+    lines = []
+    for name in OBJECTIVES:
+        for run in sorted(c.settings(name), key=lambda r: (r.experiment.strength, r.experiment.learning_rate)):
+            cells = [
+                f"{c.gain(run, step):+.2f}, {run.mean(step, 'follows'):.2f}, {run.evaluations[step]['distance']:.1f}"
+                for step in MARKS
+            ]
+            lines.append([label(name), f"{run.experiment.strength:g}", f"{run.experiment.learning_rate:g}", *cells])
+    return (
+        rows(["objective", "strength", "learning rate", *(f"{step} steps" for step in MARKS)], lines)
+        if lines
+        else NOT_YET
+    )
+
+
+def equal_compute_step(c: Comparison, name: str, cost: dict) -> int | None:
+    """The last measured step of an objective within the time that ORPO takes to its own best step."""
+    if c.choices["orpo"] is None:
+        return None
+    budget = c.choices["orpo"].step * cost["orpo"]["time"]
+    return max((step for step in TEST_MARKS if step * cost[name]["time"] <= budget), default=None)
+
+
+def test_table(c: Comparison, cost: dict) -> str:
+    """Each objective on test images: at its own best step, at equal steps, and at equal compute."""
+    lines = []
+    for name in OBJECTIVES:
+        runs, choice = c.tests(name), c.choices[name]
+        if not runs:
+            lines.append([label(name), "not run yet", *[""] * 7])
+            continue
+        compute = equal_compute_step(c, name, cost)
+        lines.append(
+            [
+                label(name),
+                f"{setting(name, choice)}, {choice.step} steps",
+                str(len(runs)),
+                f"{c.estimate(runs, choice.step):+.2f}",
+                f"{c.estimate(runs, choice.step, 'follows'):.2f}",
+                f"{np.mean([run.evaluations[choice.step]['distance'] for run in runs]):.1f}",
+                f"{c.estimate(runs, 200):+.2f}",
+                f"{c.estimate(runs, 600):+.2f}",
+                f"{c.estimate(runs, compute):+.2f} ({compute})" if compute else "",
+            ]
+        )
+    header = [
+        "objective",
+        "own best",
+        "seeds",
+        "gain",
+        "follows prompt",
+        "distance",
+        "gain at 200 steps",
+        "at 600",
+        "in ORPO's time (steps)",
+    ]
+    return rows(header, lines) if any(c.tests(name) for name in OBJECTIVES) else NOT_YET
+
+
+def long_table(c: Comparison) -> str:
+    """Reward gain, prompt and distance up to ten times 200 steps, at each objective's own setting."""
+    lines = []
+    for name in OBJECTIVES:
+        if runs := c.tests(name, (200, 600, 1000, LONG_MARK)):
+            cells = [
+                f"{c.estimate(runs, s):+.2f}, {c.estimate(runs, s, 'follows').mean:.2f}, "
+                f"{np.mean([run.evaluations[s]['distance'] for run in runs]):.1f}"
+                for s in (200, 600, 1000, LONG_MARK)
+            ]
+            lines.append([label(name), str(len(runs)), *cells])
+    return rows(["objective", "seeds", "200 steps", "600", "1000", str(LONG_MARK)], lines) if lines else NOT_YET
+
+
+def flip_table(c: Comparison) -> str:
+    """Gain with exchanged labels, the learning rate chosen again under them."""
+    lines = []
+    for name in OBJECTIVES:
+        for flipped in sorted(FLIPS):
+            choice = c.flip_choice(name, flipped)
+            if choice is None:
+                continue
+            changes = {"flipped": flipped, "learning_rate": choice.experiment.learning_rate}
+            if runs := c.tests(name, MARKS, **changes):
+                gain = f"{c.estimate(runs, choice.step):+.2f}"
+                lines.append(
+                    [
+                        label(name),
+                        f"{flipped:.0%}",
+                        f"{setting(name, choice)}, {choice.step} steps",
+                        str(len(runs)),
+                        gain,
+                    ]
+                )
+    return rows(["objective", "exchanged", "setting", "seeds", "gain"], lines) if lines else NOT_YET
+
+
+def beta_table(c: Comparison) -> str:
+    """ORPO by beta, at its learning rate and the step of its choice."""
+    lines, choice = [], c.choices["orpo"]
+    for beta in OBJECTIVES["orpo"].strengths:
+        if runs := c.tests("orpo", MARKS, strength=beta):
+            step = min(choice.step, max(MARKS))
+            distance = np.mean([run.evaluations[step]["distance"] for run in runs])
+            lines.append(
+                [
+                    f"{beta:g}",
+                    str(len(runs)),
+                    f"{c.estimate(runs, step):+.2f}",
+                    f"{c.estimate(runs, step, 'follows'):.2f}",
+                    f"{distance:.1f}",
+                ]
+            )
+    return rows(["beta", "seeds", "gain", "follows prompt", "distance"], lines) if len(lines) > 1 else NOT_YET
+
+
+def variant_table(c: Comparison) -> str:
+    """Changes to ORPO's loss, beside ORPO itself with the same beta, rate and seeds."""
+    marks, lines = MARKS[:3], []
+    tried = [(name, s) for name, variant in VARIANTS.items() for s in variant.strengths]
+    for name, strength in [("orpo", 0.5), *tried]:
+        runs = c.tests("orpo", marks, objective=name, strength=strength)
+        if runs:
+            what = "none" if name == "orpo" else f"{VARIANTS[name].label}, {VARIANTS[name].symbol} {strength:g}"
+            cells = [f"{c.estimate(runs, s):+.2f}, {c.estimate(runs, s, 'follows').mean:.2f}" for s in marks]
+            lines.append([what, str(len(runs)), *cells])
+    return (
+        rows(["change", "seeds", *(f"{s} steps: gain, follows" for s in marks)], lines) if len(lines) > 1 else NOT_YET
+    )
+
+
+def first_table(worlds: dict[str, First]) -> str:
+    lines = []
+    for name in NAMES:
+        cells = [f"{f.gain(name):+.2f}, {f.follows(name):.2f}, {f.distance(name):.1f}" for f in worlds.values()]
+        lines.append([label(name), *cells])
+    base = [f"0, {f.base_follows:.2f}, {f.base_distance:.1f}" for f in worlds.values()]
+    return rows(["objective", *(f"{TITLES[w]}: gain, follows, distance" for w in worlds)], [["base", *base], *lines])
+
+
+def cost_table(cost: dict) -> str:
+    names = ["sft", *(name for name in cost if name != "sft")]
+    lines = [[label(n), f"{cost[n]['time']:.2f}", f"{cost[n]['memory']:.2f}"] for n in names]
+    return rows(["objective", "time of a step", "peak memory of a step"], lines)

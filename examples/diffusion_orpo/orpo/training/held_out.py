@@ -1,0 +1,101 @@
+"""Preference accuracy on held-out pairs, precise enough to steer by.
+
+One noise and one timestep for each pair leave most of the accuracy to chance. So each pair is predicted several times, at timesteps
+spread evenly over the noise levels that training draws; which noise and which timesteps never changes, so that two measurements
+differ by what the model has learned.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from accelerate import Accelerator
+from diffusion_orpo_loss import OrpoMetrics
+
+from .step import compute_losses, encode
+
+
+QUARTERS = 4
+ACCURACY = "eval_rewards/accuracies"
+NAMES = ("loss", *OrpoMetrics.__annotations__)
+
+
+class NoiseLevels:
+    """Timesteps at evenly spaced quantiles of those that training draws.
+
+    Args:
+        noise_process: of the model family.
+        draws: how many each pair gets, in as many equally likely ranges of noise.
+    """
+
+    def __init__(self, noise_process, draws: int) -> None:
+        self.draws, count = draws, 4096
+        generator = torch.Generator().manual_seed(0)
+        self.sorted = noise_process.sample_timesteps([generator] * count).sort().values  # the quantiles (count,)
+
+    def batch(self, batch: dict, draw: int) -> dict:
+        """The batch with the noise and the timesteps of one of the draws."""
+        seeds = [(seed + draw * 0x9E3779B97F4A7C15) % 2**63 for seed in batch["seeds"]]
+        within = torch.cat([torch.rand(1, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        places = ((draw + within) / self.draws * len(self.sorted)).long().clamp(max=len(self.sorted) - 1)
+        return batch | {"seeds": seeds, "timesteps": self.sorted[places]}
+
+    def batches(self, model, batch: dict) -> Iterator[dict]:
+        """The batch with each of the draws in turn. Images and prompts are encoded once."""
+        moments, embeds = encode(model, batch)
+        for draw in range(self.draws):
+            yield self.batch(batch | {"moments": moments, "embeds": embeds}, draw)
+
+
+@torch.no_grad()
+def measure_held_out(
+    beta: float, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
+) -> dict[str, float]:
+    """Means over all held-out pairs and their noise levels. Every process must call it.
+
+    Args:
+        beta: of the loss.
+        model: the model family.
+        accelerator: of the run.
+        batches: this process's share of the pairs.
+        levels: at which each is predicted.
+
+    Returns:
+        `eval_loss` and the metrics of the loss as `eval_*`. `eval_rewards/accuracies` is how often the model prefers the
+        winner (z > 0), `eval_rewards/accuracies_error` its standard error from noise and timesteps,
+        `eval_rewards/accuracies_quarter_1` to `_4` the same from the least noise to the most. Empty where no pair could be
+        read.
+    """
+    size = 1 + len(NAMES)
+    sums = torch.zeros(levels.draws, size, dtype=torch.float64, device=accelerator.device)
+    variance = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
+    for batch in batches:
+        accuracies = 0
+        for draw, drawn in enumerate(levels.batches(model, batch)):
+            losses, metrics, _ = compute_losses(beta, model, model.denoiser, drawn)
+            values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
+            sums[draw] += values.double().sum(dim=1)
+            accuracies = accuracies + metrics["rewards/accuracies"].double() / levels.draws
+        variance += (accuracies * (1 - accuracies)).sum()
+    *flat, variance = accelerator.reduce(torch.cat([sums.flatten(), variance]), "sum").tolist()
+    sums = torch.tensor(flat, dtype=torch.float64).view(levels.draws, size)
+    return summarize(sums, variance) if sums[0, 0] else {}
+
+
+def summarize(sums: torch.Tensor, variance: float) -> dict[str, float]:
+    """The metrics from their sums.
+
+    Args:
+        sums: of each draw: the number of pairs, then of each name of `NAMES` the sum over them (draws, 1 + names).
+        variance: sum over the pairs of p (1 - p), where p is the share of a pair's draws that prefer the winner.
+    """
+    draws, pairs = len(sums), sums[0, 0].item()
+    means = (sums[:, 1:].sum(dim=0) / (pairs * draws)).tolist()
+    metrics = {f"eval_{name}": mean for name, mean in zip(NAMES, means)}
+    # The draws of a pair lie in different ranges of noise; taking them for independent ones errs on the safe side.
+    metrics[f"{ACCURACY}_error"] = math.sqrt(variance / (draws - 1)) / pairs
+    accuracies = sums[:, 1 + NAMES.index("rewards/accuracies")] / pairs
+    for quarter in range(QUARTERS):
+        own = [draw for draw in range(draws) if draw * QUARTERS // draws == quarter]
+        metrics[f"{ACCURACY}_quarter_{quarter + 1}"] = accuracies[own].mean().item()
+    return metrics

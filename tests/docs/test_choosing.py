@@ -1,0 +1,33 @@
+"""docs/choosing.md: its table of shares is computed from the loss, and the flags it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from orpo.system.flags import all_flags
+from orpo.training.gradient_share import loser_share
+
+from train_diffusion_orpo_sdxl_lora import FLAGS
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text()
+
+
+def test_the_shares_are_those_of_the_loss():
+    header, _, *rows = re.search(r"\| error of the model.*?\n\n", PAGE, flags=re.DOTALL)[0].strip().splitlines()
+    betas = [float(beta) for beta in re.findall(r"beta ([\d.]+)", header)]
+    assert len(betas) == 4 and len(rows) == 5
+    for row in rows:
+        error, *shares = map(float, row.strip("|").split("|"))
+        errors = torch.tensor([error])
+        assert shares == pytest.approx([loser_share(errors, errors, beta) for beta in betas], abs=0.0051)
+
+
+def test_its_flags_exist():
+    known = {flag.name for flag in all_flags(FLAGS)}
+    assert set(re.findall(r"`?--(\w+)", PAGE)) <= known
+
+
+def test_it_is_no_longer_than_a_screen_and_a_half():
+    assert len(PAGE.splitlines()) <= 75
