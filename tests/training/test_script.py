@@ -353,11 +353,12 @@ def test_bad_input_stops_before_models_load(faces, output_dir, flags, parts):
     assert "such-model" not in str(raised.value)
 
 
-def test_bad_rows_stop_before_models_load(tmp_path, output_dir):
+def test_bad_rows_stop_before_models_load(tiny_sdxl, tmp_path, output_dir):
+    model = shutil.copytree(tiny_sdxl, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     rows = face_rows(6, ties=0)
     rows[2]["jpg_0"] = rows[2]["jpg_0"][:500]
     with pytest.raises(ValueError, match="row 2"):
-        train("no/such-model", write_parquet(tmp_path / "data", rows), output_dir)
+        train(str(model), write_parquet(tmp_path / "data", rows), output_dir)
 
 
 def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(tiny_sdxl, faces, output_dir):
