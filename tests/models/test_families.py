@@ -336,10 +336,10 @@ def test_a_resolution_that_does_not_fall_into_patches_is_refused(family, capsys)
     assert FAMILIES["sd"].parse_args("unused", resolution=72).resolution == 72
 
 
-def test_the_readmes_command_parses(name):
-    readme = (Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "README.md").read_text()
+def test_the_docs_command_parses(name):
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     script = FAMILIES[name].script
-    (command,) = re.findall(rf"accelerate launch {script}.py (\\\n.*?)```", readme, flags=re.DOTALL)
+    (command,) = re.findall(rf"accelerate launch {script}.py (\\\n.*?)```", page, flags=re.DOTALL)
     args = importlib.import_module(script).parse_args(shlex.split(command.replace("\\\n", " ")))
     assert (args.rank, args.seed, args.run_validation, args.dataset_path) == (8, 0, True, None)
 
@@ -347,7 +347,7 @@ def test_the_readmes_command_parses(name):
 def test_one_source_of_pairs_is_named(family, capsys):
     cases = {
         "Name one source of pairs": [{"dataset_name": None}, {"dataset_path": "shards"}],
-        "--max_train_samples means nothing": [{"dataset_name": None, "dataset_path": "x", "max_train_samples": 3}],
+        "--cache_latents means nothing": [{"dataset_name": None, "dataset_path": "x", "cache_latents": True}],
         "--shuffle_buffer_size means nothing": [{"shuffle_buffer_size": 9}],
     }
     for message, mistakes in cases.items():

@@ -114,7 +114,7 @@ def test_a_run_on_shards(tiny_sdxl, folder, tmp_path, planted, capfd, caplog, mo
         assert go(tmp_path / "lora", dataset_path=path, **flags) is None
     path = PATHS[name].format(folder=folder / "none", host=host)  # the server is down
     missing = go(tmp_path / "none", dataset_path=path)
-    assert isinstance(missing, OSError) and "exit" in str(missing) and "train-00000.tar" in str(missing)
+    assert isinstance(missing, OSError) and "exit" in str(missing) and "train-0000" in str(missing)
     data = face_rows(8, ties=0)
     data[1]["jpg_0"] = b"no image"
     broken = write_shards(tmp_path / "broken", data, per_shard=2)

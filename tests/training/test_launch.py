@@ -46,12 +46,13 @@ def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):
     )
     environment = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_in_the_environment", "HF_HUB_DISABLE_XET": "1"}
     with hub_server() as hub:
-        environment |= {"HF_ENDPOINT": hub.url, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+        environment |= {"HF_ENDPOINT": hub.url, "WANDB_MODE": "offline"}
         result = accelerate_launch(line, **environment)
     assert_ok(result)
     assert all(value.dtype == torch.float32 for value in lora_weights(output_dir).values())
 
     assert set(hub.files) == {
+        "comfyui_lora.safetensors",
         "pytorch_lora_weights.safetensors",
         "README.md",
         "eval_results.json",
@@ -64,7 +65,7 @@ def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):
     assert all("/somebody/diffusion-sdxl-orpo/" in path for _, path, _ in hub.requests if "commit" in path)
     assert "load_lora_weights('somebody/diffusion-sdxl-orpo')" in hub.files["README.md"].decode()
 
-    (wandb_file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    (wandb_file,) = output_dir.rglob("offline-run-*/*.wandb")
     content = wandb_file.read_bytes()
     for name in (b"rewards/accuracies", b"grad_norm", b"eval_loss", b"beta_orpo"):
         assert name in content
