@@ -22,7 +22,10 @@ from compare import compare
 
 
 DATA = Path(__file__).parents[1] / "fixtures"
-BASE_ERROR = 0.35  # of a velocity, whose mean square is 2, in SD 1
+BASE_ERROR = 0.3  # of a velocity, whose mean square is 2, in SD 1
+BASE_ERRORS = {
+    "flux2": 0.35
+}  # its latents are normalised channel by channel, so all count alike, also those that say little
 FIRST = ("sd", "sd3", "flux")  # test_newer_families.py has what is the others' own
 TAGS = {"sd": "stable-diffusion", "z_image": "z-image", "flux2": "flux2-klein", "qwen_image": "qwen-image"}
 BLOCKS = {"sd": 4, "sd3": 2, "flux": 2, "z_image": 3, "flux2": 2, "qwen_image": 1}
@@ -256,7 +259,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(family, model, faces, shards
     assert max(value.abs().max() for key, value in whole.items() if "lora_B" in key or "lora.up" in key) > 1e-4
 
 
-def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(family, model, faces, tmp_path):
+def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(name, family, model, faces, tmp_path):
     flags = {"rank": 3, "lora_alpha": 9, "learning_rate": 0.02, "max_train_steps": 3, "run_validation": True}
     flags |= {"validation_prompts": ["a red ball"], "validation_inference_steps": 3, "num_validation_pairs": 2}
     family.train(model, faces, tmp_path, seed=5, validation_guidance_scale=3.0, **flags)
@@ -269,7 +272,7 @@ def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(family,
         image = pipeline(prompt="a red ball", generator=torch.Generator().manual_seed(5), **options).images[0]
         assert np.abs(np.asarray(image, dtype=int) - expected).max() <= 1
         pipeline.load_lora_weights(tmp_path)
-    assert np.abs(trained - base).max() > 2
+    assert np.abs(trained - base).max() > (8 if name in FIRST else 2)
     config = getattr(pipeline, family.cls.denoiser_name).peft_config["default_0"]
     assert (config.r, config.lora_alpha) == (3, 9)
 
@@ -277,7 +280,7 @@ def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(family,
 @pytest.mark.parametrize("name", BASES)
 def test_the_demos_base_is_small_and_half_precision(name):
     files = list(base_folder(name).rglob("*.safetensors"))
-    assert sum(path.stat().st_size for path in files) < 2_300_000
+    assert sum(path.stat().st_size for path in files) < (2_300_000 if name == "flux2" else 1_600_000)
     assert any(path.parent.name == "vae" for path in files) == (name in OWN_VAE)  # the shared one is stored once
     for path in files:
         assert {value.dtype for value in load_file(path).values()} <= {torch.float16, torch.int64}
@@ -293,7 +296,7 @@ def test_the_demos_base_learns_to_smile(name, family, tmp_path):
     family.train(base, str(DATA / f"pairs_{name}"), tmp_path / "lora", **flags)
     results = json.loads((tmp_path / "lora" / "eval_results.json").read_text())
     # The base was trained by other code, `train_base.py`: a step that took noise or time otherwise would find it wrong.
-    assert results["eval_nll_loss_without_lora"] < BASE_ERROR
+    assert results["eval_nll_loss_without_lora"] < BASE_ERRORS.get(name, BASE_ERROR)
     seeds_per_prompt = 2 if name in FIRST else 4
     comparison = compare(base, str(tmp_path / "lora"), str(tmp_path / "grid.png"), seeds_per_prompt, steps=8)
     print(comparison)
