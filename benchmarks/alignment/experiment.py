@@ -87,7 +87,9 @@ def load_model(base: str, learning_rate: float, seed: int) -> tuple[argparse.Nam
     declared = assemble([*SDXL.flags, IMAGES, *TRAINING], SDXL.defaults)
     args = parse(make_parser(None, declared), declared, [f"--{name}={value}" for name, value in flags.items()])
     torch.manual_seed(seed)
-    return args, EncodedSDXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
+    model = EncodedSDXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
+    model.denoiser.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
+    return args, model
 
 
 def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: int) -> dict:
