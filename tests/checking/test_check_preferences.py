@@ -24,6 +24,7 @@ from orpo.data.pair import PairTransform
 from orpo.data.table import open_table
 from orpo.shards.listing import find_shards
 from orpo.shards.stream import ShardData
+from orpo.system.shapes import square
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -201,7 +202,7 @@ def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Cou
     handler.emit = lambda record: logged.add(record.getMessage())
     logging.getLogger("orpo.shards.tolerance").addHandler(handler)
     try:
-        data = ShardData(find_shards([str(folder)]), 0, PairTransform(8), 0, 1, max_bad_samples)
+        data = ShardData(find_shards([str(folder)]), 0, PairTransform(square(8)), 0, 1, max_bad_samples)
         stream = data.training_batches(1, seed=0, position=None, rank=0, world_size=1)
         for _ in islice(stream, data.num_pairs):
             pass

@@ -22,6 +22,19 @@ MANY = 1000  # rows worth starting processes for
 
 
 @dataclass(frozen=True)
+class CheckedImages:
+    """What a look at all images has found.
+
+    Attributes:
+        hashes: of both images of each pair, in the row's order.
+        sizes: their heights and widths, upright, in the same order (n, 2, 2).
+    """
+
+    hashes: list[tuple[bytes, bytes]]
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
 class PreferenceRows:
     """The rows of a data set that hold a preference.
 
@@ -31,6 +44,8 @@ class PreferenceRows:
         winner_is_0: for each of those, whether the first image is the preferred one.
         num_ties: rows without a preference, which were left out.
         digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
+        sizes: height and width of both, the winner first (n, 2, 2); None before they are known.
+        buckets: number of each pair's shape (n,); None before they are assigned.
     """
 
     table: Table
@@ -38,6 +53,8 @@ class PreferenceRows:
     winner_is_0: np.ndarray
     num_ties: int = 0
     digests: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    buckets: np.ndarray | None = None
 
     @classmethod
     def open(cls, table: Table) -> "PreferenceRows":
@@ -68,13 +85,15 @@ class PreferenceRows:
         return len(self.rows)
 
     def select(self, indices: np.ndarray) -> "PreferenceRows":
-        digests = None if self.digests is None else self.digests[indices]
-        return replace(self, rows=self.rows[indices], winner_is_0=self.winner_is_0[indices], digests=digests)
+        per_pair = {name: getattr(self, name) for name in ("rows", "winner_is_0", "digests", "sizes", "buckets")}
+        return replace(self, **{name: value[indices] for name, value in per_pair.items() if value is not None})
 
-    def with_digests(self, images: list[tuple[bytes, bytes]]) -> "PreferenceRows":
+    def with_images(self, images: "CheckedImages") -> "PreferenceRows":
         """The same, knowing what `check` said of the images."""
-        digests = np.frombuffer(b"".join(hash for pair in images for hash in pair), dtype="V16").reshape(-1, 2)
-        return replace(self, digests=np.where(self.winner_is_0[:, None], digests, digests[:, ::-1]))
+        digests = np.frombuffer(b"".join(hash for pair in images.hashes for hash in pair), dtype="V16").reshape(-1, 2)
+        order = np.where(self.winner_is_0[:, None], [0, 1], [1, 0])  # of winner and loser
+        pairs = np.arange(len(self))[:, None]
+        return replace(self, digests=digests[pairs, order], sizes=images.sizes[pairs, order])
 
     def prompts(self) -> list[str]:
         column = self.table.columns.prompt
@@ -91,11 +110,8 @@ class PreferenceRows:
         winner, loser = images if self.winner_is_0[index] else images[::-1]
         return PreferencePair(winner, loser, columns.read_prompt(cells[columns.prompt], where))
 
-    def check(self) -> list[tuple[bytes, bytes]]:
+    def check(self) -> "CheckedImages":
         """Looks at every prompt and decodes every image. datasets' cache remembers the images that passed.
-
-        Returns:
-            A hash of either image of each pair.
 
         Raises:
             BadPair: names the first bad row.
@@ -124,7 +140,8 @@ class PreferenceRows:
             )
             .with_format(None)
         )
-        return list(zip(checked["hash_0"], checked["hash_1"]))
+        sizes = np.stack([np.array(checked[f"size_{i}"], dtype=np.int64).reshape(-1, 2) for i in (0, 1)], axis=1)
+        return CheckedImages(list(zip(checked["hash_0"], checked["hash_1"])), sizes)
 
     @property
     def fingerprint(self) -> str:
@@ -141,22 +158,21 @@ def _check_images(
     """Decodes both images of a row, and hashes them. `decoder` is part of what the cache knows the result by."""
     where = f"{name}, row {rows[index]}"
     encoded = [columns.read_image(images[column][0], column, where, follows_paths) for column in columns.images]
-    for column, image in zip(columns.images, encoded):
-        decode_image(image, place_of_image(images[column][0].as_py(), column, where))
-    hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in encoded]
-    return {"hash_0": hashes[0], "hash_1": hashes[1]}
+    found = {}
+    for i, (column, image) in enumerate(zip(columns.images, encoded)):
+        width, height = decode_image(image, place_of_image(images[column][0].as_py(), column, where)).size
+        found[f"hash_{i}"] = hashlib.blake2b(image, digest_size=16).digest()
+        found[f"size_{i}"] = [height, width]
+    return found
 
 
-def hold_out(
-    pairs: PreferenceRows, images: list[tuple[bytes, bytes]], number: int
-) -> tuple[PreferenceRows, PreferenceRows | None]:
+def hold_out(pairs: PreferenceRows, number: int) -> tuple[PreferenceRows, PreferenceRows | None]:
     """Splits off at most `number` pairs, such that no image of theirs is trained on.
 
     Where an image stands in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
 
     Args:
-        pairs: all of them.
-        images: a hash of either image of each pair.
+        pairs: all of them, with digests.
         number: of pairs to hold out.
 
     Returns:
@@ -168,11 +184,12 @@ def hold_out(
     if number == 0:
         return pairs, None
     together = UnionFind()
-    for image_0, image_1 in images:
-        together.union(image_0, image_1)
+    images = pairs.digests.tolist()
+    for winner, loser in images:
+        together.union(winner, loser)
     groups: dict[bytes, list[int]] = {}
-    for index, (image_0, _) in enumerate(images):
-        groups.setdefault(together[image_0], []).append(index)
+    for index, (winner, _) in enumerate(images):
+        groups.setdefault(together[winner], []).append(index)
     held_out: list[int] = []
     groups_in_order = list(groups.values())
     for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(groups_in_order)):
