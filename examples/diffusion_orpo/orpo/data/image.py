@@ -8,7 +8,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..system.messages import printable
-from ..system.shapes import Shape
+from ..system.shapes import MAX_AREA, MAX_ASPECT, Shape
 from .bad_pair import BadPair
 
 
@@ -16,8 +16,7 @@ from .bad_pair import BadPair
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 MAX_FILE_BYTES = 1 << 28  # 256 MiB: more than MAX_PIXELS take uncompressed
-MAX_PIXELS = 1 << 26  # 8192 x 8192; Pillow takes 4 bytes for each
-MAX_ASPECT = 32  # longer side to shorter. Resizing makes an image cover its crop, whatever the longer side becomes
+MAX_PIXELS = MAX_AREA  # 8192 x 8192; Pillow takes 4 bytes for each
 MIN_SIDE = 8  # pixels; the VAE makes one latent of 8 x 8
 MAX_SCANS = 100  # of a JPEG: a progressive one has about 10, and each costs a pass over all pixels
 

@@ -9,6 +9,9 @@ import re
 
 Shape = tuple[int, int]
 
+MAX_AREA = 1 << 26  # pixels, of a bucket and of an image
+MAX_ASPECT = 32  # longer side to shorter
+
 WIDEST = 2  # sides of the buckets that are made from --resolution, longer to shorter
 SMALLEST = 0.9  # their area, in squares
 STEP = 16  # pixels: every family takes multiples of it
@@ -32,7 +35,7 @@ def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ..
         resolution: pixels a side of the square.
 
     Raises:
-        ValueError: it can't be read, is empty, or names a shape twice.
+        ValueError: it can't be read, is empty, names a shape twice, or one that no image has.
     """
     if buckets is None or buckets is False:
         return square(resolution)
@@ -50,6 +53,12 @@ def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ..
     twice = next((shape for shape in shapes if shapes.count(shape) > 1), None)
     if twice:
         raise ValueError(f"--aspect_ratio_buckets={buckets} names {name_of(twice)} twice.")
+    for shape in shapes:
+        if shape[0] * shape[1] > MAX_AREA or max(shape) > MAX_ASPECT * min(shape):
+            raise ValueError(
+                f"--aspect_ratio_buckets={buckets}: {name_of(shape)} is too large or too narrow. An image has at most"
+                f" {MAX_AREA} pixels, and a side at most {MAX_ASPECT} times as long as the other."
+            )
     return tuple(shapes)
 
 
