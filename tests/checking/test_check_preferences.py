@@ -230,7 +230,7 @@ SHARDS = {
     "no image": ([row | {"jpg_0": b"<html>"} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
     "missing label": (ROWS, {3: "label_0.txt"}, None, False),
     "bad label": ([row | {"label_0": 0.7} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
-    "breaks off": (ROWS, {}, cut_off, False),
+    "cut off": (ROWS, {}, cut_off, False),
     "longer than its manifest says": (ROWS, {}, miscount, False),
     "only ties": (face_rows(8, ties=8), {}, None, False),
     "no shards": ([], {}, None, False),
