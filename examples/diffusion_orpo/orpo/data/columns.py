@@ -63,7 +63,7 @@ def _chosen_label(row: dict[str, object]) -> float:
 
 
 def _flag(row: dict[str, object], name: str) -> bool | None:
-    """A column of yes and no; None where it says nothing."""
+    """The value of a boolean column; None where it is empty."""
     value = row.get(name)
     if value is None:
         return None
@@ -86,8 +86,8 @@ class Convention:
         images: the first and the second image.
         prompt: of both.
         verdict: columns that say which is preferred, and must be there.
-        hints: columns that say something about it too, where they are there.
-        label: reads those that are there: 1.0, 0.0, or 0.5 for no preference. Raises BadPair.
+        hints: optional columns that also say something about it.
+        label: reads those that exist: 1.0, 0.0, or 0.5 for no preference. Raises BadPair.
     """
 
     name: str
@@ -176,7 +176,7 @@ class Columns:
         fitting = [convention for convention in CONVENTIONS if set(convention.needed) <= set(names)]
         if not fitting:
             found = f"has the columns {printable(', '.join(names))}" if names else "has no columns"
-            raise ValueError(f"{where} {found}. Needed are {NEEDED}.")
+            raise ValueError(f"{where} {found}. It needs {NEEDED}.")
         if len(fitting) > 1:
             readings = " and as ".join(f"{c.name} ({', '.join(c.needed)})" for c in fitting)
             raise ValueError(f"{where} can be read as {readings}: remove or rename the columns of one of them.")
@@ -217,7 +217,7 @@ class Columns:
         """A row's prompt.
 
         Raises:
-            BadPair: it is no text.
+            BadPair: it is not text.
         """
         value = _value(cell, "bad prompt", self.prompt, where)
         if not isinstance(value, str):
@@ -259,7 +259,7 @@ class Columns:
 
         Args:
             cells: of the columns in `used`, at least.
-            where, follows_paths: as for `read_image`.
+            where, follows_paths: see `read_image`.
             ties_too: whether prompt and images of a row without a preference are wanted, or left alone.
         """
         problems: list[BadPair] = []

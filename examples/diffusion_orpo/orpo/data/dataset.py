@@ -66,7 +66,7 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
 
     Raises:
         BadPair: a label, prompt or image is bad; names the row.
-        ValueError: split or columns are not there, or no pairs are left.
+        ValueError: the split or columns are missing, or no pairs are left.
     """
     pairs, number = PreferenceRows.open(options.open_table()), options.num_held_out
     check_held_out(pairs, number)
@@ -109,7 +109,7 @@ def put_in_buckets(pairs: PreferenceRows, transform: PairTransform) -> tuple[Pre
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """What training asks of a data source: how many pairs there are, and endless batches of them from any position.
+    """A data source as training needs it: how many pairs there are, and endless batches of them from any position.
 
     Attributes:
         train: pairs to train on.
@@ -139,7 +139,7 @@ class PreferenceData:
 
     @property
     def fingerprint(self) -> str:
-        """Tells other pairs from these."""
+        """Changes whenever the pairs do."""
         return self.train.fingerprint
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ class PreferenceData:
         Args:
             batch_size: pairs per batch.
             seed: decides, with epoch and pair, the order and everything random.
-            position: where to go on, of a `PairBatches` of any process; None for the start.
+            position: where to continue: that of any process's `PairBatches`; None for the start.
             rank, world_size: this process, and how many there are.
         """
         order = self.order(batch_size, seed, position)
@@ -218,7 +218,7 @@ class PairBatches:
         order: of the batches of all processes, as far as they are given.
         shapes: of the buckets.
         world_size: processes.
-        problems: for the progress bar; a data set was checked before, so there are none.
+        problems: for the progress bar; none, since the data set was checked before.
     """
 
     loader: DataLoader
@@ -234,7 +234,7 @@ class PairBatches:
 
     @property
     def position(self) -> dict:
-        """What a checkpoint keeps: it serves any number of processes and any batch size."""
+        """For the checkpoint: valid for any number of processes and any batch size."""
         return position_of(self.order.given, self.shapes)
 
 

@@ -1,4 +1,4 @@
-"""What a preference pair is: its label, the transform that both images go through together, and collation."""
+"""A preference pair: two images, the transform that both go through together, and collation."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ..system.shapes import Shape, shapes_from_flags
 from .image import decode_at_least
 
 
-# Cached encodings know the pixels that they were made from by this. The number changes whenever an image gives others.
+# Part of the key of cached encodings. The number changes whenever an image would give other pixels.
 TRANSFORM = 1
 
 CENTRE = (0.5, 0.5)
@@ -21,7 +21,7 @@ class PreferencePair:
     """Two encoded images for one prompt, of which people preferred the first.
 
     Attributes:
-        winner, loser: the images as encoded files, of those that `images.py` takes.
+        winner, loser: the images as encoded files, in a format that `image.py` takes.
         prompt: the caption of both.
     """
 
@@ -37,7 +37,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 @dataclass(frozen=True)
 class PairTransform:
-    """Turns an encoded pair into tensors. What is random falls alike on both images.
+    """Turns an encoded pair into tensors. Both images share everything random.
 
     Attributes:
         shapes: height and width in pixels of the buckets; a square alone is the default.
@@ -94,7 +94,7 @@ class PairTransform:
         }
 
     def draw(self, seed: int) -> tuple[bool, tuple[float, float], bool]:
-        """What is random about a pair: is it mirrored, where is the crop as (y, x) fractions of its room, is its prompt empty?"""
+        """Draws whether a pair is mirrored, where it is cropped, as (y, x) fractions of its room, and whether its prompt is empty."""
         flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
         crop = (crop_y, crop_x) if self.random_crop else CENTRE
         return bool(self.random_flip and flip < 0.5), crop, bool(empty < self.proportion_empty_prompts)

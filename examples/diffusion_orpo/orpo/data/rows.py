@@ -169,7 +169,7 @@ def _check_images(
 def hold_out(pairs: PreferenceRows, number: int) -> tuple[PreferenceRows, PreferenceRows | None]:
     """Splits off at most `number` pairs, such that no image of theirs is trained on.
 
-    Where an image stands in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
+    Where an image appears in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
 
     Args:
         pairs: all of them, with digests.
@@ -179,7 +179,7 @@ def hold_out(pairs: PreferenceRows, number: int) -> tuple[PreferenceRows, Prefer
         The pairs to train on, and those held out, or None where none are.
 
     Raises:
-        ValueError: more than `number` pairs hang together by their images, so that none can be held out.
+        ValueError: the pairs that share images form groups larger than `number`, so that none can be held out.
     """
     if number == 0:
         return pairs, None

@@ -62,6 +62,12 @@ class Family:
                 f"--aspect_ratio_buckets: sides must be multiples of {self.resolution_step} for {self.name}, and"
                 f" {', '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not."
             )
+        if args.quantize_base is not None and args.bnb_quantization_config_path is not None:
+            parser.error(
+                "--quantize_base and --bnb_quantization_config_path quantize the same weights: give one of them."
+            )
+        if args.validation_model_path is not None and not args.run_validation:
+            parser.error("--validation_model_path is drawn with in validation: add --run_validation, or leave it out.")
 
     def load_class(self) -> type:
         """Imports the family's class, and with it torch and diffusers."""

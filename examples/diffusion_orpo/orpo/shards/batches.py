@@ -16,7 +16,7 @@ from .tolerance import Tolerance
 
 @dataclass
 class ShardBatches:
-    """Endless batches of one process, that know where they are.
+    """Endless batches of one process, which know their position.
 
     Attributes:
         data: the source.
@@ -66,7 +66,7 @@ class ShardBatches:
 
     @property
     def position(self) -> dict:
-        """What a checkpoint keeps: it serves any number of processes and workers, and any batch size."""
+        """For the checkpoint: valid for any number of processes and workers, and any batch size."""
         return {
             "order": ORDER_VERSION,
             "shuffle_buffer_size": self.data.buffer_size,

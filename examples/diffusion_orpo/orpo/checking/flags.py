@@ -1,0 +1,30 @@
+"""The flags of check_preferences.py that other scripts don't have."""
+
+import os
+from pathlib import Path
+
+from ..system.flags import Flag, FlagGroup
+
+
+PROMPTS = FlagGroup(
+    "prompts",
+    (
+        Flag(
+            "max_sequence_length",
+            "Tokens of a prompt that training will read, for tokenizers other than CLIP's. Default: what the tokenizer says.",
+            int,
+            range=(1,),
+        ),
+    ),
+)
+
+OUTPUT = FlagGroup(
+    "output",
+    (
+        Flag("output_dir", "Folder for report.json and contact_sheet.png.", Path, Path("preference_check")),
+        Flag("num_sample_pairs", "Pairs to show, chosen at random; 0: none.", int, 12, range=(0,)),
+        Flag(
+            "num_workers", "Processes that decode. Default: one per core.", int, lambda _: os.cpu_count(), range=(0,)
+        ),
+    ),
+)
