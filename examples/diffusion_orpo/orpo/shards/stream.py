@@ -239,12 +239,16 @@ class ShardData:
                 f"No pairs to train on: the {len(self.shards.urls)} shards ({shown}, ...) hold only ties. Check what made"
                 " them."
             )
-        if position is not None:
-            check_position(position, self.buffer_size)
         return ShardBatches(self, self.order(batch_size, seed, position), seed, rank, world_size)
 
     def order(self, batch_size: int, seed: int, position: dict | None) -> BatchOrder:
-        """Which pairs make up each batch, from a position on."""
+        """Which pairs make up each batch, from a position on.
+
+        Raises:
+            ValueError: the position is one in another order.
+        """
+        if position is not None:
+            check_position(position, self.buffer_size)
         shapes = self.transform.shapes
         given = given_of(position, shapes)
         if len(shapes) == 1:
