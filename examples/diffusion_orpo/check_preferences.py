@@ -30,13 +30,22 @@ from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
 from orpo.models.flags import MODEL
 from orpo.system.flags import FlagGroup, all_flags, assemble, make_parser, parse, pick
+from orpo.system.shapes import shapes_from_flags
 from orpo.system.start import begin
 from orpo.training.flags import VALIDATION
 
 
 UNUSED = ("cache_latents", "shuffle_buffer_size")  # of those that choose the data
 SOURCE = [flag for flag in all_flags(SOURCES) if flag.name not in UNUSED]
-HOW_MANY = pick([IMAGES, VALIDATION], ("max_train_samples", "run_validation", "num_validation_pairs", "resolution"))
+WHICH_PAIRS = (
+    "max_train_samples",
+    "run_validation",
+    "num_validation_pairs",
+    "resolution",
+    "aspect_ratio_buckets",
+    "max_crop",
+)
+HOW_MANY = pick([IMAGES, VALIDATION], WHICH_PAIRS)
 PIPELINE, REVISION, CACHE_DIR = pick([MODEL], ("pretrained_model_name_or_path", "revision", "cache_dir"))
 PIPELINE = replace(
     PIPELINE,
@@ -59,6 +68,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
     args = parse(parser, FLAGS, input_args)
     check_source(parser, args)
+    try:
+        shapes_from_flags(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

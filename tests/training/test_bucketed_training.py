@@ -129,6 +129,22 @@ def test_every_family_trains_in_buckets(name, shaped, tmp_path):
     assert max(value.abs().max() for key, value in weights.items() if "lora_B" in key or "lora.up" in key) > 1e-4
 
 
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_compiled_model_is_compiled_once_a_shape_at_most(name, tmp_path):
+    """And, since the compiler makes the second shape's code for any shape, not for every one of them."""
+    model, graphs = FAMILIES[name].load(save_tiny(name, tmp_path)), []
+    torch._dynamo.reset()
+    model.denoiser.compile_repeated_blocks(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    counts, embeds = [], model.encode_prompts(["a red ball"])
+    for height, width in [(64, 64), (48, 80), (80, 48), (64, 96), (96, 64), (64, 64), (48, 80)]:
+        latents = torch.randn(2, 4, height // 8, width // 8)
+        model.predict(model.denoiser, latents, torch.tensor([5, 5]), embeds, {}).sum().backward()
+        counts.append(len(graphs))
+    torch._dynamo.reset()
+    assert 0 < counts[0] and counts[-1] == counts[4] <= 5 * counts[0]
+    assert counts[-1] <= 2 * counts[0]
+
+
 def test_a_square_alone_is_training_without_buckets(faces, tiny_sdxl, tmp_path):
     one = train(tiny_sdxl, faces, tmp_path / "one", aspect_ratio_buckets="64,64")
     other = train(tiny_sdxl, faces, tmp_path / "other")
