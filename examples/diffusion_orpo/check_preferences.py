@@ -25,9 +25,9 @@ import os
 import sys
 from pathlib import Path
 
-from orpo.data.flags import DATA_SET, IMAGES
+from orpo.data.flags import DATA_SET, IMAGES, READING, check_reading
 from orpo.shards.flags import SHARDS
-from orpo.system.flags import all_flags
+from orpo.system.flags import all_flags, pick
 from orpo.system.start import begin
 from orpo.training.flags import VALIDATION
 
@@ -53,6 +53,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         problem = flag.problem(getattr(args, flag.name, None))
         if problem:
             parser.error(problem)
+    check_reading(parser, args)
+    for name in READING if args.dataset_path else ():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} means nothing for shards.")
     for name in ("num_sample_pairs", "num_workers"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} must be at least 0; got {getattr(args, name)}.")
@@ -63,12 +67,14 @@ def _add_data_arguments(group) -> None:
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--dataset_name",
-        help="Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
-        "folder with chosen/ and rejected/.",
+        help="Identifier of a data set on the Hub, a local folder or file of parquet, JSONL or CSV, an imagefolder with "
+        "metadata, or a folder with chosen/ and rejected/.",
     )
     source.add_argument("--dataset_path", nargs="+", help="Shards: folders, paths, URLs, or `pipe:` commands.")
     group.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
     group.add_argument("--dataset_split_name", help="Split to check. Default: the only one, else train.")
+    for flag in pick([DATA_SET], READING):
+        flag.add_to(group)
     group.add_argument("--max_train_samples", type=int, help="Check the first so many pairs only, and those held out.")
     group.add_argument("--run_validation", action="store_true", help="Training will hold pairs out.")
     group.add_argument("--num_validation_pairs", type=int, default=64, help="Pairs that training will hold out.")

@@ -32,7 +32,8 @@ import re
 import time
 from pathlib import Path
 
-from orpo.system.flags import looks_like_a_path
+from orpo.data.flags import DATA_SET, READING, check_reading
+from orpo.system.flags import looks_like_a_path, pick
 from orpo.system.start import begin
 
 
@@ -55,7 +56,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--dataset_path",
         type=os.path.expanduser,
         help="What --dataset_name is in training: a folder, a file, or identifier of a data set on the Hub; or parquet files "
-        "in s3://bucket/prefix. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+        "in s3://bucket/prefix.",
     )
     parser.add_argument(
         "--output_dir",
@@ -73,6 +74,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="Convert nothing; compare the shards in --output_dir with the manifest."
     )
+    group = parser.add_argument_group("rows, as the training scripts read them")
+    for flag in pick([DATA_SET], READING):
+        flag.add_to(group)
     group = parser.add_argument_group("encoding")
     group.add_argument(
         "--encode",
@@ -88,6 +92,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{given[0]} means nothing without --encode.")
     if args.encode and args.pretrained_model_name_or_path is None:
         parser.error("--encode needs --pretrained_model_name_or_path.")
+    check_reading(parser, args)
+    for flag in pick([DATA_SET], READING):
+        if problem := flag.problem(getattr(args, flag.name)):
+            parser.error(problem)
     if args.dataset_path is None and not args.verify:
         parser.error("--dataset_path is needed, except with --verify.")
     if args.split is not None and not re.fullmatch(r"\w+", args.split):
@@ -108,6 +116,7 @@ def main(input_args: list[str] | None = None) -> None:
     from orpo.conversion.finish import check_totals, find_finished, finish, verify
     from orpo.conversion.plan import plan_job
     from orpo.conversion.run import ray_session, run
+    from orpo.data.reading import Reading
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     if args.verify:
@@ -127,6 +136,7 @@ def main(input_args: list[str] | None = None) -> None:
         keep_ties=args.keep_ties,
         cache_dir=args.cache_dir,
         encoding=read_encoding_flags(args) if args.encode else None,
+        reading=Reading.from_flags(args),
     )
     try:
         finished, in_manifest = find_finished(job)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..data.dataset import DataOptions, load_pairs
 from ..data.files import as_given
 from ..data.folders import is_pair_folders, read_pair_folders
-from ..data.table import Table
+from ..data.table import LISTED, Table
 from ..shards.listing import find_shards, first_pairs
 from ..system.redaction import without_secrets
 from .contact_sheet import contact_sheet
@@ -66,7 +66,7 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     except (ValueError, OSError):
         return report, None  # told as the reason
     _count(source, counts, args.num_workers)
-    names, used = source.table.dataset.column_names, source.table.columns.used
+    names, used = source.table.dataset.column_names, source.table.used
     columns = {
         "used": [column for column in names if column in used],
         "unused": [column for column in names if column not in used],
@@ -79,12 +79,15 @@ def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     """All rows; of folders also those that stand beside others which training refuses."""
     folder = as_given(options.name)
     if not is_pair_folders(folder):
-        return options.open_table()
+        table = options.open_table()
+        if table.ranked is not None and table.ranked.alone:
+            counts.passed_over["images without another one to compare with"] = table.ranked.alone
+        return table
     found = read_pair_folders(Path(folder))
     counts.passed_over = found.passed_over
     for problem in found.problems:
         counts.add_problem(problem)
-    return Table.of(found.dataset(options.cache_dir), options.name, follows_paths=True)
+    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED)
 
 
 def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:

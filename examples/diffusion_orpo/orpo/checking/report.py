@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..data.bad_pair import BadPair
+from ..data.verdicts import LOW_AGREEMENT, TIE
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths
 from .repeated_pairs import find_repeated
@@ -104,7 +105,8 @@ class PreferenceReport:
             "labels": {
                 "first_preferred": self.labels[1.0],
                 "second_preferred": self.labels[0.0],
-                "ties": self.labels[0.5],
+                "ties": self.labels[TIE],
+                "low_agreement": self.labels[LOW_AGREEMENT],
                 "bad": self.problems["bad label"] + self.problems["contradicting columns"],
             },
             "problems": [

@@ -9,9 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from ..data.bad_pair import BadPair
-from ..data.columns import TIE, place_of_image
+from ..data.image_files import place_of_image
 from ..data.pair import PreferencePair
 from ..data.table import Table
+from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..shards.listing import Shards
 from ..shards.sample import read_label, to_pair
 from ..shards.shard import read_samples
@@ -40,8 +41,9 @@ class RowSource:
     @cached_property
     def rows(self) -> np.ndarray:
         """Numbers of the rows to look at: all, or those up to the last pair that training uses, and bad labels after it."""
-        labels = np.array([self._label_or_nan(row) for row in range(len(self.table))])
-        used = np.cumsum(labels != TIE) <= (len(labels) if self.max_pairs is None else self.max_pairs)
+        labels = np.array([np.nan if isinstance(label, BadPair) else label for label in self.table.labels()])
+        is_pair = (labels != TIE) & (labels != LOW_AGREEMENT)
+        used = np.cumsum(is_pair) <= (len(labels) if self.max_pairs is None else self.max_pairs)
         return np.flatnonzero(used | np.isnan(labels))
 
     def __len__(self) -> int:
@@ -62,30 +64,23 @@ class RowSource:
     def where(self, key: tuple[int, int]) -> str:
         column = self.table.columns.images[0]
         image = self.table.cells(key[1], (column,))[column].as_py()
-        return f"row {key[1]}{place_of_image(image, column, '').removeprefix(column)}"
+        return f"{self.table.where(key[1])}{place_of_image(image, column, '').removeprefix(column)}"
 
     def _read(self, row: int):
         columns = self.table.columns
-        return columns.read(self.table.cells(row, columns.used), f"row {row}", self.table.follows_paths)
-
-    def _label_or_nan(self, row: int) -> float:
-        columns = self.table.columns
-        try:
-            return columns.read_label(self.table.cells(row, columns.verdict))
-        except BadPair:
-            return np.nan
+        return columns.read(self.table.cells(row, columns.used), self.table.where(row), self.table.files)
 
     def _inspect_row(self, row: int) -> InspectedPair:
         found = self._read(row)
-        if found.label == TIE:
-            return InspectedPair((0, row), TIE)
+        if found.label in (TIE, LOW_AGREEMENT):
+            return InspectedPair((0, row), found.label)
         facts, problems = [], list(found.problems)
         for column, encoded in zip(self.table.columns.images, found.images):
             if encoded is None:
                 continue
             image = self.table.cells(row, (column,))[column].as_py()
             try:
-                facts.append(image_facts(encoded, place_of_image(image, column, f"row {row}"), self.decode))
+                facts.append(image_facts(encoded, place_of_image(image, column, self.table.where(row)), self.decode))
             except BadPair as bad:
                 problems.append(bad)
         if problems:

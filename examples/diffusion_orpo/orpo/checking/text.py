@@ -25,10 +25,11 @@ def _counts(report: dict) -> list[str]:
     labels, prompts, repeated = report["labels"], report["prompts"], report["repeated"]
     used = ", ".join(report["columns"]["used"])
     unused = f" (not used: {', '.join(report['columns']['unused'])})" if report["columns"]["unused"] else ""
+    low = f", {labels['low_agreement']:,} of low agreement" if labels["low_agreement"] else ""
     most_used = repeated["most_used_images"]
     entries = {
         "columns": used + unused,
-        "rows": f"{report['rows']:,}: {report['pairs']:,} pairs, {labels['ties']:,} ties, {report['bad_rows']:,} bad",
+        "rows": f"{report['rows']:,}: {report['pairs']:,} pairs, {labels['ties']:,} ties{low}, {report['bad_rows']:,} bad",
         "labels": "chosen is preferred"
         if used.startswith("chosen")
         else f"first image preferred {labels['first_preferred']:,}, second {labels['second_preferred']:,}, tie"
