@@ -16,7 +16,8 @@
     python check_preferences.py --dataset_name=my_pairs
     python check_preferences.py --dataset_path=shards
 
-Writes `report.json` and `contact_sheet.png`. Ends with status 0 where training would accept the data, with 1
+Writes `report.json` and `contact_sheet.png`; with --filter also a copy without what is wrong; and with --scorers it says how
+often each of these agrees with the labels. Ends with status 0 where training would accept the data, with 1
 where not, and with 2 where there is nothing to look at: shards that are encoded hold no images.
 """
 
@@ -26,6 +27,7 @@ import sys
 from pathlib import Path
 
 from orpo.data.flags import DATA_SET, IMAGES, READING, check_reading
+from orpo.scoring.names import BUILT_IN
 from orpo.shards.flags import SHARDS
 from orpo.system.flags import all_flags, pick
 from orpo.system.start import begin
@@ -45,6 +47,22 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--num_sample_pairs", type=int, default=12, help="Pairs to show, chosen at random; 0: none.")
     group.add_argument(
+        "--filter",
+        type=Path,
+        help="New folder for a copy, as parquet, without what is complained of: contradictions, duplicates, pairs of an image "
+        "with itself, bad rows, low agreement; and without ties.",
+    )
+    group.add_argument(
+        "--scorers",
+        nargs="+",
+        default=[],
+        help=f"Scorers to compare with the labels. Built in: {', '.join(BUILT_IN)}. Your own: my_module:my_function or "
+        "path/to/file.py:my_function, as evaluate_lora.py takes them.",
+    )
+    group.add_argument(
+        "--num_scored_pairs", type=int, default=1000, help="Pairs that scorers judge, chosen at random; 0: all."
+    )
+    group.add_argument(
         "--num_workers", type=int, default=os.cpu_count(), help="Processes that decode. Default: one a core."
     )
     parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
@@ -57,9 +75,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     for name in READING if args.dataset_path else ():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"--{name} means nothing for shards.")
-    for name in ("num_sample_pairs", "num_workers"):
+    for name in ("num_sample_pairs", "num_scored_pairs", "num_workers"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} must be at least 0; got {getattr(args, name)}.")
+    if args.filter is not None and args.filter.exists() and (args.filter.is_file() or any(args.filter.iterdir())):
+        parser.error(f"--filter={args.filter} is there already: name a new folder.")
     return args
 
 
@@ -105,8 +125,12 @@ def main(input_args: list[str] | None = None) -> int:
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.checking.check import check
+    from orpo.scoring.label_agreement import LabelJudge
 
-    return check(args)
+    try:
+        return check(args, LabelJudge(args.scorers) if args.scorers else None)
+    except ValueError as error:  # a scorer that fails
+        sys.exit(f"check_preferences.py: {error}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,9 @@ class PairSource(Protocol):
     def pair(self, key: tuple[int, int]) -> PreferencePair:
         """A good pair, winner first."""
 
+    def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
+        """Several good pairs, in the order of their keys."""
+
     def where(self, key: tuple[int, int]) -> str:
         """Names a pair in messages."""
 

@@ -3,8 +3,11 @@
 Training stops at the first bad row; here it's named and the next one is looked at.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -60,6 +63,10 @@ class RowSource:
         """A good pair, winner first."""
         row = self._read(key[1])
         return PreferencePair(*(row.images if row.label == 1 else row.images[::-1]), row.prompt)
+
+    def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
+        """Several good pairs."""
+        return map(self.pair, keys)
 
     def where(self, key: tuple[int, int]) -> str:
         column = self.table.columns.images[0]
@@ -123,6 +130,14 @@ class ShardSource:
         """A good pair, winner first."""
         shard, ordinal = key
         return to_pair(next(members for _, members in read_samples(self.shards.urls[shard], ordinal, ordinal + 1)))
+
+    def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
+        """Several good pairs, which are sorted: each shard is read once."""
+        for shard, group in groupby(keys, key=itemgetter(0)):
+            wanted = {ordinal for _, ordinal in group}
+            for ordinal, members in read_samples(self.shards.urls[shard], min(wanted), max(wanted) + 1):
+                if ordinal in wanted:
+                    yield to_pair(members)
 
     def where(self, key: tuple[int, int]) -> str:
         return self.shards.where(*key, None)
