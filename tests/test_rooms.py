@@ -1,6 +1,7 @@
 """The rule of the house: which room may import which. Imports anywhere in a module count, lazy ones too."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,8 @@ def test_products_never_import_what_is_around_them(folder, never):
 def test_helpers_are_not_imported_from_test_files():
     for path in (ROOT / "tests").rglob("*.py"):
         assert not [name for name in imports_of(path, ROOT / "tests") if name.split(".")[-1].startswith("test_")], path
+
+
+def test_the_fast_tests_are_there():
+    listed = re.findall(r"tests/\S+\.py", (ROOT / "Makefile").read_text())
+    assert listed and [path for path in listed if not (ROOT / path).exists()] == []

@@ -28,83 +28,18 @@ A conversion that was stopped continues where it was when started again.
 import argparse
 import logging
 import os
-import re
 import time
 from pathlib import Path
 
-from orpo.data.flags import DATA_SET, READING, check_reading
-from orpo.system.flags import looks_like_a_path, pick
+from orpo.conversion.flags import ENCODED_WITH, FLAGS, check_flags
+from orpo.system.flags import make_parser, parse
 from orpo.system.start import begin
 
 
-# The training scripts' flags that decide an encoding; those scripts read them.
-ENCODING_FLAGS = {
-    "pretrained_model_name_or_path": "Model whose VAE and text encoders encode: a folder, or a name on the Hub.",
-    "pretrained_vae_model_name_or_path": "Folder or name of a VAE to use instead of the model's own.",
-    "revision": "Revision of the model.",
-    "variant": "Variant of the model's files, e.g. fp16.",
-    "resolution": "Pixels a side of the crops. Default: as in training, 1024 for SDXL.",
-    "max_sequence_length": "Tokens of a prompt that T5 reads. Default: as in training.",
-    "mixed_precision": "no, fp16 or bf16: what the training will run in. Default: no.",
-    "vae_encode_batch_size": "Images that the VAE encodes at once. Default: 8.",
-}
-
-
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--dataset_path",
-        type=os.path.expanduser,
-        help="What --dataset_name is in training: a folder, a file, or identifier of a data set on the Hub; or parquet files "
-        "in s3://bucket/prefix.",
-    )
-    parser.add_argument(
-        "--output_dir",
-        required=True,
-        help="Folder for the shards, or s3://bucket/prefix. On a cluster a folder that all nodes share.",
-    )
-    parser.add_argument("--dataset_config_name", help="Configuration of the data set, if it has several.")
-    parser.add_argument("--split", help="Split to convert. Default: the only one, else train.")
-    parser.add_argument("--shard_size_mb", type=float, default=500, help="Size of a shard, about. In 10^6 bytes.")
-    parser.add_argument("--keep_ties", action="store_true", help="Write pairs with label 0.5, too.")
-    parser.add_argument("--ray_address", help="Ray cluster to run on. Default: this machine, all its cores.")
-    parser.add_argument(
-        "--cache_dir", help="Folder where shards wait for their upload to S3. Default: the system's temporary one."
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="Convert nothing; compare the shards in --output_dir with the manifest."
-    )
-    group = parser.add_argument_group("rows, as the training scripts read them")
-    for flag in pick([DATA_SET], READING):
-        flag.add_to(group)
-    group = parser.add_argument_group("encoding")
-    group.add_argument(
-        "--encode",
-        action="store_true",
-        help="Write latents of both images, cropped at the centre, and the prompt's embeddings. On all GPUs that Ray "
-        "knows of, else on this machine's cores.",
-    )
-    for name, text in ENCODING_FLAGS.items():
-        group.add_argument(f"--{name}", help=text)
-    args = parser.parse_args(input_args)
-    given = [name for name in ENCODING_FLAGS if getattr(args, name) is not None]
-    if given and not args.encode:
-        parser.error(f"--{given[0]} means nothing without --encode.")
-    if args.encode and args.pretrained_model_name_or_path is None:
-        parser.error("--encode needs --pretrained_model_name_or_path.")
-    check_reading(parser, args)
-    for flag in pick([DATA_SET], READING):
-        if problem := flag.problem(getattr(args, flag.name)):
-            parser.error(problem)
-    if args.dataset_path is None and not args.verify:
-        parser.error("--dataset_path is needed, except with --verify.")
-    if args.split is not None and not re.fullmatch(r"\w+", args.split):
-        parser.error(f"--split={args.split} is not the name of a split: letters, digits and _ only.")
-    if args.shard_size_mb <= 0:
-        parser.error(f"--shard_size_mb={args.shard_size_mb:g} must be above 0.")
-    for name in ("dataset_path", "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path"):
-        if looks_like_a_path(getattr(args, name)) and not os.path.exists(getattr(args, name)):
-            parser.error(f"--{name}={getattr(args, name)} does not exist.")
+    parser = make_parser(__doc__, FLAGS)
+    args = parse(parser, FLAGS, input_args)
+    check_flags(parser, args)
     return args
 
 
@@ -157,19 +92,19 @@ def main(input_args: list[str] | None = None) -> None:
 
 
 def read_encoding_flags(args: argparse.Namespace) -> "EncodingJob":  # noqa: F821
-    """How the flags of the encoding say that samples are encoded.
+    """Plans the encoding that the flags ask for.
 
     Raises:
-        ValueError, OSError: the model is of no family that is known, or not there.
+        ValueError, OSError: the model does not exist, or belongs to no known family.
     """
     from orpo.conversion.encoder import plan_encoding  # imports torch and diffusers
 
     flags = []
-    for name in ENCODING_FLAGS:
-        value = getattr(args, name)
+    for flag in ENCODED_WITH:
+        value = getattr(args, flag.name)
         if value is not None:
-            is_folder = name.endswith("model_name_or_path") and os.path.isdir(value)
-            flags.append(f"--{name}={os.path.abspath(value) if is_folder else value}")  # actors run elsewhere
+            is_folder = flag.is_source and os.path.isdir(value)
+            flags.append(f"--{flag.name}={os.path.abspath(value) if is_folder else value}")  # actors run elsewhere
     return plan_encoding(flags)
 
 

@@ -236,7 +236,7 @@ SHARDS = {
     "no image": ([row | {"jpg_0": b"<html>"} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
     "missing label": (ROWS, {3: "label_0.txt"}, None, False),
     "bad label": ([row | {"label_0": 0.7} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
-    "breaks off": (ROWS, {}, cut_off, False),
+    "cut off": (ROWS, {}, cut_off, False),
     "longer than its manifest says": (ROWS, {}, miscount, False),
     "only ties": (face_rows(8, ties=8), {}, None, False),
     "no shards": ([], {}, None, False),
@@ -382,9 +382,10 @@ def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipe
     assert sum("won't see its end" in note for note in report["notes"]) == 2
 
 
-def test_a_pipeline_that_is_not_there_is_named(faces, tmp_path):
-    with pytest.raises(SystemExit, match="--pretrained_model_name_or_path=.*nowhere"):
+def test_a_pipeline_that_is_not_there_is_named(faces, tmp_path, capsys):
+    with pytest.raises(SystemExit):
         check(tmp_path / "out", dataset_name=faces, pretrained_model_name_or_path=tmp_path / "nowhere")
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 # The picture

@@ -113,7 +113,7 @@ def test_a_folder_that_is_there_is_not_written_to(tmp_path, capsys):
     source = write_parquet(tmp_path / "data", ROWS)
     with pytest.raises(SystemExit):
         check(tmp_path / "out", f"--dataset_name={source}", f"--filter={source}")
-    assert "is there already: name a new folder" in capsys.readouterr().err
+    assert "already exists: name a new folder" in capsys.readouterr().err
 
 
 # Scorers

@@ -329,13 +329,13 @@ def test_ambiguous_columns_are_refused_with_both_readings(columns, readings, tmp
 
 def test_two_paths_alone_could_mean_anything(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"prompt": "a", "path1": "a", "path2": "b"}]), tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="Needed are .*--chosen_column"):
+    with pytest.raises(ValueError, match="It needs .*--chosen_column"):
         open_table(str(tmp_path))
 
 
 def test_columns_that_flags_name_must_be_there(tmp_path):
     reading = Reading(named=named_columns(("first", "second"), "words", None))
-    with pytest.raises(ValueError, match="Needed are first, second, words, as flags say"):
+    with pytest.raises(ValueError, match="It needs first, second, words, as flags say"):
         open_table(str(named(tmp_path)), reading=reading)
 
 

@@ -534,12 +534,12 @@ SHARDS = {
         "label_0.txt is '999",
         None,
     ),
-    "cut in the middle": (GOOD[:CUT_AT], "ends or breaks off", "ends or breaks off"),
-    "nothing at all": (b"", "ends or breaks off", "ends or breaks off"),
-    "an end marker alone": (bytes(10240), "ends or breaks off", "ends or breaks off"),
-    "gzip": (gzip.compress(GOOD), "ends or breaks off", "is compressed (gzip)"),
-    "a sparse file of 1 GB": (UNFINISHED + header(b"S", 1 << 30) + GOOD, None, "ends or breaks off"),
-    "one sample too few": (archive(*FIRST, *LAST), None, "ends or breaks off"),
+    "cut in the middle": (GOOD[:CUT_AT], "ends or is cut off", "ends or is cut off"),
+    "nothing at all": (b"", "ends or is cut off", "ends or is cut off"),
+    "an end marker alone": (bytes(10240), "ends or is cut off", "ends or is cut off"),
+    "gzip": (gzip.compress(GOOD), "ends or is cut off", "is compressed (gzip)"),
+    "a sparse file of 1 GB": (UNFINISHED + header(b"S", 1 << 30) + GOOD, None, "ends or is cut off"),
+    "one sample too few": (archive(*FIRST, *LAST), None, "ends or is cut off"),
     "one sample too many": (
         archive(*FIRST, *sample("001", 1), *LAST, *sample("003", 3)),
         None,
@@ -569,13 +569,13 @@ def hostile_headers() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", [*SHARDS, *hostile_headers()])
 def test_shards_by_kind_of_damage(tmp_path, name, source):
     """Good neighbours are read; nothing is written anywhere, and no link is followed."""
-    content, middle, last = SHARDS.get(name) or (hostile_headers()[name], "ends or breaks off", "ends or breaks off")
+    content, middle, last = SHARDS.get(name) or (hostile_headers()[name], "ends or is cut off", "ends or is cut off")
     path = tmp_path / "deep" / "er" / "train-00000.tar"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
     url = str(path) if source == "file" else f"pipe:cat {path}"
-    found: dict[int, object] = dict.fromkeys(range(3), "ends or breaks off")
+    found: dict[int, object] = dict.fromkeys(range(3), "ends or is cut off")
     try:
         for ordinal, members in read_samples(url, 0, 3, 3):
             try:

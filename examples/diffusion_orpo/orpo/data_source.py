@@ -16,7 +16,7 @@ def check_source(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("Name one source of pairs: --dataset_name for a data set, or --dataset_path for shards.")
     source, others = ("shards", DATA_SET) if args.dataset_path else ("a data set", SHARDS)
     for flag in others.flags:
-        if getattr(args, flag.name) != parser.get_default(flag.name):
+        if flag.name in args and getattr(args, flag.name) != parser.get_default(flag.name):
             parser.error(f"--{flag.name} means nothing for pairs from {source}.")
     check_reading(parser, args)
 

@@ -121,7 +121,7 @@ class ShardSource:
             return [*found, InspectedPair((shard, len(found)), problems=(BadPair(STOPS, str(error).rstrip(".")),))]
         for ordinal in range(len(found), count):
             bad = BadPair(
-                "unreadable", "the shard ends or breaks off before it", self.shards.where(shard, ordinal, None)
+                "unreadable", "the shard ends or is cut off before it", self.shards.where(shard, ordinal, None)
             )
             found.append(InspectedPair((shard, ordinal), problems=(bad,)))
         return found

@@ -76,7 +76,7 @@ class Columns:
         if not fitting:
             found = f"has the columns {printable(', '.join(names))}" if names else "has no columns"
             needed = f"{', '.join(named.needed)}, as flags say" if named else NEEDED
-            raise ValueError(f"{where} {found}. Needed are {needed}.")
+            raise ValueError(f"{where} {found}. It needs {needed}.")
         if len(fitting) > 1:
             readings = " and as ".join(f"{c.name} ({', '.join(c.needed)})" for c in fitting)
             raise ValueError(f"{where} can be read as {readings}: remove or rename the columns of one of them.")
@@ -132,7 +132,7 @@ class Columns:
         """A row's prompt.
 
         Raises:
-            BadPair: it is no text.
+            BadPair: it is not text.
         """
         value = _value(cell, "bad prompt", self.prompt, where)
         if not isinstance(value, str):

@@ -65,7 +65,7 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
 
     Raises:
         BadPair: a label, prompt or image is bad; names the row.
-        ValueError: split or columns are not there, or no pairs are left.
+        ValueError: the split or columns are missing, or no pairs are left.
     """
     pairs, number = PreferenceRows.open(options.open_table()), options.num_held_out
     if number >= len(pairs):
@@ -81,7 +81,7 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """What training asks of a data source: how many pairs there are, and endless batches of them from any position.
+    """A data source as training needs it: how many pairs there are, and endless batches of them from any position.
 
     Attributes:
         train: pairs to train on.
@@ -109,7 +109,7 @@ class PreferenceData:
 
     @property
     def fingerprint(self) -> str:
-        """Tells other pairs from these."""
+        """Changes whenever the pairs do."""
         return self.train.fingerprint
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ class PreferenceData:
         Args:
             batch_size: pairs per batch.
             seed: decides, with epoch and pair, the order and everything random.
-            position: where to go on, of a `PairBatches` of any process; None for the start.
+            position: where to continue: that of any process's `PairBatches`; None for the start.
             rank, world_size: this process, and how many there are.
         """
         start = position["pairs_seen"] if position else 0
@@ -166,7 +166,7 @@ class PairBatches:
         loader: gives the batches.
         pairs_seen: pairs that all processes together have been given.
         pairs_per_batch: pairs that all processes together are given at a time.
-        problems: for the progress bar; a data set was checked before, so there are none.
+        problems: for the progress bar; none, since the data set was checked before.
     """
 
     loader: DataLoader
@@ -181,7 +181,7 @@ class PairBatches:
 
     @property
     def position(self) -> dict:
-        """What a checkpoint keeps: it serves any number of processes and any batch size."""
+        """For the checkpoint: valid for any number of processes and any batch size."""
         return {"pairs_seen": self.pairs_seen}
 
 

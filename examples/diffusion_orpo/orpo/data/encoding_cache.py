@@ -1,10 +1,10 @@
 """Latents and prompt embeddings of a whole data set, made once and kept in datasets' cache.
 
-Each image is encoded once, in however many pairs it is, and so is each prompt. What is kept of an image is the mean
-and log variance of its latents' distribution, so that each epoch samples latents anew, as it does without a cache.
+Each image is encoded once, however many pairs it appears in, and so is each prompt. The cache keeps the mean and log
+variance of the latents' distribution, so that each epoch samples new latents, as it does without a cache.
 
-The work is cut into chunks that are cached each by itself: processes share them out, and a run that was stopped goes
-on where it was.
+The work is split into chunks that are cached separately: processes share them, and an interrupted run continues where
+it stopped.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,13 +40,13 @@ from .pair import TRANSFORM, PairTransform, sample_seed
 from .rows import PreferenceRows
 
 
-CHUNK = 512  # images or prompts: what a process that is stopped loses of its work, at most
+CHUNK = 512  # images or prompts: the most work that a process loses when it is stopped
 WRITTEN_AT_ONCE = 16
 FEATURES = Features(encoded=Value("large_binary"))  # the tensors of an image or of a prompt, as a safetensors file
 
 
 class EncoderModel(Protocol):
-    """What encodes: VAE and text encoders of a model."""
+    """The VAE and text encoders of a model."""
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images uint8 (B, 3, H, W) to moments (B, 2C, h, w)."""
@@ -68,8 +68,8 @@ def cache_encodings(
     Args:
         data: the pairs.
         accelerator: of the run.
-        identify: says what decides an encoding, besides the pairs.
-        load_model: loads what encodes. It is called only if something is to be encoded, and the model is freed before this
+        identify: returns everything that encodings depend on, besides the pairs.
+        load_model: loads the encoders. It is called only if something must be encoded, and the model is freed before this
             returns.
         vae_batch_size: images that the VAE encodes at once.
         cache_dir: of datasets; None for the default.
@@ -104,7 +104,7 @@ def cache_encodings(
     return replace(data, encodings=encodings)
 
 
-# Where an image is: the rows it is met in first, the pair's index in them, and "winner" or "loser".
+# Where an image was first found: the rows, the pair's index in them, and "winner" or "loser".
 Place = tuple[PreferenceRows, int, str]
 
 
@@ -120,7 +120,7 @@ def find_images(splits: list[PreferenceRows]) -> dict[bytes, Place]:
 
 @dataclass
 class Encoder:
-    """Encodes images and prompts, with modules that are loaded when the first one comes."""
+    """Encodes images and prompts; the modules are loaded when they are first needed."""
 
     load_model: Callable[[], EncoderModel]
     crop: PairTransform
@@ -184,12 +184,12 @@ def one_bar_for_all() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ChunkCache:
-    """Rows of tensors, made in chunks that datasets' cache knows by what decides them.
+    """Rows of tensors, made in chunks; in datasets' cache, their key is everything that they depend on.
 
     Attributes:
         accelerator: of the run; its processes share the work.
         cache_dir: of datasets; None for the default.
-        key: what decides a row, besides the item that it is made from.
+        key: everything that a row depends on, besides the item that it is made from.
     """
 
     accelerator: Accelerator
@@ -197,7 +197,7 @@ class ChunkCache:
     key: list
 
     def rows(self, name: str, items: list, encode: Callable[[list], Iterator[dict[str, torch.Tensor]]]) -> Dataset:
-        """One row an item, made by `encode` where the cache has none."""
+        """One row per item, made by `encode` where the cache has none."""
         chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
         own = chunks[self.accelerator.process_index :: self.accelerator.num_processes]
         is_shown = self.accelerator.is_local_main_process
@@ -242,7 +242,7 @@ class Encodings:
     prompt_rows: dict[str, int]
 
     def samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> "EncodedPairs":
-        """The same pairs as `TransformedPairs`, by the same keys, with everything random decided alike."""
+        """The same pairs as `TransformedPairs` has under the same keys, with the same random choices."""
         image_rows = np.array([[self.image_rows[digest] for digest in pair] for pair in pairs.digests.tolist()])
         prompt_rows = np.array([self.prompt_rows[prompt] for prompt in pairs.prompts()])
         empty_prompt_row = self.prompt_rows.get("")

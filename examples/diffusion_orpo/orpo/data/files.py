@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard
 from ..system.messages import printable
 
 
-# What reads a file that is named itself.
+# The reader for a single file.
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".arrow")  # a .json may be anything
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -146,7 +146,7 @@ def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
     raise ValueError(
         f"{folder}: {len(left_out)} of {len(left_out) + len(used)} files would be left out: {shown}{more}. The library that"
         f" reads data sets takes words such as train, test, dev or eval in names for splits, here {splits}; or it reads"
-        " one kind of files alone. Move all that belongs together into a folder train/ without such words in its files'"
+        " only one kind of file. Move all that belongs together into a folder train/ without such words in its files'"
         " names, or list the files of each split in a README.md (`configs`)."
     )
 
@@ -158,11 +158,11 @@ def _says_which_files(folder: Path) -> bool:
         return (folder / ".huggingface.yaml").exists() or (
             readme.is_file() and "configs" in DatasetCard.load(readme).data.to_dict()
         )
-    except ValueError:  # what datasets says of a broken one, it has said
+    except ValueError:  # datasets has reported a broken one already
         return False
 
 
 def _is_ignored(path: Path, folder: Path) -> bool:
-    """Folders and files that datasets never looks at, or that no one means as data."""
+    """Whether a file is one that datasets never looks at, or that nobody means as data."""
     parts = path.relative_to(folder).parts
     return any(re.match(r"\.|__", part) for part in parts) or not path.is_file()

@@ -83,6 +83,7 @@ IMAGES = FlagGroup(
             range=(0, 1),
             resume="warn",
             card=True,
+            aliases=("--caption_dropout",),
         ),
         Flag(
             "dataloader_num_workers",

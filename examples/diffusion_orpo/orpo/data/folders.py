@@ -1,6 +1,6 @@
 """Pairs as two folders, `chosen/` and `rejected/`, in which the images of a pair have the same name up to the suffix.
 
-Their prompts stand in one of three places:
+Their prompts are in one of three places:
 
 - a caption file beside the image, `chosen/0a.txt` for `chosen/0a.png` (or `.caption`); its whole text is the prompt;
 - `metadata.jsonl`, a line for each name: `{"file_name": "0a.png", "prompt": "a red fox"}` (or `caption`, or `text`);
@@ -44,7 +44,7 @@ class PairFolders:
         names: of the pairs, in natural order: 2 before 10.
         images: of each side, name to file.
         prompts: name to prompt, of the pairs that have one.
-        problems: all that training refuses.
+        problems: everything that training refuses.
         passed_over: files that are neither image nor caption, and prompts without an image, by kind.
     """
 
@@ -112,7 +112,7 @@ def load_pair_folders(folder: Path, cache_dir: str | None) -> Dataset:
     """Rows of `chosen`, `rejected`, `prompt` from the two folders.
 
     Raises:
-        ValueError: an image has no partner, a prompt is missing, or anything else is not as it must be; names files.
+        ValueError: an image has no partner, a prompt is missing, or something else is wrong; names files.
     """
     found = read_pair_folders(folder)
     if found.problems:
@@ -127,7 +127,7 @@ def load_pair_folders(folder: Path, cache_dir: str | None) -> Dataset:
 
 
 def read_pair_folders(folder: Path) -> PairFolders:
-    """Lists images and prompts. What is wrong stands in `problems`; no image is opened."""
+    """Lists images and prompts, and collects problems. No image is opened."""
     found = PairFolders(folder, find_sides(folder))
     captions = {side: _list_side(found, side) for side in SIDES}
     chosen, rejected = (found.images[side] for side in SIDES)
@@ -143,7 +143,7 @@ def read_pair_folders(folder: Path) -> PairFolders:
 
 
 def _list_side(found: PairFolders, side: str) -> dict[str, list[Path]]:
-    """Sorts the files of a folder into images, and what is returned: captions by name."""
+    """Sorts a folder's files into images and captions; returns the captions by name."""
     images, captions = {}, defaultdict(list)
     suffixes = PILImage.registered_extensions()
     for path in sorted(found.sides[side].iterdir()):
@@ -192,9 +192,7 @@ def _read_prompts(found: PairFolders, captions: dict[str, dict[str, list[Path]]]
         (place, read), problems = *readers.items(), len(found.problems)
         read()
         missing = [name for name in found.names if name not in found.prompts]
-        for name in (
-            missing if len(found.problems) == problems else ()
-        ):  # else they are missing for a reason that was told
+        for name in missing if len(found.problems) == problems else ():  # otherwise the reason was reported already
             found.add_problem("no prompt", f"it has no prompt in {place}", printable(name))
 
 
@@ -255,7 +253,7 @@ def _read_lines(found: PairFolders) -> None:
 
 
 def _other_order(found: PairFolders) -> str | None:
-    """Where `ls` or a program lists the images in another order than the natural one, the place where they differ."""
+    """The first place where `ls` or a program lists the images in another order than the natural one; None if it never does."""
     for side in SIDES:
         for key in (lambda path: path.name, lambda path: path.name.lower(), lambda path: path.stem):
             listed = [path.stem for path in sorted((found.images[side][name] for name in found.names), key=key)]
@@ -290,7 +288,7 @@ def _read_text(found: PairFolders, path: Path) -> str | None:
 
 
 def layout_hint(folder: Path) -> str:
-    """What may be wrong with a folder of which datasets read images, but no pairs."""
+    """What may be wrong with a folder from which datasets read images, but no pairs."""
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         if find_sides(path):
             return (

@@ -1,4 +1,4 @@
-"""What an encoded image of a data set may be, and how it becomes RGB pixels. The data are scraped: nothing is taken on trust."""
+"""Which encoded images are accepted, and how they become RGB pixels. The data is scraped: nothing is taken on trust."""
 
 import io
 from typing import NamedTuple
@@ -20,12 +20,12 @@ MAX_ASPECT = 32  # longer side to shorter. Resizing makes the shorter side the r
 MIN_SIDE = 8  # pixels; the VAE makes one latent of 8 x 8
 MAX_SCANS = 100  # of a JPEG: a progressive one has about 10, and each costs a pass over all pixels
 
-# Caches of checked images know them by this. The number changes whenever other images are refused.
+# Part of the key of cached checks. The number changes whenever other images are refused.
 DECODER = f"2, Pillow {PIL.__version__}"
 
 EXIF_ORIENTATION = 0x0112
 
-OTHER_MODES = {"I", "F", "LAB", "HSV"}  # their values have no range that is known
+OTHER_MODES = {"I", "F", "LAB", "HSV"}  # the range of their values is unknown
 
 
 def open_image(encoded: bytes, where: str) -> Image.Image:
@@ -59,7 +59,7 @@ class Decoded(NamedTuple):
     """An upright RGB image, perhaps smaller than its file's.
 
     Attributes:
-        image: its pixels; where a side of the original is no multiple of `scale`, the last ones are cut off by its edge.
+        image: its pixels; where a side of the original is not a multiple of `scale`, its last pixels are missing.
         original_size: height and width in the file, upright.
         scale: pixels of the file for each of the image's, 1, 2, 4 or 8.
     """
@@ -70,7 +70,7 @@ class Decoded(NamedTuple):
 
 
 def decode_image(encoded: bytes, where: str) -> Image.Image:
-    """Decodes an image to RGB, upright: of an animation the first frame, and what is transparent over white.
+    """Decodes an image to RGB, upright: the first frame of an animation, and transparent areas over white.
 
     Colours are taken as sRGB, whatever profile the file carries; CMYK is converted without one.
 
@@ -87,8 +87,8 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
 def decode_at_least(encoded: bytes, where: str, side: int) -> Decoded:
     """The same, but a JPEG is decoded at the smallest scale whose shorter side is not below `side`.
 
-    From each block of 8 x 8 pixels that a JPEG holds as frequencies, 4 x 4, 2 x 2 or 1 x 1 are made of the lowest ones
-    alone: half, a quarter or an eighth of its size, for less time than decoding and resizing take.
+    From each block of 8 x 8 pixels, which a JPEG stores as frequencies, 4 x 4, 2 x 2 or 1 x 1 pixels are made using the
+    lowest frequencies only: half, a quarter or an eighth of its size, in less time than decoding and resizing take.
 
     Args:
         encoded, where: as for `decode_image`, and the same is raised.
@@ -102,9 +102,9 @@ def _decode(encoded: bytes, where: str, side: int | None) -> Decoded:
     width, height = image.size
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        # Turning or mirroring would bring a pixel that the edge cuts off to the left or the top.
+        # After rotation or mirroring, missing pixels would be at the left or the top.
         can_shrink = side is not None and (orientation == 1 or width % 8 == height % 8 == 0)
-        drafted = image.draft(None, (side, side)) if can_shrink else None  # None of other formats, too
+        drafted = image.draft(None, (side, side)) if can_shrink else None  # None for other formats too
         scale = round(width / drafted[1][2]) if drafted else 1
         ImageOps.exif_transpose(image, in_place=True)
         image.load()
@@ -131,12 +131,12 @@ def _beyond_limits(encoded: bytes, image: Image.Image) -> str | None:
     if image.format in ("JPEG", "MPO") and _count_scans(encoded) > MAX_SCANS:
         return f"it is a JPEG of more than {MAX_SCANS} scans"
     if image.mode in OTHER_MODES:
-        return f"its pixels are of Pillow's mode {image.mode}"
+        return f"its pixels have Pillow's mode {image.mode}, whose range of values is unknown"
     return None
 
 
 def _count_scans(encoded: bytes) -> int:
-    """Scans of a JPEG, by their marker FF DA: its places at even and at odd offsets, ten times faster than bytes.count."""
+    """Counts a JPEG's scans by their marker FF DA, at even and at odd offsets: ten times faster than bytes.count."""
     pairs = (np.frombuffer(encoded, "<u2", (len(encoded) - offset) // 2, offset) for offset in (0, 1))
     return sum(np.count_nonzero(words == 0xDAFF) for words in pairs)
 

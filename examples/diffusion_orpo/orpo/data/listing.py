@@ -31,7 +31,7 @@ class ListedImage:
     Attributes:
         name: its path, relative to the folder.
         prompt: what it shows.
-        details: what else its line says.
+        details: everything else in its line.
     """
 
     name: str
@@ -43,7 +43,7 @@ def read_listing(folder: Path) -> list[ListedImage]:
     """Reads the prompts, and opens every image.
 
     Raises:
-        ValueError: there are no prompts, or anything is wrong with one or an image. Lists what is wrong.
+        ValueError: there are no prompts, or a prompt or an image is bad. Lists all problems.
     """
     images, problems = _read_metadata(folder) if (folder / METADATA).exists() else _read_captions(folder)
     with ThreadPoolExecutor() as pool:
@@ -52,7 +52,7 @@ def read_listing(folder: Path) -> list[ListedImage]:
         shown = "\n  ".join(problems[:SHOWN])
         more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise ValueError(
-            f"{folder}: {len(problems)} problems; nothing was changed. Mend or remove these files or lines.\n  {shown}{more}"
+            f"{folder}: {len(problems)} problems; nothing was changed. Fix or remove these files or lines.\n  {shown}{more}"
         )
     return images
 

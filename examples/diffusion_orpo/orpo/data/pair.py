@@ -1,4 +1,4 @@
-"""What a preference pair is: its label, the transform that both images go through together, and collation."""
+"""A preference pair: two images, the transform that both go through together, and collation."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from .image import decode_at_least
 
 
-# Cached encodings know the pixels that they were made from by this. The number changes whenever an image gives others.
+# Part of the key of cached encodings. The number changes whenever an image would give other pixels.
 TRANSFORM = 1
 
 
@@ -18,7 +18,7 @@ class PreferencePair:
     """Two encoded images for one prompt, of which people preferred the first.
 
     Attributes:
-        winner, loser: the images as encoded files, of those that `images.py` takes.
+        winner, loser: the images as encoded files, in a format that `image.py` takes.
         prompt: the caption of both.
     """
 
@@ -34,7 +34,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 @dataclass(frozen=True)
 class PairTransform:
-    """Turns an encoded pair into tensors. What is random falls alike on both images.
+    """Turns an encoded pair into tensors. Both images share everything random.
 
     Attributes:
         resolution: pixels a side of the result.
@@ -76,7 +76,7 @@ class PairTransform:
         }
 
     def draw(self, seed: int) -> tuple[bool, tuple[float, float], bool]:
-        """What is random about a pair: is it mirrored, where is the crop as (y, x) fractions of its room, is its prompt empty?"""
+        """Draws whether a pair is mirrored, where it is cropped, as (y, x) fractions of its room, and whether its prompt is empty."""
         flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
         crop = (crop_y, crop_x) if self.random_crop else (0.5, 0.5)
         return bool(self.random_flip and flip < 0.5), crop, bool(empty < self.proportion_empty_prompts)

@@ -88,7 +88,7 @@ class PreferenceRows:
         return replace(self, rows=self.rows[indices], winner_is_0=self.winner_is_0[indices], digests=digests)
 
     def with_digests(self, images: list[tuple[bytes, bytes]]) -> "PreferenceRows":
-        """The same, knowing what `check` said of the images."""
+        """The same, with the hashes that `check` returned."""
         digests = np.frombuffer(b"".join(hash for pair in images for hash in pair), dtype="V16").reshape(-1, 2)
         return replace(self, digests=np.where(self.winner_is_0[:, None], digests, digests[:, ::-1]))
 
@@ -222,7 +222,7 @@ def hold_out(
 ) -> tuple[PreferenceRows, PreferenceRows | None]:
     """Splits off at most `number` pairs, such that no image of theirs is trained on.
 
-    Where an image stands in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
+    Where an image appears in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
 
     Args:
         pairs: all of them.
@@ -233,7 +233,7 @@ def hold_out(
         The pairs to train on, and those held out, or None where none are.
 
     Raises:
-        ValueError: more than `number` pairs hang together by their images, so that none can be held out.
+        ValueError: the pairs that share images form groups larger than `number`, so that none can be held out.
     """
     if number == 0:
         return pairs, None

@@ -1,4 +1,4 @@
-"""Opening a data set: on the Hub, in files, in folders of images, as datasets saved it. One table comes out."""
+"""Opens a data set as one table: from the Hub, from files, from folders of images, or as datasets saved it."""
 
 import glob
 import os
@@ -195,7 +195,7 @@ def is_saved(path: str) -> bool:
 
 
 def _open_saved(path: str, name: str, config: str | None, split: str | None) -> tuple[Dataset, str, str]:
-    """What `save_to_disk` wrote, a data set or a dictionary of splits."""
+    """Opens what `save_to_disk` wrote: a data set or a dictionary of splits."""
     with readable(name):
         saved = load_from_disk(path)
     if isinstance(saved, DatasetDict):
@@ -211,7 +211,7 @@ def _reader(path: str) -> str:
     if suffix not in READERS:
         shard = " Shards are named by --dataset_path." if suffix == ".tar" else ""
         raise ValueError(
-            f"{path} is a file of a kind that holds no pairs: name a folder, or a file ending in {', '.join(READERS)}.{shard}"
+            f"{path} is not a kind of file that holds pairs: name a folder, or a file ending in {', '.join(READERS)}.{shard}"
         )
     return READERS[suffix]
 

@@ -1,4 +1,4 @@
-"""What workers do: decode the pairs that the reader hands them, and find a stand-in for each one that is bad.
+"""The workers' part: they decode the pairs that the reader hands them, and find a stand-in for each bad one.
 
 Whether an image can be decoded is known only now, when the pair has its place in a batch, on one process. The other
 processes don't know, and the batch must not be short. So another pair takes the place: one among the first of any shard,
@@ -26,7 +26,7 @@ TRIES = 100
 
 @dataclass(frozen=True)
 class Problem:
-    """A sample that was met and is bad."""
+    """A bad sample."""
 
     epoch: int
     shard: int
@@ -49,14 +49,14 @@ def decode(shards: Shards, transform: PairTransform, arrival: Arrival, seed: int
     where = shards.where(arrival.shard, arrival.ordinal, arrival.members)
     try:
         if arrival.members is None:
-            raise BadPair("unreadable", "the shard ends or breaks off before it")
+            raise BadPair("unreadable", "the shard ends or is cut off before it")
         if shards.encoding is not None:
             sample = read_encoded(shards.encoding, arrival.members, seed)
         else:
             pair = to_pair(arrival.members)
             sample = pair and transform(pair, seed, where)
         if sample is None:
-            raise BadPair("unlisted tie", "it is a tie, of which the manifest knows nothing")
+            raise BadPair("unlisted tie", "it is a tie that the manifest does not list")
         return sample
     except BadPair as bad:
         raise BadPair(bad.kind, bad.problem, bad.where or where, bad.advice) from bad
@@ -66,12 +66,12 @@ def decode(shards: Shards, transform: PairTransform, arrival: Arrival, seed: int
 
 @dataclass(frozen=True)
 class PairDecoder(Dataset):
-    """Samples by their arrival: tensors, and what was wrong where they are a stand-in's.
+    """Samples by their arrival: tensors, and the problem where they come from a stand-in.
 
     Attributes:
         shards: all of them.
-        pairs: of each shard, the places of the pairs to train on.
-        transform: of the images, where the shards hold any.
+        pairs: the places of the pairs to train on, for each shard.
+        transform: for the images, where the shards hold any.
         seed: of transform and noise.
     """
 
@@ -105,6 +105,6 @@ class PairDecoder(Dataset):
 
 
 def collate(items: list[tuple[dict, Problem | None]]) -> dict:
-    """A batch, as `collate_pairs` makes it, with `problems`: what was wrong with samples that have a stand-in."""
+    """A batch, as `collate_pairs` makes it, with `problems`: those of the samples that were replaced by a stand-in."""
     problems = [problem for _, problem in items if problem is not None]
     return collate_pairs([sample for sample, _ in items]) | {"problems": problems}

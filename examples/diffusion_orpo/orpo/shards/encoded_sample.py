@@ -1,8 +1,8 @@
 """Samples of encoded shards: latents in place of images, embeddings in place of the prompt.
 
-`encoded.safetensors` holds `moments_0` and `moments_1` (2C, h, w), mean and log variance of either image's latents;
+`encoded.safetensors` holds `moments_0` and `moments_1` (2C, h, w), mean and log variance of each image's latents;
 `original_sizes` and `crop_top_lefts` (2, 2); and the prompt's embeddings as `embeds.*`. All samples of a split have the same
-dtypes and shapes, which its manifest lists, so that whatever else comes is known to be bad.
+dtypes and shapes, which its manifest lists, so that anything else is known to be bad.
 """
 
 import torch
@@ -16,7 +16,7 @@ from .sample import read_label
 
 
 MEMBER = "encoded.safetensors"
-MAX_SIDE = 1 << 24  # of an original image, and of what is cropped; float32 knows every number up to here
+MAX_SIDE = 1 << 24  # of an original image, and of a crop's offset; float32 represents every integer up to here
 
 
 def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> dict | None:
@@ -28,7 +28,7 @@ def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> di
         seed: of the noise.
 
     Raises:
-        BadPair: a member is missing, or holds anything else than the manifest says.
+        BadPair: a member is missing, or holds something other than the manifest says.
     """
     label, _ = read_label(members, (MEMBER,))
     if label == 0.5:
@@ -65,12 +65,12 @@ def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> di
 
 
 def check_encoding(encoding: Encoding, transform: PairTransform, identity: dict[str, str]) -> None:
-    """Compares what made encoded shards with what this run would encode with.
+    """Compares the models and settings that encoded the shards with those of this run.
 
     Args:
         encoding: of the shards.
         transform: that the flags ask for.
-        identity: of this run's encoding: what decides moments and embeddings, by name.
+        identity: everything that this run's moments and embeddings depend on, by name.
 
     Raises:
         ValueError: VAE, text encoders, resolution or precision differ, or a flag asks for what these shards don't

@@ -1,7 +1,7 @@
 """Reads one process's share of the pairs, in the order in which it trains on them, undecoded.
 
-It runs in the main process: workers only decode, so that how many there are decides nothing and no byte is read twice in
-a process. Each lane is read once and in sequence, so shards may come from pipes; a shard is open from the first pair that
+It runs in the main process: workers only decode, so their number changes nothing, and no process reads a byte twice.
+Each lane is read once and in sequence, so shards may come from pipes; a shard is open from the first pair that
 this process takes from it to the last.
 """
 
@@ -23,7 +23,7 @@ class Arrival:
     """A sample as it was read.
 
     Attributes:
-        epoch: that it is read for.
+        epoch: the one it is read for.
         shard, ordinal: its place.
         members: as `walk_samples` gives them; None where the shard ends before the sample.
     """
@@ -41,7 +41,7 @@ def read_share(
 
     Args:
         shards: all of them.
-        pairs: of each shard, the places of the pairs to train on.
+        pairs: the places of the pairs to train on, for each shard.
         seed, buffer_size: decide the order.
         share: of this process.
     """
@@ -63,7 +63,7 @@ def _read_epoch(shards: Shards, order: EpochOrder, share: Share) -> Iterator[Arr
 
 
 def _read_lane(shards: Shards, order: EpochOrder, lane: int, turns: np.ndarray) -> Iterator[Arrival]:
-    """The pairs that a lane gives in these turns, which rise."""
+    """The pairs that a lane gives in these turns, which are in ascending order."""
     given = order.turns(lane)[turns]
     is_wanted = np.zeros(sum(len(run.ordinals) for run in order.runs(lane)), dtype=bool)
     is_wanted[given] = True
@@ -80,7 +80,7 @@ def _read_lane(shards: Shards, order: EpochOrder, lane: int, turns: np.ndarray) 
 
 
 def read_run(shards: Shards, epoch: int, run: Run) -> Iterator[Arrival]:
-    """The samples of a run in sequence. A shard none of whose samples is wanted is not opened."""
+    """The samples of a run in sequence. A shard is not opened if none of its samples is wanted."""
     awaited = list(map(int, run.ordinals[::-1]))
     if not awaited:
         return

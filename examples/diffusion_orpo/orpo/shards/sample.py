@@ -1,4 +1,4 @@
-"""What a sample of a shard is: two images, a prompt, and a label that says which image people preferred.
+"""A sample of a shard: two images, a prompt, and a label that says which image people preferred.
 
 Its members are `original_prompt.txt`, `jpg_0.*`, `jpg_1.*`, `label_0.txt` and, optionally, `label_1.txt`. In shards that
 are encoded, `encoded.safetensors` takes the place of the images: see `encoded_sample.py`.
@@ -67,7 +67,7 @@ def missing_members(names: list[str], needed: tuple[str, ...]) -> list[str]:
 
 
 def what_is_missing(members: dict, needed: tuple[str, ...]) -> tuple[str, str, str]:
-    """What a sample holds and what it needs; its place, which the caller knows; and what to do about it."""
+    """Returns what a sample holds and lacks; an empty place, which the caller knows; and what to do about it."""
     names = member_names(members)
     held = ", ".join(printable(name, 40) for name in names[:SHOWN_MEMBERS]) or "nothing"
     more = ", ..." if len(names) > SHOWN_MEMBERS else ""
@@ -80,7 +80,7 @@ def what_is_missing(members: dict, needed: tuple[str, ...]) -> tuple[str, str, s
 
 
 def member_names(members: dict) -> list[str]:
-    """Names of all members of a sample, also of those that were passed over."""
+    """Names of all members of a sample, including those that were skipped."""
     return [name for name in members if not name.startswith("__")] + members.get(OTHERS, [])
 
 

@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """What the flags say of shards.
+    """What the flags say about shards.
 
     Attributes:
         patterns: where they are, as `find_shards` takes it.
-        num_train_examples: samples that the user believes there are.
+        num_train_examples: samples that the user expects.
         num_held_out: pairs to validate on.
         max_pairs: pairs to train on; None for all.
         transform: of the images.
         num_workers: processes that decode.
         buffer_size, max_bad_samples: as in `ShardData`.
-        cache_dir: for what a look at the shards finds.
+        cache_dir: for the results of scanning the shards.
     """
 
     patterns: list[str]
@@ -76,15 +76,15 @@ class ShardOptions:
 def load_shards(
     options: ShardOptions, accelerator: Accelerator, encoding_identity: Callable[[], dict[str, str]]
 ) -> "ShardData":
-    """Finds the shards and what is in them, on one process for all, and splits off the held-out pairs.
+    """Finds the shards and their pairs, on one process for all, and splits off the held-out ones.
 
     Args:
         options: the flags.
         accelerator: of the run.
-        encoding_identity: gives what decides this run's moments and embeddings; asked for where the shards are encoded.
+        encoding_identity: returns what this run's encodings depend on; called where the shards are encoded.
 
     Raises:
-        ValueError: shards are missing or hold too little, or were encoded with other models or settings than the run's.
+        ValueError: shards are missing, hold too few pairs, or were encoded with other models or settings than the run's.
         OSError: a URL can't be read.
     """
     found = None
@@ -113,7 +113,7 @@ def load_shards(
 
 @dataclass(frozen=True)
 class ShardData:
-    """What training asks of a data source, from shards.
+    """A data source as training needs it, from shards.
 
     Attributes:
         shards: all of them.
@@ -149,17 +149,17 @@ class ShardData:
 
     @property
     def held_out(self) -> list[np.ndarray]:
-        """Of each shard, the places of the pairs to validate on."""
+        """The places of the pairs to validate on, for each shard."""
         return self._split[0]
 
     @property
     def pairs(self) -> list[np.ndarray]:
-        """Of each shard, the places of the pairs to train on."""
+        """The places of the pairs to train on, for each shard."""
         return self._split[1]
 
     @property
     def fingerprint(self) -> str:
-        """Tells other pairs from these: by the shards' names and sizes, and which of their samples are trained on."""
+        """Changes with the shards' names and sizes, and with the choice of samples that are trained on."""
         names = [shard_name(url) for url in self.shards.urls]  # signed URLs differ from run to run
         content = [names, self.shards.counts.tolist(), self.num_held_out]
         if (
@@ -181,7 +181,7 @@ class ShardData:
         Args:
             batch_size: pairs per batch.
             seed: decides, with epoch and sample, the order and everything random.
-            position: where to go on, of a `ShardBatches` of any process; None for the start.
+            position: where to continue: that of any process's `ShardBatches`; None for the start.
             rank, world_size: this process, and how many there are.
 
         Raises:
@@ -199,7 +199,7 @@ class ShardData:
         return batches
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict] | None:
-        """This process's share of the held-out pairs, once; None where there are none. Bad ones are named and left out."""
+        """This process's share of the held-out pairs, once; None where there are none. Bad ones are logged and left out."""
         return self._held_out_batches(batch_size, rank, world_size) if self.num_held_out else None
 
     def _held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict]:
@@ -222,7 +222,7 @@ class ShardData:
 
 @dataclass
 class ShardBatches:
-    """Endless batches of one process, that know where they are.
+    """Endless batches of one process, which know their position.
 
     Attributes:
         data: the source.
@@ -267,7 +267,7 @@ class ShardBatches:
 
     @property
     def position(self) -> dict:
-        """What a checkpoint keeps: it serves any number of processes and workers, and any batch size."""
+        """For the checkpoint: valid for any number of processes and workers, and any batch size."""
         return {
             "order": ORDER_VERSION,
             "pairs_seen": self.pairs_seen,
@@ -275,7 +275,7 @@ class ShardBatches:
         }
 
     def go_to(self, position: dict) -> None:
-        """Goes on where another run's batches were.
+        """Continues where another run's batches stopped.
 
         Raises:
             ValueError: that run had another order, so that some pairs would be repeated and some lost.
