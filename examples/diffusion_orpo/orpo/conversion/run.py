@@ -20,7 +20,7 @@ import ray.data
 from tqdm.auto import tqdm
 
 from ..data.bad_pair import BadPair
-from ..data.columns import TIE
+from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
 from ..system.checksums import sha256_of
 from ..system.messages import printable
@@ -31,7 +31,7 @@ from .sample import add_sample, attempt, read_pair
 
 logger = logging.getLogger(__name__)
 
-LABELS = {1.0: "jpg_0", 0.0: "jpg_1", TIE: "tie"}
+LABELS = {1.0: "jpg_0", 0.0: "jpg_1", TIE: "tie", LOW_AGREEMENT: "low_agreement"}
 OBJECT_STORE_BYTES = 200 << 20  # no image goes through it
 
 
@@ -161,5 +161,5 @@ def convert_rows(unit: Unit, job: Job, encoder) -> Iterator[tuple[str, int, tupl
 
 
 def is_sample(result: tuple | BadPair, job: Job) -> bool:
-    """Whether a row is to be written: it is good, and no tie unless these are kept."""
-    return not isinstance(result, BadPair) and (result[0] != TIE or job.keep_ties)
+    """Whether a row is to be written: it is good, enough agree on it, and it is no tie unless these are kept."""
+    return not isinstance(result, BadPair) and result[0] != LOW_AGREEMENT and (result[0] != TIE or job.keep_ties)
