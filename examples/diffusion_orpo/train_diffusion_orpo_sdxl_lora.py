@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from orpo.data.flags import DATA_SET, IMAGES
+from orpo.data.flags import DATA_SET, IMAGES, check_reading
 from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.system.flags import assemble, make_parser, parse
@@ -31,6 +31,7 @@ FLAGS = assemble([DATA_SET, *SDXL.flags, IMAGES, *TRAINING], SDXL.defaults)
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, FLAGS)
     args = parse(parser, FLAGS, input_args)
+    check_reading(parser, args)
     SDXL.check_flags(parser, args)
     check_training_flags(parser, args)
     return args

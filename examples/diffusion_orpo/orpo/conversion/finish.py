@@ -59,11 +59,13 @@ def check_totals(job: Job, shards: list[Shard]) -> str:
     bad_rows = [bad for shard in shards for bad in shard.bad_rows]
     samples = sum(shard.samples for shard in shards)
     ties = sum(shard.labels["tie"] for shard in shards)
+    unclear = sum(shard.labels.get("low_agreement", 0) for shard in shards)
+    low = f", {unclear} of low agreement (dropped)" if unclear else ""
     summary = (
         f"{job.dataset_path}, {job.split}: {job.rows} rows, of which {samples} became pairs, {ties} are ties"
-        f" ({'kept' if job.keep_ties else 'dropped'}), and {len(bad_rows)} are bad."
+        f" ({'kept' if job.keep_ties else 'dropped'}){low}, and {len(bad_rows)} are bad."
     )
-    if samples + len(bad_rows) + (0 if job.keep_ties else ties) != job.rows:
+    if samples + len(bad_rows) + unclear + (0 if job.keep_ties else ties) != job.rows:
         raise ValueError(f"{summary} That does not add up: did the files change? Empty {job.output_dir}, start again.")
     if samples == 0:
         first = f" The first bad one: {bad_rows[0].reason}" if bad_rows else ""

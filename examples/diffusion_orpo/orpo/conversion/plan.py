@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..data.columns import Columns
+from ..data.conventions import CONVENTIONS
+from ..data.reading import Reading
 from ..data.table import Table
 from ..models.options import ModelOptions
 from ..shards.manifest import Source
@@ -85,6 +87,7 @@ def plan_job(
     keep_ties: bool = False,
     cache_dir: str | None = None,
     encoding: EncodingJob | None = None,
+    reading: Reading = Reading(),
 ) -> Job:
     """Divides the rows of the split into shards. The same files and settings give the same plan, on any machine.
 
@@ -95,19 +98,20 @@ def plan_job(
         keep_ties: whether rows without a preference are written, too.
         cache_dir: where shards wait for their upload to S3.
         encoding: how samples are encoded, if they are.
+        reading: what flags say of the rows.
 
     Raises:
         ValueError: files, split or columns are not there, files differ in them, or there are no rows.
     """
-    listing = list_files(dataset_path, dataset_config_name, split)
+    listing = list_files(dataset_path, dataset_config_name, split, reading)
     copy = None
     if isinstance(listing, Table):
-        copy = write_copy(listing, copy_folder(output_dir, cache_dir))
-        listing = Listing(str(copy.parent), listing.split, [copy.name])
+        table, copy = listing, write_copy(listing, copy_folder(output_dir, cache_dir))
+        listing = Listing(str(copy.parent), table.split, [copy.name], columns=table.columns)
     folder, files, split = open_dataset(listing.root), listing.files, listing.split
 
     with ThreadPoolExecutor(8) as pool:
-        footers = list(pool.map(lambda file: read_footer(folder, file, listing.classes), files))
+        footers = list(pool.map(lambda file: read_footer(folder, file, listing, reading), files))
     _check_alike(files, footers)
     pieces = [
         (Source(file, first_row, rows), size)
@@ -121,6 +125,9 @@ def plan_job(
     decisive = [keep_ties, [asdict(unit) for unit in units], [footer.sha256 for footer in footers]]
     if encoding is not None:
         decisive.append(encoding.identity)
+    columns = footers[0].columns
+    if columns.min_agreement is not None or columns.convention not in CONVENTIONS:
+        decisive.append([columns.used, columns.min_agreement])
     plan = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     columns = {file: footer.columns for file, footer in zip(files, footers)}
     return Job(listing.root, output_dir, cache_dir, split, keep_ties, files, columns, units, plan, encoding, copy)

@@ -20,7 +20,7 @@ import ray.data
 from tqdm.auto import tqdm
 
 from ..data.bad_pair import BadPair
-from ..data.columns import TIE
+from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
 from ..shards.sizes import pack_sizes
 from ..system.checksums import sha256_of
@@ -32,7 +32,7 @@ from .sample import add_sample, attempt, read_pair, sizes_of
 
 logger = logging.getLogger(__name__)
 
-LABELS = {1.0: "jpg_0", 0.0: "jpg_1", TIE: "tie"}
+LABELS = {1.0: "jpg_0", 0.0: "jpg_1", TIE: "tie", LOW_AGREEMENT: "low_agreement"}
 OBJECT_STORE_BYTES = 200 << 20  # no image goes through it
 
 
@@ -167,5 +167,5 @@ def convert_rows(
 
 
 def is_sample(result: tuple | BadPair, job: Job) -> bool:
-    """Whether a row is to be written: it is good, and no tie unless these are kept."""
-    return not isinstance(result, BadPair) and (result[0] != TIE or job.keep_ties)
+    """Whether a row is to be written: it is good, enough agree on it, and it is no tie unless these are kept."""
+    return not isinstance(result, BadPair) and result[0] != LOW_AGREEMENT and (result[0] != TIE or job.keep_ties)

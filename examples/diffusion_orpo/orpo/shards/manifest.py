@@ -50,7 +50,8 @@ class Shard:
         name: of the file, in the manifest's folder.
         samples: pairs in it.
         bytes, sha256: of the file.
-        labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped.
+        labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped;
+            and `low_agreement`, where some were, which always are.
         source: the rows that it was made from, in order.
         bad_rows: those among them that are in no count of `labels`.
         ties: places of the ties among the samples; None in manifests of earlier versions, which don't say.

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from ..data.columns import parse_label
+from ..data.verdicts import parse_label
 from ..system.messages import printable
 from ..system.redaction import without_secrets
 from .kept_answer import KeptAnswer
