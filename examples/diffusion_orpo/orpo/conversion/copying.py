@@ -13,6 +13,7 @@ from datasets import Features, Value
 
 from ..data.bad_pair import BadPair
 from ..data.table import Table
+from ..system.durable import written_whole
 
 
 ROWS_AT_ONCE = 64  # in a row group; of large images 0.2 GB
@@ -29,17 +30,14 @@ def write_copy(table: Table, folder: Path) -> Path:
     Returns:
         The file. The same rows give the same bytes.
     """
-    file, partial = folder / f".{table.split}-rows.parquet", folder / f".{table.split}-rows.partial"
+    file = folder / f".{table.split}-rows.parquet"
     columns = table.columns
     kept = {name: table.dataset.features[name] for name in (*columns.verdict, columns.prompt)}
     schema = Features(dict.fromkeys(columns.images, Value("large_binary")) | kept).arrow_schema
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for batch in _batches(table):
-                writer.write_table(batch.cast(schema))
-        return partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(file) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for batch in _batches(table):
+            writer.write_table(batch.cast(schema))
+    return file
 
 
 def _batches(table: Table) -> Iterator[pa.Table]:

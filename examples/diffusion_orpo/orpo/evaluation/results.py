@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..drawing.images import Request, read_image
 from ..scoring.image_statistics import warning
 from ..scoring.names import scorer_label
 from ..scoring.scorers import load_scorer, score_images
 from ..scoring.win_rate import compare_scores
-from .images import Request, read_image
 
 
 SCORED_AT_ONCE = 16

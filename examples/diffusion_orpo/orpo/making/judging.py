@@ -10,10 +10,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..drawing.images import Request, read_image
 from ..scoring.names import scorer_label
 from ..scoring.scorers import load_scorer, score_images
-from .drawing import Request
-from .usable import read_drawn
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def score(name: str, folder: Path, requests: Sequence[Request], batch_size: int)
     ) as bar:
         for i in range(0, len(mine), batch_size):
             batch = mine[i : i + batch_size]
-            images = [read_drawn(folder / requests[j].name) for j in batch]
+            images = [read_image(folder / requests[j].name) for j in batch]
             found += zip(batch, score_images(name, scorer, images, [requests[j].prompt for j in batch]))
             bar.update(len(batch))
     scores = np.empty(len(requests))

@@ -10,7 +10,8 @@ import numpy as np
 from ..data.image import decode_image
 from ..data.listing import METADATA, ListedImage, image_path
 from ..data.writing import write_pairs
-from .drawing import Request, write_text
+from ..drawing.images import Request
+from ..system.durable import write_text
 from .judging import ScoredPair, choose, margins
 
 

@@ -77,7 +77,6 @@ class LatentDiffusion:
     pipeline_options: dict = {}
     inference_dtype = "float16"
     lora_file = LORA_FILE
-    options_class = ModelOptions
 
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         self.options, self.device, self.dtype = options, device, dtype

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pyarrow.fs import FileType, LocalFileSystem, S3FileSystem, SubTreeFileSystem
 
+from ..system import durable
 from ..system.checksums import sha256_of
 from ..system.messages import printable
 from ..system.redaction import without_secrets
@@ -162,17 +163,13 @@ def written_whole(folder: SubTreeFileSystem, name: str, work_dir: str | None = N
         work_dir: where files wait for their upload. Default: the system's temporary folder.
     """
     if is_local(folder):
-        partial = Path(folder.base_path, f".{name}.partial")
-    else:
-        partial = Path(work_dir or tempfile.gettempdir(), f".{folder.base_path}{name}.partial".replace("/", "-"))
+        with durable.written_whole(Path(folder.base_path, name)) as partial:
+            yield partial
+        return
+    partial = Path(work_dir or tempfile.gettempdir(), f".{folder.base_path}{name}.partial".replace("/", "-"))
     try:
         yield partial
-        if is_local(folder):
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, Path(folder.base_path, name))
-        else:
-            _upload(partial, folder, name)
+        _upload(partial, folder, name)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,11 +1,13 @@
 """Files and folders that are complete or absent, whatever ends the process or the machine.
 
-What is new is written under another name and forced to disk (`fsync`), then renamed, which POSIX does in one step; then
-the folder with the new name is forced to disk too. What is outdated loses its name first, and then its content.
+New content is written under another name and forced to disk (`fsync`), then renamed, which POSIX does in one step; then
+the folder with the new name is forced to disk too. Outdated content loses its name first, and is then removed.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -28,6 +30,24 @@ def rename(source: Path, target: Path) -> None:
     """Renames within a folder, durably. A file called `target` is replaced in the same step."""
     os.replace(source, target)
     sync(target.parent)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path to write to. When the block ends, the file is complete under its name; after an error nothing changed."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        rename(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that is complete or absent."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def remove_folder(folder: Path) -> None:
