@@ -16,8 +16,9 @@
     python check_preferences.py --dataset_name=my_pairs
     python check_preferences.py --dataset_path=shards
 
-Writes `report.json` and `contact_sheet.png`. Ends with status 0 where training would accept the data, with 1
-where not, and with 2 where there is nothing to look at: shards that are encoded hold no images.
+Writes `report.json` and `contact_sheet.png`; with --filter also a copy without what is wrong; and with --scorers it says how
+often each of these agrees with the labels. Ends with status 0 where training would accept the data, with 1 where not, and
+with 2 where there is nothing to look at: shards that are encoded hold no images.
 """
 
 import argparse
@@ -25,9 +26,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from orpo.checking.flags import OUTPUT, PROMPTS
+from orpo.checking.flags import OUTPUT, PROMPTS, check_filter
 from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
+from orpo.evaluation.flags import JUDGING
 from orpo.models.flags import MODEL
 from orpo.system.flags import FlagGroup, all_flags, assemble, make_parser, parse, pick
 from orpo.system.start import begin
@@ -43,12 +45,15 @@ PIPELINE = replace(
     required=False,
     help="Pipeline whose tokenizers measure the prompts: a path, or a model identifier from huggingface.co/models.",
 )
+(SCORERS,) = pick([JUDGING], ("scorers",))
+SCORERS = replace(SCORERS, default=[], help=f"Say how often these agree with the labels. {SCORERS.help}")
 
 FLAGS = assemble(
     [
         FlagGroup("data, as the training scripts take it", (*SOURCE, *HOW_MANY, CACHE_DIR)),
         FlagGroup("prompts", (PIPELINE, REVISION)),
         PROMPTS,
+        FlagGroup("output", (SCORERS,)),
         OUTPUT,
     ]
 )
@@ -59,6 +64,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
     args = parse(parser, FLAGS, input_args)
     check_source(parser, args)
+    check_filter(parser, args)
     return args
 
 
@@ -68,8 +74,12 @@ def main(input_args: list[str] | None = None) -> int:
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.checking.check import check
+    from orpo.scoring.label_agreement import LabelJudge
 
-    return check(args)
+    try:
+        return check(args, LabelJudge(args.scorers) if args.scorers else None)
+    except ValueError as error:  # a scorer that fails
+        sys.exit(f"check_preferences.py: {error}")
 
 
 if __name__ == "__main__":

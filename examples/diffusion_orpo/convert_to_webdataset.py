@@ -51,6 +51,7 @@ def main(input_args: list[str] | None = None) -> None:
     from orpo.conversion.finish import check_totals, find_finished, finish, verify
     from orpo.conversion.plan import plan_job
     from orpo.conversion.run import ray_session, run
+    from orpo.data.reading import Reading
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     if args.verify:
@@ -70,6 +71,7 @@ def main(input_args: list[str] | None = None) -> None:
         keep_ties=args.keep_ties,
         cache_dir=args.cache_dir,
         encoding=read_encoding_flags(args) if args.encode else None,
+        reading=Reading.from_flags(args),
     )
     try:
         finished, in_manifest = find_finished(job)

@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from orpo.data.flags import DATA_SET
+from orpo.data.flags import DATA_SET, check_reading
 from orpo.models.registry import SDXL
 from orpo.training_script import parse_training_flags, train_lora, training_flags
 
@@ -26,7 +26,7 @@ FLAGS = training_flags(SDXL, [DATA_SET])
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    return parse_training_flags(__doc__, FLAGS, SDXL, input_args)
+    return parse_training_flags(__doc__, FLAGS, SDXL, input_args, check_reading)
 
 
 def main(input_args: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
+from orpo.models.options import ModelOptions
 from orpo.models.quantization import quantization_options
 from peft import LoraConfig
 
@@ -89,7 +90,8 @@ def test_quantized_weights_are_as_large_as_bitsandbytes_makes_them(demo_base, qu
         monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: device_map)
     options = {"subfolder": "unet", "dtype": torch.bfloat16}
     plain = UNet2DConditionModel.from_pretrained(demo_base, **options).requires_grad_(False)
-    config = quantization_options(quantize_base, "unet", torch.bfloat16)["quantization_config"].quant_mapping["unet"]
+    quantization = quantization_options(ModelOptions("", quantize_base=quantize_base), "unet", torch.bfloat16)
+    config = quantization["quantization_config"].quant_mapping["unet"]
     quantized = UNet2DConditionModel.from_pretrained(demo_base, quantization_config=config, **options)
     size = 0
     for parameter in quantized.parameters():

@@ -199,7 +199,7 @@ def test_trl_columns_as_datasets_writes_images(tmp_path):
     "columns, words",
     [
         ({"image": b"", "text": ""}, ["image, text", "jpg_0, jpg_1, label_0, caption", "chosen, rejected, prompt"]),
-        ({"jpg_0": "a.jpg", "jpg_1": "b.jpg", "label_0": 1, "caption": ""}, ["jpg_0 holds string"]),
+        ({"jpg_0": 1, "jpg_1": 2, "label_0": 1, "caption": ""}, ["jpg_0 holds int64"]),
     ],
 )
 def test_other_columns_are_refused_with_what_is_needed(tmp_path, columns, words):

@@ -10,7 +10,9 @@ from helpers import face_rows
 from orpo.checking.sources import RowSource
 from orpo.conversion.sample import read_pair
 from orpo.data.bad_pair import BadPair
-from orpo.data.columns import CONVENTIONS, Columns
+from orpo.data.columns import Columns
+from orpo.data.conventions import CONVENTIONS
+from orpo.data.reading import Reading
 from orpo.data.rows import PreferenceRows
 from orpo.data.table import Table
 
@@ -21,6 +23,7 @@ PROMPTS = ["a", "a fox", "", "x" * 300, None]
 LABELS = ["1", "0", "1.0", "0.5", "0.7", "yes", None]
 FLAGS = ["true", "False", "1", "maybe", None]
 UIDS = ["a", "b", "tie", None]
+NUMBERS = ["1", "2", "2.0", "7", "-1", "inf", "many", None]
 
 # Of each convention, the columns that say who won, with what they may hold; the first values are likely ones.
 VERDICTS = {
@@ -34,70 +37,98 @@ VERDICTS = {
         "image_1_uid": UIDS[1:],
     },
     "TRL": {"label_0": LABELS, "label_1": LABELS},
+    "HPDv3": {
+        "choice_dist": ["[8, 1]", "[8, 1]", "[3, 2]", "[4, 4]", "[1, 8]", "[9]", "none", None],
+        "label_0": ["1", "0", None],
+        "label_1": ["0", "1", None],
+    },
 }
+MANY_VOTES = Reading(min_agreement=0.7)
 
 
-def random_table(convention, rng: random.Random) -> pa.Table:
-    """One to four rows, with some of the columns that may be there."""
-    optional = [name for name in convention.hints if rng.random() < 0.4]
-    columns = {name: [rng.choice(IMAGES) for _ in range(4)] for name in convention.images}
-    columns = {name: pa.array(values, pa.binary()) for name, values in columns.items()}
-    for name in (*convention.verdict, *optional):
-        columns[name] = pa.array([rng.choice(VERDICTS[convention.name][name]) for _ in range(4)], pa.string())
-    columns[convention.prompt] = pa.array([rng.choice(PROMPTS) for _ in range(4)], pa.string())
-    return pa.table(columns).slice(0, rng.randint(1, 4))
+def one_pair(convention, rng: random.Random) -> pa.Table:
+    """The rows of a pair, with some of the columns that may be there."""
+    if convention.is_ranked:
+        return one_ranked_pair(convention, rng)
+    optional = [name for name in (*convention.hints, *convention.marks[:1]) if rng.random() < 0.4]
+    columns = {name: pa.array([rng.choice(IMAGES)], pa.binary()) for name in convention.images}
+    for name in dict.fromkeys((*convention.verdict, *convention.marks[:1], *optional)):
+        columns[name] = pa.array([rng.choice(VERDICTS.get(convention.name, {}).get(name, NUMBERS))], pa.string())
+    return pa.table(columns | {convention.prompt: pa.array([rng.choice(PROMPTS)], pa.string())})
 
 
-def of_training(table: pa.Table, row: int):
-    """The pair; "tie"; or the kind of what is wrong first."""
+def one_ranked_pair(convention, rng: random.Random) -> pa.Table:
+    """A row that lists two images, or two rows."""
+    (images,), (order,) = convention.images, convention.verdict
+    prompts = [rng.choice(PROMPTS)] * 2
+    columns = {images: rng.choices(IMAGES, k=2), order: rng.choices(NUMBERS, k=2), convention.prompt: prompts}
+    types = {images: pa.binary(), order: pa.string(), convention.prompt: pa.string()}
+    if convention.group is not None:
+        columns |= {convention.group: rng.choice([["a", "a"]] * 4 + [["a", None]])}
+        columns[convention.prompt][1] = rng.choice([prompts[0]] * 4 + ["another"])
+        return pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
+    columns |= {convention.prompt: prompts[0], order: columns[order][: rng.choice([2, 2, 2, 1])]}
+    lists = {name: pa.list_(types[name]) for name in (images, order)}
+    return pa.table({name: pa.array([value], lists.get(name, pa.string())) for name, value in columns.items()})
+
+
+def of_training(table: Table):
+    """The pair; "tie"; "low"; or the kind of what is wrong first."""
     try:
-        pairs = PreferenceRows.open(Table.of(Dataset(table.slice(row, 1)), "rows"))
+        pairs = PreferenceRows.open(table)
         pairs.check()
     except BadPair as bad:
         return bad.kind
     except ValueError as error:
         assert "are ties" in str(error)
-        return "tie"
+        return "low" if "0 of the" in str(error) else "tie"
     pair = pairs[0]
     return pair.winner, pair.loser, pair.prompt
 
 
-def of_checker(table: pa.Table, row: int):
-    source = RowSource(Table.of(Dataset(table), "rows"), None, decode=True)
-    (found,) = source.inspect([row])
+def of_checker(table: Table):
+    source = RowSource(table, None, decode=True)
+    found = source.inspect([0])[0]
     if found.problems:
         return found.problems[0].kind
-    if found.label == 0.5:
-        return "tie"
-    pair = source.pair((0, row))
+    if found.label in (0.5, -1):
+        return "tie" if found.label == 0.5 else "low"
+    pair = source.pair((0, 0))
     return pair.winner, pair.loser, pair.prompt
 
 
-def of_converter(table: pa.Table, row: int):
-    columns = Columns.find(table.schema, "rows")
+def of_converter(table: Table):
     try:
-        label, members = read_pair(columns, {name: table.column(name)[row] for name in columns.used}, f"row {row}")
+        label, members = read_pair(table.columns, table.cells(0, table.columns.used), "row 0")
     except BadPair as bad:
         return bad.kind
     if not members:
-        assert label == 0.5
-        return "tie"
+        assert label in (0.5, -1)
+        return "tie" if label == 0.5 else "low"
     pair = [next(value for name, value in members.items() if name.startswith(f"jpg_{i}.")) for i in (0, 1)]
     assert float(members["label_0.txt"]) == label == 1 - float(members["label_1.txt"])
     return *(pair if label == 1 else pair[::-1]), members["original_prompt.txt"].decode()
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda convention: convention.name)
+def name_of(convention) -> str:
+    return f"{convention.name} {'-'.join((*convention.images, *convention.verdict))}"
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=name_of)
 def test_training_checker_and_converter_say_the_same_of_every_row(convention):
     rng, seen = random.Random(0), set()
-    for _ in range(60):
-        table = random_table(convention, rng)
-        for row in range(table.num_rows):
-            verdicts = of_training(table, row), of_checker(table, row), of_converter(table, row)
-            assert verdicts[0] == verdicts[1] == verdicts[2], (table.slice(row, 1).to_pylist(), verdicts)
-            seen.add(verdicts[0] if isinstance(verdicts[0], str) else "pair")
-    expected = {"pair", "bad label", "contradicting columns", "bad prompt", "missing image", "undecodable image"}
-    assert seen >= expected | ({"tie"} if convention.verdict else set())
+    number = 400 if convention.name == "Pick-a-Pic" else 40 if convention.is_ranked else 80
+    for reading in [Reading()] * number + ([MANY_VOTES] * 60 if convention.votes else []):
+        rows = one_pair(convention, rng)
+        table = Table.of(Dataset(rows), "rows", reading=reading)
+        assert len(table) == 1 or rows.column(convention.group).null_count
+        verdicts = of_training(table), of_checker(table), of_converter(table)
+        assert verdicts[0] == verdicts[1] == verdicts[2], (rows.to_pylist(), verdicts)
+        seen.add(verdicts[0] if isinstance(verdicts[0], str) else "pair")
+    expected = {"pair"} if convention.is_ranked else {"pair", "bad prompt", "missing image", "undecodable image"}
+    expected |= {"bad label", "contradicting columns"} if convention.name in VERDICTS else set()
+    expected |= {"bad label", "tie"} if convention.verdict else set()
+    assert seen >= expected | ({"low"} if convention.votes and convention.name != "Pick-a-Pic" else set())
 
 
 def pick_a_pic(**columns) -> float | str:

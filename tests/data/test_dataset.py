@@ -125,7 +125,8 @@ CAPTION_FEATURES = Features(
         (bad(1, "caption", None), None, ["row 1", "caption", "None"]),
         (lambda rows: [r | {"label_0": 0.5} for r in rows], None, ["no pairs left", "8 rows are ties"]),
         (lambda rows: [{"image": r["jpg_0"], "text": r["caption"]} for r in rows], None, ["image, text", "jpg_0", "chosen"]),
-        (lambda rows: [r | {"jpg_0": "a path"} for r in rows], None, ["jpg_0", "string"]),
+        (lambda rows: [r | {"jpg_0": 7} for r in rows], None, ["jpg_0", "int64"]),
+        (lambda rows: [r | {"jpg_0": "a path"} for r in rows], None, ["1 image files can't be read: a path (No such file"]),
     ],
 )  # fmt: skip
 def test_bad_data_names_the_row(tmp_path, change, features, parts):

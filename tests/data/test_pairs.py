@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import encode
-from orpo.data.columns import parse_label
 from orpo.data.image import decode_image
 from orpo.data.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
+from orpo.data.verdicts import parse_label
 from PIL import Image
 
 

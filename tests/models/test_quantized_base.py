@@ -84,6 +84,16 @@ def test_trains_resumes_bit_for_bit_and_loads_into_the_base_that_is_not_quantize
     assert not torch.equal(draw(pipeline), plain)
 
 
+def test_a_json_file_quantizes_as_it_says(demo_base, tmp_path):
+    """--bnb_quantization_config_path; what `llm_int8_skip_modules` names stays as it is."""
+    path = tmp_path / "bnb.json"
+    path.write_text('{"load_in_4bit": true, "bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["to_q"]}')
+    denoiser = load(demo_base, bnb_quantization_config_path=str(path)).denoiser
+    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, Linear4bit)}
+    assert {layer.weight.quant_type for layer in layers.values()} == {"fp4"}
+    assert any("to_k" in name for name in layers) and not any("to_q" in name for name in layers)
+
+
 def draw(pipeline) -> torch.Tensor:
     options = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "latent"}
     return pipeline("a red ball", generator=torch.Generator().manual_seed(0), **options).images

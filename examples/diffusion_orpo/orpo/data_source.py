@@ -2,7 +2,7 @@
 
 import argparse
 
-from .data.flags import DATA_SET
+from .data.flags import DATA_SET, check_reading
 from .shards.flags import SHARDS
 from .system.flags import optional
 
@@ -18,3 +18,4 @@ def check_source(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for flag in others.flags:
         if flag.name in args and getattr(args, flag.name) != parser.get_default(flag.name):
             parser.error(f"--{flag.name} means nothing for pairs from {source}.")
+    check_reading(parser, args)

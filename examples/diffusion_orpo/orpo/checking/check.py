@@ -3,21 +3,26 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from ..data.dataset import DataOptions, load_pairs
 from ..data.files import as_given
 from ..data.folders import is_pair_folders, read_pair_folders
-from ..data.table import Table
+from ..data.image import decode_image
+from ..data.pair import PreferencePair
+from ..data.table import LISTED, Table
 from ..shards.listing import find_shards, first_pairs
 from ..system.redaction import without_secrets
 from .contact_sheet import contact_sheet
+from .filtering import write_filtered
 from .inspection import PairSource, inspect_all
 from .prompt_lengths import load_tokenizers
-from .report import PreferenceReport
+from .report import PreferenceReport, scorer_notes
 from .sources import STOPS, RowSource, ShardSource
 from .text import render
 
@@ -25,8 +30,16 @@ from .text import render
 SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]
 
 
-def check(args: argparse.Namespace) -> int:
+# Says how often each scorer agrees with the labels of pairs: the preferred image, the other one, and their prompt.
+Judge = Callable[[Iterator[tuple[Image, Image, str]]], dict]
+
+
+def check(args: argparse.Namespace, judge: Judge | None = None) -> int:
     """Looks at all pairs that the flags name, prints what there is to say, and writes report.json and contact_sheet.png.
+
+    Args:
+        args: the flags.
+        judge: the scorers that they name.
 
     Returns:
         The exit status: 0 where training would accept the data, 1 where not.
@@ -37,6 +50,12 @@ def check(args: argparse.Namespace) -> int:
         sys.exit(f"check_preferences.py: {error}")
     counts = PreferenceReport(args.resolution, tokenizers)
     report, source = check_rows(args, counts) if args.dataset_name else check_shards(args, counts)
+    if judge is not None and counts.good_keys:
+        keys = draw(counts.good_keys, args.num_scored_pairs or len(counts.good_keys))
+        report["scorers"] = judge(_decoded(tqdm(source.pairs(keys), total=len(keys), desc="Scoring", unit="pair")))
+        report["notes"] += scorer_notes(report["scorers"])
+    if args.filter is not None and counts.good_keys:
+        report["filtered"] = write_filtered(args.filter, source, counts)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(render(report))
@@ -66,7 +85,7 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     except (ValueError, OSError):
         return report, None  # told as the reason
     _count(source, counts, args.num_workers)
-    names, used = source.table.dataset.column_names, source.table.columns.used
+    names, used = source.table.dataset.column_names, source.table.used
     columns = {
         "used": [column for column in names if column in used],
         "unused": [column for column in names if column not in used],
@@ -79,12 +98,15 @@ def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     """All rows; of folders also those that stand beside others which training refuses."""
     folder = as_given(options.name)
     if not is_pair_folders(folder):
-        return options.open_table()
+        table = options.open_table()
+        if table.ranked is not None and table.ranked.alone:
+            counts.passed_over["images without another one to compare with"] = table.ranked.alone
+        return table
     found = read_pair_folders(Path(folder))
     counts.passed_over = found.passed_over
     for problem in found.problems:
         counts.add_problem(problem)
-    return Table.of(found.dataset(options.cache_dir), options.name, follows_paths=True)
+    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED)
 
 
 def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
@@ -137,10 +159,19 @@ def _count(source: PairSource, counts: PreferenceReport, num_workers: int) -> No
         counts.add(pair)
 
 
+def draw(keys: list, number: int) -> list:
+    """So many of the keys, the same ones each time, in their order."""
+    return [keys[i] for i in sorted(np.random.default_rng(0).choice(len(keys), min(number, len(keys)), replace=False))]
+
+
+def _decoded(pairs: Iterable[PreferencePair]) -> Iterator[tuple[Image, Image, str]]:
+    for pair in pairs:
+        yield decode_image(pair.winner, "winner"), decode_image(pair.loser, "loser"), pair.prompt
+
+
 def write_contact_sheet(args: argparse.Namespace, source: PairSource, keys: list, title: str) -> None:
     """Draws some of the pairs with these keys, the same ones each time."""
-    number = min(args.num_sample_pairs, len(keys))
-    chosen = [keys[i] for i in sorted(np.random.default_rng(0).choice(len(keys), number, replace=False))]
+    chosen = draw(keys, args.num_sample_pairs)
     sheet = contact_sheet([(source.where(key), source.pair(key)) for key in chosen], title)
     sheet.save(args.output_dir / "contact_sheet.png")
-    print(f"\nLook at {number} of the pairs: {args.output_dir / 'contact_sheet.png'}")
+    print(f"\nLook at {len(chosen)} of the pairs: {args.output_dir / 'contact_sheet.png'}")

@@ -1,5 +1,6 @@
 """The flags of check_preferences.py that other scripts don't have."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -24,7 +25,26 @@ OUTPUT = FlagGroup(
         Flag("output_dir", "Folder for report.json and contact_sheet.png.", Path, Path("preference_check")),
         Flag("num_sample_pairs", "Pairs to show, chosen at random; 0: none.", int, 12, range=(0,)),
         Flag(
+            "filter",
+            "New folder for a copy, as parquet, without what is complained of: contradictions, duplicates, pairs of an image "
+            "with itself, bad rows, low agreement; and without ties.",
+            Path,
+        ),
+        Flag(
+            "num_scored_pairs",
+            "Pairs that --scorers judge, chosen at random; 0: all.",
+            int,
+            1000,
+            range=(0,),
+        ),
+        Flag(
             "num_workers", "Processes that decode. Default: one per core.", int, lambda _: os.cpu_count(), range=(0,)
         ),
     ),
 )
+
+
+def check_filter(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stops with a message where --filter would write over something."""
+    if args.filter is not None and args.filter.exists() and (args.filter.is_file() or any(args.filter.iterdir())):
+        parser.error(f"--filter={args.filter} already exists: name a new folder.")

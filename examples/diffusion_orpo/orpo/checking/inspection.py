@@ -33,7 +33,8 @@ class InspectedPair:
 
     Attributes:
         key: shard (0 in a data set) and place in it.
-        label: 1 where the first image is preferred, 0 where the second is, 0.5 for a tie, None where it is bad.
+        label: 1 where the first image is preferred, 0 where the second is, 0.5 for a tie, None where it is bad;
+            or LOW_AGREEMENT.
         prompt: None where it is bad, and of ties.
         winner, loser: None where they are bad, and of ties, which training doesn't decode.
         problems: all that is wrong.
@@ -80,6 +81,9 @@ class PairSource(Protocol):
 
     def pair(self, key: tuple[int, int]) -> PreferencePair:
         """A good pair, winner first."""
+
+    def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
+        """Several good pairs, in the order of their keys."""
 
     def where(self, key: tuple[int, int]) -> str:
         """Names a pair in messages."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ..data.bad_pair import BadPair
+from ..data.verdicts import LOW_AGREEMENT, TIE
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths
-from .repeated_pairs import find_repeated
+from .repeated_pairs import RepeatedPairs, find_repeated
 
 
 SHOWN = 5  # rows that are named of each kind
@@ -89,6 +90,10 @@ class PreferenceReport:
         """Keys of the pairs that training can use."""
         return list(zip(self._columns["shard"], self._columns["place"]))
 
+    def repeated_pairs(self) -> RepeatedPairs:
+        """What repeats among the good pairs, by their places in `good_keys`."""
+        return find_repeated(*(np.asarray(self._columns[name]) for name in ("winner", "loser", "prompt")))
+
     def summary(self, where: Callable[[tuple[int, int]], str]) -> dict:
         """All that was counted, ready for JSON.
 
@@ -104,7 +109,8 @@ class PreferenceReport:
             "labels": {
                 "first_preferred": self.labels[1.0],
                 "second_preferred": self.labels[0.0],
-                "ties": self.labels[0.5],
+                "ties": self.labels[TIE],
+                "low_agreement": self.labels[LOW_AGREEMENT],
                 "bad": self.problems["bad label"] + self.problems["contradicting columns"],
             },
             "problems": [
@@ -147,9 +153,7 @@ class PreferenceReport:
         }
 
     def _repeated(self, where: Callable[[tuple[int, int]], str]) -> dict:
-        keys = self.good_keys
-        winners, losers, prompts = (np.asarray(self._columns[name]) for name in ("winner", "loser", "prompt"))
-        repeated = find_repeated(winners, losers, prompts)
+        keys, repeated = self.good_keys, self.repeated_pairs()
 
         def named(groups: list) -> dict:
             return {
@@ -229,3 +233,13 @@ def _uneven_notes(pairs: int, images: dict) -> list[str]:
             " the model may learn sharpness instead of the preference."
         )
     return found
+
+
+def scorer_notes(scorers: dict) -> list[str]:
+    """Where no scorer sees the preference, it may be that there is none to learn."""
+    if any(found["low"] > 0.5 for found in scorers["scorers"].values()):
+        return []
+    return [
+        "No scorer agrees with the labels more often than chance would: what they judge is not what was preferred, or the"
+        " labels are noise, and teach nothing. Look at the contact sheet."
+    ]

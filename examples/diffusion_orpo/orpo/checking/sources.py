@@ -3,15 +3,19 @@
 Training stops at the first bad row; here it's named and the next one is looked at.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
 from ..data.bad_pair import BadPair
-from ..data.columns import TIE, place_of_image
+from ..data.image_files import place_of_image
 from ..data.pair import PreferencePair
 from ..data.table import Table
+from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..shards.listing import Shards
 from ..shards.sample import read_label, to_pair
 from ..shards.shard import read_samples
@@ -40,8 +44,9 @@ class RowSource:
     @cached_property
     def rows(self) -> np.ndarray:
         """Numbers of the rows to look at: all, or those up to the last pair that training uses, and bad labels after it."""
-        labels = np.array([self._label_or_nan(row) for row in range(len(self.table))])
-        used = np.cumsum(labels != TIE) <= (len(labels) if self.max_pairs is None else self.max_pairs)
+        labels = np.array([np.nan if isinstance(label, BadPair) else label for label in self.table.labels()])
+        is_pair = (labels != TIE) & (labels != LOW_AGREEMENT)
+        used = np.cumsum(is_pair) <= (len(labels) if self.max_pairs is None else self.max_pairs)
         return np.flatnonzero(used | np.isnan(labels))
 
     def __len__(self) -> int:
@@ -59,33 +64,30 @@ class RowSource:
         row = self._read(key[1])
         return PreferencePair(*(row.images if row.label == 1 else row.images[::-1]), row.prompt)
 
+    def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
+        """Several good pairs."""
+        return map(self.pair, keys)
+
     def where(self, key: tuple[int, int]) -> str:
         column = self.table.columns.images[0]
         image = self.table.cells(key[1], (column,))[column].as_py()
-        return f"row {key[1]}{place_of_image(image, column, '').removeprefix(column)}"
+        return f"{self.table.where(key[1])}{place_of_image(image, column, '').removeprefix(column)}"
 
     def _read(self, row: int):
         columns = self.table.columns
-        return columns.read(self.table.cells(row, columns.used), f"row {row}", self.table.follows_paths)
-
-    def _label_or_nan(self, row: int) -> float:
-        columns = self.table.columns
-        try:
-            return columns.read_label(self.table.cells(row, columns.verdict))
-        except BadPair:
-            return np.nan
+        return columns.read(self.table.cells(row, columns.used), self.table.where(row), self.table.files)
 
     def _inspect_row(self, row: int) -> InspectedPair:
         found = self._read(row)
-        if found.label == TIE:
-            return InspectedPair((0, row), TIE)
+        if found.label in (TIE, LOW_AGREEMENT):
+            return InspectedPair((0, row), found.label)
         facts, problems = [], list(found.problems)
         for column, encoded in zip(self.table.columns.images, found.images):
             if encoded is None:
                 continue
             image = self.table.cells(row, (column,))[column].as_py()
             try:
-                facts.append(image_facts(encoded, place_of_image(image, column, f"row {row}"), self.decode))
+                facts.append(image_facts(encoded, place_of_image(image, column, self.table.where(row)), self.decode))
             except BadPair as bad:
                 problems.append(bad)
         if problems:
@@ -128,6 +130,14 @@ class ShardSource:
         """A good pair, winner first."""
         shard, ordinal = key
         return to_pair(next(members for _, members in read_samples(self.shards.urls[shard], ordinal, ordinal + 1)))
+
+    def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
+        """Several good pairs, which are sorted: each shard is read once."""
+        for shard, group in groupby(keys, key=itemgetter(0)):
+            wanted = {ordinal for _, ordinal in group}
+            for ordinal, members in read_samples(self.shards.urls[shard], min(wanted), max(wanted) + 1):
+                if ordinal in wanted:
+                    yield to_pair(members)
 
     def where(self, key: tuple[int, int]) -> str:
         return self.shards.where(*key, None)

@@ -17,7 +17,9 @@ def render(report: dict) -> str:
     if "rows" in report:
         sections += [_counts(report), _problems(report)]
         sections += [_histograms(report["images"])] if report["pairs"] else []
+        sections.append(_scorers(report["scorers"]) if "scorers" in report else [])
         sections.append([f"! {note}" for note in report["notes"]])
+        sections.append(_filtered(report["filtered"]) if "filtered" in report else [])
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
@@ -25,10 +27,11 @@ def _counts(report: dict) -> list[str]:
     labels, prompts, repeated = report["labels"], report["prompts"], report["repeated"]
     used = ", ".join(report["columns"]["used"])
     unused = f" (not used: {', '.join(report['columns']['unused'])})" if report["columns"]["unused"] else ""
+    low = f", {labels['low_agreement']:,} of low agreement" if labels["low_agreement"] else ""
     most_used = repeated["most_used_images"]
     entries = {
         "columns": used + unused,
-        "rows": f"{report['rows']:,}: {report['pairs']:,} pairs, {labels['ties']:,} ties, {report['bad_rows']:,} bad",
+        "rows": f"{report['rows']:,}: {report['pairs']:,} pairs, {labels['ties']:,} ties{low}, {report['bad_rows']:,} bad",
         "labels": "chosen is preferred"
         if used.startswith("chosen")
         else f"first image preferred {labels['first_preferred']:,}, second {labels['second_preferred']:,}, tie"
@@ -70,6 +73,20 @@ def _problems(report: dict) -> list[str]:
         rest = problem["count"] - len(problem["first"])
         lines += [f"    and {rest:,} more"] if rest else []
     return lines
+
+
+def _scorers(found: dict) -> list[str]:
+    lines = [f"agreement with the labels, of {found['pairs']:,} pairs (95 % interval over prompts)"]
+    for name, share in found["scorers"].items():
+        lines.append(f"{printable(name):<20} {share['agree']:>6.1%}  ({share['low']:.1%} to {share['high']:.1%})")
+    if len(found["scorers"]) > 1:
+        lines.append(f"all of them {found['all_agree']:.1%}, none of them {found['none_agrees']:.1%}")
+    return lines
+
+
+def _filtered(found: dict) -> list[str]:
+    left_out = ", ".join(f"{number:,} {what}" for what, number in found["left_out"].items() if number) or "nothing"
+    return [f"{found['file']}: {found['pairs']:,} pairs. Left out: {left_out}."]
 
 
 def _histograms(images: dict) -> list[str]:

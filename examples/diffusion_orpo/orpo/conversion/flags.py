@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import replace
 
-from ..data.flags import IMAGES
+from ..data.flags import DATA_SET, IMAGES, READING, check_reading
 from ..models.flags import MODEL
 from ..system.flags import Flag, FlagGroup, pick
 
@@ -15,7 +15,7 @@ CONVERSION = FlagGroup(
         Flag(
             "dataset_path",
             "What --dataset_name is in training: a folder, a file, or identifier of a data set on the Hub; or parquet files "
-            "in s3://bucket/prefix. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+            "in s3://bucket/prefix.",
             is_source=True,
         ),
         Flag(
@@ -63,7 +63,9 @@ ENCODED_WITH = (
     Flag("max_sequence_length", "Tokens of a prompt that the text encoder reads. Default: as in training.", int),
 )
 
-FLAGS = [CONVERSION, FlagGroup("encoding", (ENCODE, *ENCODED_WITH))]
+ROWS = FlagGroup("rows, as the training scripts read them", pick([DATA_SET], READING))
+
+FLAGS = [CONVERSION, ROWS, FlagGroup("encoding", (ENCODE, *ENCODED_WITH))]
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -73,6 +75,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"--{given[0]} means nothing without --encode.")
     if args.encode and args.pretrained_model_name_or_path is None:
         parser.error("--encode needs --pretrained_model_name_or_path.")
+    check_reading(parser, args)
     if args.dataset_path is None and not args.verify:
         parser.error("--dataset_path is needed, except with --verify.")
     if args.split is not None and not re.fullmatch(r"\w+", args.split):

@@ -1,4 +1,4 @@
-"""Parquet files of preference rows: finding a split's, on a disk, on S3 or on the Hub, and reading a few rows at a time."""
+"""Parquet files of preference rows: finds those of a split, on disk, on S3 or on the Hub, and reads a few rows at a time."""
 
 import hashlib
 import os
@@ -18,6 +18,8 @@ from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubT
 from ..data.columns import Columns
 from ..data.files import as_given, find_builder, pick_split, split_names
 from ..data.folders import is_pair_folders
+from ..data.image_files import ImageFiles, names_files
+from ..data.reading import Reading
 from ..data.table import Table, is_saved, open_table
 from ..shards.manifest import Source, open_folder
 from ..system.messages import printable
@@ -29,7 +31,7 @@ SPLIT_NAME = r"(?:^|[^a-zA-Z])({})(?:[^a-zA-Z]|$)"
 USUAL_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 
 BATCH_ROWS = 8  # in memory at a time, next to what Parquet buffers
-READ_BYTES = 4 << 20  # at a time and column
+READ_BYTES = 4 << 20  # at a time, per column
 MAX_GROUP_BYTES = 1 << 40
 
 
@@ -38,35 +40,38 @@ class Listing:
     """The parquet files of a split.
 
     Attributes:
-        root: what `open_dataset` opens.
+        root: the argument for `open_dataset`.
         split: its name.
         files: in order, as paths below the root.
-        classes: names of the classes of ClassLabel columns, where the data set's card and not the files say so.
+        classes: names of the classes of ClassLabel columns, if they are in the data set's card and not in the files.
+        columns: of the files, where they are known; else each file's footer names them.
     """
 
     root: str
     split: str
     files: list[str]
     classes: dict[str, list[str]] = field(default_factory=dict)
+    columns: Columns | None = None
 
 
 def open_dataset(path: str) -> SubTreeFileSystem:
-    """A file system whose root is the data set: a folder, s3://bucket/prefix, or what the Hub has under that name."""
+    """A file system whose root is the data set: a folder, s3://bucket/prefix, or a data set of the Hub."""
     if path.startswith("s3://") or os.path.isdir(path):
         return open_folder(path)
     return SubTreeFileSystem(f"datasets/{path}", PyFileSystem(FSSpecHandler(HfFileSystem())))
 
 
-def list_files(path: str, config: str | None, split: str | None) -> Listing | Table:
-    """Finds the parquet files of a split: those that training from the same data set reads.
+def list_files(path: str, config: str | None, split: str | None, reading: Reading = Reading()) -> Listing | Table:
+    """Finds the parquet files of a split, the same ones that training reads.
 
     Args:
         path: a folder or file, s3://bucket/prefix, or a data set of the Hub.
         config: of a data set that has several.
         split: Default: the only one, else train.
+        reading: what flags say of the rows.
 
     Returns:
-        The files; or, of a data set in another form, its rows.
+        The files; or, of a data set in another form, its pairs: where rows name files of images, or rank them, too.
 
     Raises:
         ValueError: the data set can't be read, holds no pairs, or has no such split; lists those there are.
@@ -79,20 +84,36 @@ def list_files(path: str, config: str | None, split: str | None) -> Listing | Ta
         return _list_on_s3(path, split)
     path = as_given(path)
     if is_pair_folders(path) or is_saved(path) or os.path.isfile(path) and not path.endswith(".parquet"):
-        return open_table(path, config, split)
+        return open_table(path, config, split, reading=reading)
     if os.path.isfile(path):
-        return Listing(os.path.dirname(os.path.abspath(path)), split or "train", [os.path.basename(path)])
+        listing = Listing(os.path.dirname(os.path.abspath(path)), split or "train", [os.path.basename(path)])
+        return listing if _holds_pairs(listing, reading) else open_table(path, config, split, reading=reading)
     builder = find_builder(path, config)
     split = pick_split(split_names(builder), split, path, "--split")
     files = [str(file) for file in builder.config.data_files[split]]
     if not all(file.endswith(".parquet") for file in files):
-        return open_table(path, config, split)
+        return open_table(path, config, split, reading=reading)
     classes = class_names(builder.info.features or {})
     if files[0].startswith("hf://"):
         root = re.match(r"hf://datasets/([^@]+@[^/]+)/", files[0])
-        return Listing(root[1], split, [file[len(root[0]) :] for file in files], classes)
-    root = Path(path).resolve()
-    return Listing(str(root), split, [os.path.relpath(file, root) for file in files], classes)
+        listing = Listing(root[1], split, [file[len(root[0]) :] for file in files], classes)
+    else:
+        folder = Path(path).resolve()
+        listing = Listing(str(folder), split, [os.path.relpath(file, folder) for file in files], classes)
+    return listing if _holds_pairs(listing, reading) else open_table(path, config, split, reading=reading)
+
+
+def _holds_pairs(listing: Listing, reading: Reading) -> bool:
+    """Whether each row of the files holds two images, or what it is instead is to be told by whoever reads the footers."""
+    with open_parquet(open_dataset(listing.root), listing.files[0]) as parquet:
+        schema = parquet.schema_arrow
+    try:
+        columns = reading.find_columns(schema, listing.files[0], files=ImageFiles(root=Path()))
+    except ValueError:
+        return True
+    return not columns.convention.is_ranked and not any(
+        names_files(schema.field(name).type) for name in columns.images
+    )
 
 
 def class_names(features) -> dict[str, list[str]]:
@@ -116,7 +137,7 @@ def _list_on_s3(url: str, split: str | None) -> Listing:
     nameless = splits.pop(None, [])
     if nameless and splits:
         raise ValueError(
-            f"{url}: the names of {', '.join(nameless[:3])} ({len(nameless)} files) say no split, those of the others do"
+            f"{url}: the names of {', '.join(nameless[:3])} ({len(nameless)} files) don't name a split, those of the others do"
             f" ({', '.join(splits)}). Put all files of a split into a folder of its name."
         )
     splits = splits or {"train": nameless}
@@ -140,10 +161,10 @@ def _split_of(file: str, split: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file's footer says.
+    """A file's footer.
 
     Attributes:
-        columns: that hold pairs.
+        columns: those that hold pairs.
         names: of all columns.
         groups: rows and uncompressed bytes, of all columns, of each row group.
         sha256: of the footer itself.
@@ -155,15 +176,19 @@ class Footer:
     sha256: str
 
 
-def read_footer(folder: SubTreeFileSystem, file: str, classes: dict[str, list[str]]) -> Footer:
-    """Reads a file's footer. What it says of columns is left alone: where that is damaged, Arrow ends the process.
+def read_footer(folder: SubTreeFileSystem, file: str, listing: Listing, reading: Reading = Reading()) -> Footer:
+    """Reads a file's footer, but not its statistics of columns: if those are damaged, Arrow ends the process.
 
     Raises:
-        ValueError: it can't be read, contradicts itself, or the columns are others; names the file.
+        ValueError: it can't be read, contradicts itself, or has other columns; names the file.
     """
     with open_parquet(folder, file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
-        columns = Columns.find(schema, file, _classes_in_file(schema, file) | classes)
+        columns = listing.columns or reading.find_columns(
+            schema, file, _classes_in_file(schema, file) | listing.classes
+        )
+        if columns.convention.is_ranked:
+            raise ValueError(f"{file} ranks images: name a folder of this machine or a data set of the Hub.")
         found = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         groups = [(group.num_rows, group.total_byte_size) for group in found]
         with folder.open_input_file(file) as opened:
@@ -183,8 +208,8 @@ def _classes_in_file(schema: pa.Schema, file: str) -> dict[str, list[str]]:
         return {}
     try:
         return class_names(Features.from_arrow_schema(schema))
-    except Exception as error:  # of datasets, for whatever JSON there is
-        raise ValueError(f"{file} can't be read: datasets' metadata in it are broken ({error!r}).") from error
+    except Exception as error:  # datasets raises many kinds, depending on the JSON
+        raise ValueError(f"{file} can't be read: its metadata of datasets is broken ({error!r}).") from error
 
 
 @contextmanager

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from ..data.bad_pair import BadPair
-from ..data.columns import TIE, Columns, place_of_image
+from ..data.columns import Columns
 from ..data.image import MIN_SIDE, decode_at_least, open_image
+from ..data.image_files import place_of_image
+from ..data.verdicts import LOW_AGREEMENT, TIE
 
 
 IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format
@@ -21,9 +23,10 @@ def read_pair(
 
     Args:
         columns: of the table.
-        cells: of those of them that are used.
+        cells: of the columns that are used.
         where: names the row in errors.
-        keep_ties: whether a tie becomes a sample, too. Else it has no members, and is not looked at.
+        keep_ties: whether a tie becomes a sample, too. Else it has no members, as a pair of low agreement has none, and
+            is not looked at.
 
     Returns:
         The label, and the sample's members by extension: images as they are, labels and prompt as text.
@@ -34,7 +37,7 @@ def read_pair(
     row = columns.read(cells, where, ties_too=keep_ties)
     if row.problems:
         raise row.problems[0]
-    if row.label == TIE and not keep_ties:
+    if row.label == LOW_AGREEMENT or row.label == TIE and not keep_ties:
         return row.label, {}
     members = {"original_prompt.txt": row.prompt.encode()}
     for name, column, image in zip(("jpg_0", "jpg_1"), columns.images, row.images):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ..system.signals import shield_worker
 from .pair import PairTransform, collate_pairs, sample_seed
+from .reading import Reading
 from .rows import HELD_OUT_SEED, PreferenceRows, hold_out
 from .table import Table, open_table
 
@@ -20,7 +21,7 @@ class DataOptions:
     """Which pairs of a data set to use, and how.
 
     Attributes:
-        name, config, split, cache_dir: as for `open_table`.
+        name, config, split, cache_dir, reading: as for `open_table`.
         transform: of the training images.
         max_pairs: use the first so many pairs only; None for all.
         num_held_out: pairs to keep for validation, at most.
@@ -35,6 +36,7 @@ class DataOptions:
     num_held_out: int = 0
     num_workers: int = 0
     cache_dir: str | None = None
+    reading: Reading = Reading()
 
     @classmethod
     def from_flags(cls, args) -> "DataOptions":
@@ -47,11 +49,12 @@ class DataOptions:
             num_held_out=args.num_validation_pairs if args.run_validation else 0,
             num_workers=args.dataloader_num_workers,
             cache_dir=args.cache_dir,
+            reading=Reading.from_flags(args),
         )
 
     def open_table(self) -> Table:
         """All rows, unchecked."""
-        return open_table(self.name, self.config, self.split, self.cache_dir)
+        return open_table(self.name, self.config, self.split, self.cache_dir, self.reading)
 
 
 def load_pairs(options: DataOptions) -> "PreferenceData":
@@ -111,7 +114,7 @@ class PreferenceData:
 
     def __str__(self) -> str:
         held_out = f", {len(self.held_out)} held out" if self.held_out else ""
-        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.num_ties} ties dropped"
+        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.left_out}"
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int

@@ -61,6 +61,13 @@ def split_names(builder: DatasetBuilder) -> list[str]:
     return list(map(str, builder.info.splits or builder.config.data_files or ()))
 
 
+def common_folder(builder: DatasetBuilder, split: str) -> Path | None:
+    """The folder that holds all files of a split; None where there are several, or they are not on this machine."""
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+    folders = {os.path.dirname(file) for file in files}
+    return Path(folders.pop()) if len(folders) == 1 and "://" not in files[0] else None
+
+
 def pick_split(names: Iterable[str], split: str | None, name: str, flag: str = "--dataset_split_name") -> str:
     """The split asked for, else the only one, else "train".
 
@@ -123,6 +130,12 @@ def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
         raise ValueError(
             f"{folder}: {metadata[0]} would be left out, since it does not lie in the folder of its split's images. Move it"
             f" there, beside {printable(os.path.relpath(min(used), folder))}, with file names as they are seen from there."
+        )
+    tables = [path for path in left_out if path.suffix.lower() in TABLE_SUFFIXES]
+    if tables and not any(file.lower().endswith(TABLE_SUFFIXES) for file in used):
+        raise ValueError(
+            f"{folder}: {printable(str(tables[0]))} would be left out, since the library that reads data sets takes the"
+            f" images. If it is the table of the pairs, name that file: {printable(str(folder / tables[0]))}."
         )
     splits = ", ".join(
         f"{split} ({Path(files[0]).name}{', ...' if len(files) > 1 else ''})"

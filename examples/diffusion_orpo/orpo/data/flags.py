@@ -1,5 +1,7 @@
 """The flags that choose a data set, and those that say what becomes of its images and captions."""
 
+import argparse
+
 from ..system.flags import Flag, FlagGroup
 
 
@@ -8,13 +10,41 @@ DATA_SET = FlagGroup(
     (
         Flag(
             "dataset_name",
-            "Identifier of a data set on the Hub, a local folder of parquet files, an imagefolder with metadata, or a "
-            "folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt.",
+            "Identifier of a data set on the Hub, a local folder of parquet, JSONL or CSV files, such a file, an imagefolder "
+            "with metadata, or a folder with chosen/ and rejected/. Columns: jpg_0, jpg_1, label_0, caption; or chosen, "
+            "rejected, prompt; or those of HPDv2, HPDv3, ImageRewardDB or Rapidata.",
             required=True,
             is_source=True,
         ),
         Flag("dataset_config_name", "Configuration of the data set, if it has several."),
         Flag("dataset_split_name", "Split to train on. Default: the only one, else train."),
+        Flag("image_0_column", "Column of the first image, where its name is another."),
+        Flag("image_1_column", "Column of the second image."),
+        Flag(
+            "label_column",
+            "Column that holds 1 where the first image is preferred, 0 where the second is, 0.5 for a tie.",
+        ),
+        Flag("chosen_column", "Column of the preferred image, in place of the three above."),
+        Flag("rejected_column", "Column of the other image."),
+        Flag("prompt_column", "Column of the prompt, with either set of names."),
+        Flag(
+            "image_root",
+            "Folder that paths of images in a table start from, and must stay in. Default: the table's own.",
+            is_source=True,
+        ),
+        Flag(
+            "min_agreement",
+            "Share of the votes, 0.5 to 1, that must be for the preferred image; other pairs are left out, and counted. With "
+            "it, label_0 may be a share of votes. Default: a majority will do.",
+            float,
+            range=(0.5, 1),
+        ),
+        Flag(
+            "pairs_per_group",
+            "Pairs of the images that are ranked for a prompt: all, or the best against the worst.",
+            default="all",
+            choices=("all", "best_worst"),
+        ),
         Flag(
             "cache_latents",
             "Encode every image and prompt once, before training, and train from datasets' cache. Later "
@@ -53,6 +83,7 @@ IMAGES = FlagGroup(
             range=(0, 1),
             resume="warn",
             card=True,
+            aliases=("--caption_dropout",),
         ),
         Flag(
             "dataloader_num_workers",
@@ -63,3 +94,17 @@ IMAGES = FlagGroup(
         ),
     ),
 )
+
+LABELLED = ("image_0_column", "image_1_column", "label_column", "prompt_column")
+CHOSEN = ("chosen_column", "rejected_column", "prompt_column")
+
+# All that say how rows are read (see `Reading`), for scripts that take these of DATA_SET alone.
+READING = tuple(dict.fromkeys((*LABELLED, *CHOSEN, "image_root", "min_agreement", "pairs_per_group")))
+
+
+def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stops with a message where flags name some columns, and not all that are needed."""
+    given = {name for name in (*LABELLED, *CHOSEN) if getattr(args, name) is not None}
+    if given not in (set(), set(LABELLED), set(CHOSEN)):
+        ways = ", or ".join(" ".join(f"--{name}" for name in names) for names in (LABELLED, CHOSEN))
+        parser.error(f"{' '.join(f'--{name}' for name in sorted(given))}: name all columns: {ways}.")

@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 
 from ..system.messages import printable
 from .bad_pair import BadPair
-from .files import METADATA
+from .files import METADATA, TABLE_SUFFIXES
 
 
 logger = logging.getLogger(__name__)
@@ -298,6 +298,9 @@ def layout_hint(folder: Path) -> str:
         path for name in METADATA for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.exists()
     ]
     if not metadata:
+        tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*TABLE_SUFFIXES, ".json")]
+        if tables:
+            return f"If {printable(tables[0].name)} is the table of the pairs, name that file: {printable(str(tables[0]))}."
         return (
             "A folder of images needs a metadata.jsonl, with chosen_file_name, rejected_file_name and prompt in each line;"
             " or the sub-folders chosen/ and rejected/."

@@ -5,20 +5,26 @@ import json
 import os
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from networkx.utils import UnionFind
 
-from .columns import TIE, Columns, place_of_image
+from ..system.messages import printable
+from .bad_pair import BadPair
 from .image import DECODER, decode_image
+from .image_files import ImageFiles, is_text, names_files, place_of_image, read_image
 from .pair import PreferencePair
-from .table import Table
+from .table import PlacedImages, Table, cell_of_image
+from .verdicts import LOW_AGREEMENT, TIE
 
 
 # Held-out pairs are the same in every run on a data set, whatever its seed, and so is the noise they are judged under.
 HELD_OUT_SEED = 20240311
 
 MANY = 1000  # rows worth starting processes for
+SHOWN = 12  # missing files that an error names
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class PreferenceRows:
         rows: numbers of the rows that hold a preference.
         winner_is_0: for each of those, whether the first image is the preferred one.
         num_ties: rows without a preference, which were left out.
+        num_unclear: rows of which too few voters prefer the same image, which were left out too.
         digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
     """
 
@@ -37,6 +44,7 @@ class PreferenceRows:
     rows: np.ndarray
     winner_is_0: np.ndarray
     num_ties: int = 0
+    num_unclear: int = 0
     digests: np.ndarray | None = None
 
     @classmethod
@@ -47,22 +55,30 @@ class PreferenceRows:
             BadPair: a label is bad.
             ValueError: there are only ties.
         """
-        columns, data = table.columns, table.dataset.data
-        cells = zip(*(data.column(name) for name in columns.verdict)) if columns.verdict else [()] * len(table)
-        labels = np.array(
-            [
-                columns.read_label(dict(zip(columns.verdict, row)), f"{table.name}, row {number}")
-                for number, row in enumerate(cells)
-            ]
-        )
-        rows = np.flatnonzero(labels != TIE)
+        labels = np.empty(len(table))
+        for number, label in enumerate(table.labels()):
+            if isinstance(label, BadPair):
+                raise label.within(f"{table.name}, {table.where(number)}")
+            labels[number] = label
+        rows = np.flatnonzero((labels != TIE) & (labels != LOW_AGREEMENT))
+        num_ties = int((labels == TIE).sum())
         if len(rows) == 0:
-            raise ValueError(f"{table.name}: no pairs left, all of the {len(labels)} rows are ties (label_0 = 0.5).")
-        return cls(table, rows, labels[rows] == 1.0, num_ties=len(labels) - len(rows))
+            rest = f", all others have less than --min_agreement={table.columns.min_agreement}"
+            raise ValueError(
+                f"{table.name}: no pairs left, {'all' if num_ties == len(labels) else num_ties} of the {len(labels)} rows are"
+                f" ties (label_0 = 0.5){rest if num_ties < len(labels) else ''}."
+            )
+        return cls(table, rows, labels[rows] == 1.0, num_ties, num_unclear=len(labels) - len(rows) - num_ties)
 
     @property
     def name(self) -> str:
         return self.table.name
+
+    @property
+    def left_out(self) -> str:
+        """What was left out, for messages."""
+        unclear = f", {self.num_unclear} of low agreement left out" if self.num_unclear else ""
+        return f"{self.num_ties} ties dropped{unclear}"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,17 +93,19 @@ class PreferenceRows:
         return replace(self, digests=np.where(self.winner_is_0[:, None], digests, digests[:, ::-1]))
 
     def prompts(self) -> list[str]:
-        column = self.table.columns.prompt
-        return list(self.table.dataset.select_columns([column]).select(self.rows)[column])
+        return [self.table.columns.read_prompt(cell, self.where(i)) for i, cell in enumerate(self._prompt_cells())]
+
+    def _prompt_cells(self) -> pa.ChunkedArray:
+        return self.table.column(self.table.columns.prompt, 0, len(self.table)).take(pa.array(self.rows))
 
     def where(self, index: int) -> str:
         """Names a pair in messages by the row it comes from."""
-        return f"{self.name}, row {self.rows[index]}"
+        return f"{self.name}, {self.table.where(self.rows[index])}"
 
     def __getitem__(self, index: int) -> PreferencePair:
         columns, where = self.table.columns, self.where(index)
         cells = self.table.cells(int(self.rows[index]), (*columns.images, columns.prompt))
-        images = [columns.read_image(cells[name], name, where, self.table.follows_paths) for name in columns.images]
+        images = [read_image(cells[name], name, where, self.table.files) for name in columns.images]
         winner, loser = images if self.winner_is_0[index] else images[::-1]
         return PreferencePair(winner, loser, columns.read_prompt(cells[columns.prompt], where))
 
@@ -99,32 +117,64 @@ class PreferenceRows:
 
         Raises:
             BadPair: names the first bad row.
+            ValueError: files of images are missing; names them.
         """
-        columns, prompts = self.table.columns, self.table.dataset.data.column(self.table.columns.prompt)
-        for index, row in enumerate(self.rows.tolist()):
-            columns.read_prompt(prompts[row], self.where(index))
-        images = list(columns.images)
+        self.prompts()
+        images = self.table.images_of(self.rows)
+        rows = list(images.by_row)
         checked = (
-            self.table.dataset.select_columns(images)
-            .select(self.rows)
+            self.table.dataset.select_columns(list(images.columns))
+            .select(rows)
             .with_format("arrow")
             .map(
                 partial(
                     _check_images,
-                    rows=self.rows,
+                    rows=rows,
+                    used=list(images.by_row.values()),
                     name=self.name,
-                    columns=columns,
-                    follows_paths=self.table.follows_paths,
+                    files=self.table.files,
                     decoder=DECODER,
+                    versions=self._versions_of_files(images),
                 ),
                 with_indices=True,
-                remove_columns=images,
+                remove_columns=list(images.columns),
                 num_proc=os.cpu_count() if len(self) >= MANY else None,
                 desc=f"Checking {self.name}",
             )
             .with_format(None)
         )
-        return list(zip(checked["hash_0"], checked["hash_1"]))
+        hashes = {
+            (row, place): hash
+            for (row, places), found in zip(images.by_row.items(), checked["hashes"])
+            for place, hash in zip(places, found)
+        }
+        return [tuple(hashes[tuple(place)] for place in pair) for pair in images.places.tolist()]
+
+    def _versions_of_files(self, images: PlacedImages) -> str | None:
+        """Changes with the files that the table names by path; None where it holds the images.
+
+        Raises:
+            ValueError: some are not there; names them.
+        """
+        data, files = self.table.dataset.data, self.table.files
+        columns = [data.column(name) for name in images.columns]
+        if not any(names_files(column.type) for column in columns):
+            return None
+        digest, missing = hashlib.blake2b(digest_size=16), {}
+        for row, places in images.by_row.items():
+            for place in places:
+                cell, _ = cell_of_image([column[row] for column in columns], images.columns, place)
+                path = cell.as_py() if is_text(cell.type) else None
+                if not path:
+                    continue
+                try:
+                    stat = files.find(path).stat()
+                    digest.update(f"{path}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
+                except (OSError, ValueError) as error:
+                    missing[path] = getattr(error, "strerror", None) or str(error)
+        if missing:
+            raise ValueError(_tell_missing(self.name, missing, files.root))
+        return digest.hexdigest()
 
     @property
     def fingerprint(self) -> str:
@@ -135,16 +185,36 @@ class PreferenceRows:
         return digest.hexdigest()
 
 
+def _tell_missing(name: str, missing: dict[str, str], root: Path) -> str:
+    shown = ", ".join(f"{printable(path)} ({printable(why)})" for path, why in list(missing.items())[:SHOWN])
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    return (
+        f"{name}: {len(missing)} image files can't be read: {shown}{more}. Paths start from {root}: put the files there, or"
+        " name another folder by --image_root; or let check_preferences.py --filter write a copy without these pairs."
+    )
+
+
 def _check_images(
-    images, index: int, rows: np.ndarray, name: str, columns: Columns, follows_paths: bool, decoder: str
+    images,
+    index: int,
+    rows: list[int],
+    used: list[list[int]],
+    name: str,
+    files: ImageFiles,
+    decoder: str,
+    versions: str | None,
 ) -> dict:
-    """Decodes both images of a row, and hashes them. `decoder` is part of what the cache knows the result by."""
-    where = f"{name}, row {rows[index]}"
-    encoded = [columns.read_image(images[column][0], column, where, follows_paths) for column in columns.images]
-    for column, image in zip(columns.images, encoded):
-        decode_image(image, place_of_image(images[column][0].as_py(), column, where))
-    hashes = [hashlib.blake2b(image, digest_size=16).digest() for image in encoded]
-    return {"hash_0": hashes[0], "hash_1": hashes[1]}
+    """Decodes the images of a row that are used, and hashes them.
+
+    `decoder` and `versions` are part of what the cache knows the result by.
+    """
+    hashes, names = [], tuple(images.column_names)
+    for place in used[index]:
+        cell, column = cell_of_image([images[name][0] for name in names], names, place)
+        encoded = read_image(cell, column, f"{name}, row {rows[index]}", files)
+        decode_image(encoded, place_of_image(cell.as_py(), column, f"{name}, row {rows[index]}"))
+        hashes.append(hashlib.blake2b(encoded, digest_size=16).digest())
+    return {"hashes": hashes}
 
 
 def hold_out(

@@ -2,58 +2,150 @@
 
 import glob
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
 
+from .bad_pair import BadPair
 from .columns import Columns
-from .files import READERS, as_given, find_builder, pick_split, readable, split_names
+from .files import READERS, as_given, common_folder, find_builder, pick_split, readable, split_names
 from .folders import is_pair_folders, layout_hint, load_pair_folders
+from .image_files import ImageFiles, is_list
+from .ranked import RankedPairs
+from .reading import Reading
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a data set, unchecked.
+    """All pairs of a data set, unchecked.
 
     Attributes:
-        dataset: the rows, images undecoded.
+        dataset: its rows, images undecoded.
         name: for messages.
-        columns: what they mean.
-        split: the one the rows are from; "train" where there are none.
-        follows_paths: whether images may be named by a path, since their files were listed. In a table from elsewhere, a
-            path could be any file of this machine.
+        columns: what they mean; of ranked images, what those of their pairs would mean.
+        split: that the rows are from; "train" where there are none.
+        files: that images may be read from, where a path stands in their place.
+        ranked: the pairs that are made of ranked images. None where each row is a pair.
     """
 
     dataset: Dataset
     name: str
     columns: Columns
     split: str = "train"
-    follows_paths: bool = False
+    files: ImageFiles = ImageFiles()
+    ranked: RankedPairs | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, name: str, split: str = "train", follows_paths: bool = False) -> "Table":
+    def of(
+        cls,
+        dataset: Dataset,
+        name: str,
+        split: str = "train",
+        files: ImageFiles = ImageFiles(),
+        reading: Reading = Reading(),
+    ) -> "Table":
         """
         Raises:
-            ValueError: columns are missing, ambiguous, or hold no images.
+            ValueError: columns are missing, ambiguous, or hold no images; or there are no two images to compare.
         """
         classes = {name: feature.names for name, feature in dataset.features.items() if hasattr(feature, "names")}
-        columns = Columns.find(dataset.data.schema, name, classes)
+        columns = reading.find_columns(dataset.data.schema, name, classes, files)
         for column in columns.images:
             if isinstance(dataset.features[column], Image):
                 dataset = dataset.cast_column(column, Image(decode=False))
-        return cls(dataset, name, columns, split, follows_paths)
+        if not columns.convention.is_ranked:
+            return cls(dataset, name, columns, split, files)
+        ranked = RankedPairs.of(dataset, columns.convention, reading.pairs_per_group)
+        if not len(ranked):
+            raise ValueError(f"{name}: no two images of a prompt are ranked, so there are no pairs.")
+        return cls(dataset, name, columns.of_pairs(), split, files, ranked)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) if self.ranked is None else len(self.ranked)
 
-    def cells(self, row: int, columns: tuple[str, ...]) -> dict:
-        """A row's cells, as Arrow has them: reading one that is broken must not keep the others from being read."""
-        return {name: self.dataset.data.column(name)[row] for name in columns}
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns of the data set that are read."""
+        if self.ranked is None:
+            return self.columns.used
+        return self.ranked.convention.needed
+
+    def where(self, pair: int) -> str:
+        """Names a pair in messages."""
+        return f"row {pair}" if self.ranked is None else self.ranked.where(pair)
+
+    def cells(self, pair: int, columns: tuple[str, ...]) -> dict[str, pa.Scalar]:
+        """A pair's cells, as Arrow has them: reading one that is broken must not keep the others from being read."""
+        if self.ranked is None:
+            return {name: self.dataset.data.column(name)[pair] for name in columns}
+        return {name: self.ranked.cell(self.dataset, pair, name) for name in columns}
+
+    def column(self, name: str, start: int, stop: int) -> pa.Array | pa.ChunkedArray:
+        """Cells of several pairs, of a column other than images."""
+        if self.ranked is None:
+            return self.dataset.data.column(name).slice(start, stop - start)
+        return self.ranked.column(self.dataset, name, start, stop)
+
+    def labels(self) -> Iterator[float | BadPair]:
+        """Of each pair its label, or what is wrong with it."""
+        names = self.columns.verdict
+        columns = [self.column(name, 0, len(self)) for name in names]
+        for cells in zip(*columns) if names else repeat((), len(self)):
+            try:
+                yield self.columns.read_label(dict(zip(names, cells)))
+            except BadPair as bad:
+                yield bad
+
+    def images_of(self, pairs: np.ndarray) -> "PlacedImages":
+        """The images of some pairs, each once."""
+        if self.ranked is None:
+            places = [np.stack([pairs, np.full_like(pairs, side)], axis=1) for side in (0, 1)]
+            return PlacedImages(self.columns.images, np.stack(places, axis=1))
+        return PlacedImages(self.ranked.convention.images, self.ranked.places[pairs].reshape(-1, 2, 2))
 
 
-def open_table(name: str, config: str | None = None, split: str | None = None, cache_dir: str | None = None) -> Table:
-    """All rows of a data set.
+@dataclass(frozen=True)
+class PlacedImages:
+    """Where the images of pairs are in a data set.
+
+    Attributes:
+        columns: that hold them.
+        places: int64 (pairs, 2, 2): of either image, its row and its place there: a column's, or in the cell's list.
+    """
+
+    columns: tuple[str, ...]
+    places: np.ndarray
+
+    @cached_property
+    def by_row(self) -> dict[int, list[int]]:
+        """The places that are used, of each row that has some."""
+        found: dict[int, list[int]] = {}
+        for row, place in np.unique(self.places.reshape(-1, 2), axis=0).tolist():
+            found.setdefault(row, []).append(place)
+        return found
+
+
+def cell_of_image(cells: list[pa.Scalar], names: tuple[str, ...], place: int) -> tuple[pa.Scalar, str]:
+    """The cell of an image among those of its row, and its name in messages."""
+    if len(cells) > 1:
+        return cells[place], names[place]
+    return (cells[0].values[place], f"{names[0]} {place}") if is_list(cells[0].type) else (cells[0], names[0])
+
+
+def open_table(
+    name: str,
+    config: str | None = None,
+    split: str | None = None,
+    cache_dir: str | None = None,
+    reading: Reading = Reading(),
+) -> Table:
+    """All pairs of a data set.
 
     Args:
         name: identifier on the Hub; or a folder of parquet, JSON or CSV files, of images with metadata, of `chosen/` and
@@ -61,30 +153,40 @@ def open_table(name: str, config: str | None = None, split: str | None = None, c
         config: of a data set that has several.
         split: Default: the only one, else train.
         cache_dir: of datasets; None for the default.
+        reading: what flags say of the rows.
 
     Raises:
         ValueError: they can't be read, or hold no pairs.
     """
     path = as_given(name)
+    if reading.image_root is not None and not reading.image_root.is_dir():
+        raise ValueError(f"--image_root={reading.image_root} is not a folder.")
     if is_pair_folders(path):
         _refuse_splits(f"{name} has chosen/ and rejected/", config, split)
-        return Table.of(load_pair_folders(Path(path), cache_dir), f"{name} (chosen, rejected)", follows_paths=True)
+        return Table.of(load_pair_folders(Path(path), cache_dir), f"{name} (chosen, rejected)", files=LISTED)
     if os.path.isfile(path):
         _refuse_splits(f"{name} is a file", config, split)
         reader = _reader(path)
         with readable(name):
             dataset = load_dataset(reader, data_files=glob.escape(path), split="train", cache_dir=cache_dir)
-        return Table.of(dataset, name)
+        return Table.of(dataset, name, files=reading.files_below(Path(path).parent), reading=reading)
     if is_saved(path):
-        return Table.of(*_open_saved(path, name, config, split))
-    split = pick_split(split_names(find_builder(path, config, cache_dir)), split, name)
+        dataset, shown, split = _open_saved(path, name, config, split)
+        return Table.of(dataset, shown, split, reading.files_below(None), reading)
+    builder = find_builder(path, config, cache_dir)
+    split = pick_split(split_names(builder), split, name)
     with readable(name):
         dataset = load_dataset(path, config, split=split, cache_dir=cache_dir)
+    is_imagefolder = dataset.builder_name == "imagefolder"
+    files = LISTED if is_imagefolder else reading.files_below(common_folder(builder, split))
     try:
-        return Table.of(dataset, f"{name} ({split})", split, follows_paths=dataset.builder_name == "imagefolder")
+        return Table.of(dataset, f"{name} ({split})", split, files, reading)
     except ValueError as error:
-        hint = layout_hint(Path(path)) if os.path.isdir(path) and dataset.builder_name == "imagefolder" else ""
+        hint = layout_hint(Path(path)) if os.path.isdir(path) and is_imagefolder else ""
         raise ValueError(f"{error} {hint}".rstrip()) from error
+
+
+LISTED = ImageFiles(listed=True)
 
 
 def is_saved(path: str) -> bool:

@@ -33,14 +33,14 @@ class Contestants(Protocol):
 
 
 def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace, object], Contestants]) -> None:
-    """Draws what is not drawn yet, scores all of it, and writes results and page.
+    """Draws the images that are missing, scores all of them, and writes results and page.
 
     Args:
         args: the flags.
-        open_model: finds base and LoRA of the flags, and loads no weights; takes the device, too.
+        open_model: finds base and LoRA from the flags and the device, without loading weights.
 
     Raises:
-        ValueError: model, LoRA, prompts or scorers can't be used, or a folder holds images of other settings.
+        ValueError: model, LoRA, prompts or scorers can't be used, or a folder holds images that were drawn differently.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     prompts = read_prompts(args)
@@ -58,7 +58,7 @@ def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace,
     if any(missing(folder, requests) for folder in folders.values()):
         for side, draw in model.load().items():
             draw_images(draw, folders[side], requests, args.batch_size, name=side)
-        del draw  # and the pipeline with it: a scorer needs the memory
+        del draw  # and with it the pipeline: a scorer needs the memory
     if not state.is_main_process:
         return
 

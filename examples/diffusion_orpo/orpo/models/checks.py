@@ -31,7 +31,7 @@ def read_index(options: ModelOptions, pipeline: str = "StableDiffusionXLPipeline
         ValueError: it is a single file, or no pipeline.
     """
     source = options.pretrained_model_name_or_path
-    flag = f"--pretrained_model_name_or_path={printable(source)}"
+    flag = options.named_source
     if source.lower().endswith(SINGLE_FILES):
         raise ValueError(
             f"{flag} is a single file, and a folder in diffusers' format is needed. Convert it once: `python -c \"from"
@@ -55,10 +55,7 @@ def check_pipeline(options: ModelOptions, index: dict, pipeline: str, name: str)
     """
     found = index.get("_class_name")
     if found != pipeline:
-        raise ValueError(
-            f"--pretrained_model_name_or_path={printable(options.pretrained_model_name_or_path)} is a {found}: this script"
-            f" trains {name}, a {pipeline}."
-        )
+        raise ValueError(f"{options.named_source} is a {found}: this script trains {name}, a {pipeline}.")
 
 
 def is_absent(index: dict, module: str) -> bool:
@@ -73,7 +70,7 @@ def check_modules(options: ModelOptions, index: dict, needed: tuple[str, ...]) -
         ValueError: one is left out of `model_index.json`, or has no folder.
     """
     source = options.pretrained_model_name_or_path
-    flag = f"--pretrained_model_name_or_path={printable(source)}"
+    flag = options.named_source
     absent = [name for name in needed if is_absent(index, name)]
     if absent:
         raise ValueError(f"{flag} was saved without {', '.join(absent)}, which training needs: use the whole model.")
@@ -140,5 +137,5 @@ def warn_of_distillation(options: ModelOptions, scheduler) -> None:
     if by_name or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):
         logger.warning(
             f"{printable(source)} seems to be distilled to draw in few steps. Training on it unlearns some of that: train the"
-            " model that it was distilled from, and load the LoRA into both."
+            " model that it was distilled from, and load the LoRA into both: --validation_model_path draws with this one."
         )

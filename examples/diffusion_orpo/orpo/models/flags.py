@@ -1,6 +1,7 @@
 """The flags that name a model and its LoRA, and those of the noise processes."""
 
 from ..system.flags import Flag, FlagGroup
+from .bnb_config import read_bnb_config
 
 
 MODEL = FlagGroup(
@@ -19,6 +20,15 @@ MODEL = FlagGroup(
             card=True,
             is_source=True,
         ),
+        Flag(
+            "validation_model_path",
+            "Another checkpoint of the same architecture to draw the validation images with, such as the distilled one that "
+            "the LoRA is for: a folder, or an identifier. It is loaded for each validation, with the LoRA as it is then, "
+            "beside the model that trains. Give the steps and the guidance that it wants, as in "
+            "--validation_inference_steps=4 --validation_guidance_scale=1. Default: the model that trains.",
+            card=True,
+            is_source=True,
+        ),
         Flag("revision", "Revision of the pretrained model."),
         Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),
         Flag("cache_dir", "Folder for downloaded models and data sets."),
@@ -27,6 +37,14 @@ MODEL = FlagGroup(
             "Load the denoiser's linear layers in 8 or 4 bits with bitsandbytes: less memory, slower. The LoRA trains in "
             "float32 all the same, and loads into the model that is not quantized. Needs a GPU.",
             choices=("8bit", "nf4"),
+            resume="same",
+        ),
+        Flag(
+            "bnb_quantization_config_path",
+            "The same by a JSON file of what diffusers' BitsAndBytesConfig takes, in place of --quantize_base, as in "
+            'diffusers\' scripts: {"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}. A compute dtype that the file leaves '
+            "out is that of --mixed_precision.",
+            read_bnb_config,
             resume="same",
         ),
         Flag("rank", "Rank of the LoRA matrices.", int, 4, range=(1,), resume="same", card=True),

@@ -1,25 +1,31 @@
 """The Python code of a model card: how to draw with the trained LoRA."""
 
 
-def inference_snippet(model, lora: str, prompt: str) -> str:
+def inference_snippet(trained, lora: str, prompt: str) -> str:
     """Python code that draws an image as training's validation does.
 
     Args:
-        model: the model family.
+        trained: the model family, with another one to draw with or without.
         lora: its folder, or name on the Hub.
         prompt: what to draw.
     """
+    model = trained.validation_model or trained
     options, pipeline = model.options, model.pipeline_class.__name__
-    arguments = [repr(options.pretrained_model_name_or_path)]
+    source, call_options = f"{options.pretrained_model_name_or_path!r},", dict(model.call_options)
+    if model is not trained:
+        source += f"  # trained on {trained.options.pretrained_model_name_or_path!r}, which takes the LoRA, too"
+        call_options["num_inference_steps"] = trained.options.validation_inference_steps
+        call_options |= model.guidance_options(trained.options.validation_guidance_scale)
+    lines = [source]
     imports = pipeline
     if options.pretrained_vae_model_name_or_path is not None:
         vae = model.vae.module_class.__name__
         imports = f"{vae}, {pipeline}"
-        arguments.append(f"vae={vae}.from_pretrained({options.pretrained_vae_model_name_or_path!r}, dtype=dtype)")
-    arguments += [f"{name}=None" for name in model.absent_modules]
-    loading = "".join(f"    {argument},\n" for argument in (*arguments, "dtype=dtype"))
+        lines.append(f"vae={vae}.from_pretrained({options.pretrained_vae_model_name_or_path!r}, dtype=dtype),")
+    lines += [f"{name}=None," for name in model.absent_modules]
+    loading = "".join(f"    {line}\n" for line in (*lines, "dtype=dtype,"))
     config = ", ".join(f"{name}={value!r}" for name, value in model.noise_process.sampler_config.items())
-    call_options = "".join(f", {name}={value!r}" for name, value in model.call_options.items())
+    call_options = "".join(f", {name}={value!r}" for name, value in call_options.items())
     scheduler_line = f"pipeline.scheduler.register_to_config({config})\n" if config else ""
     return (
         "import torch\n"

@@ -33,6 +33,7 @@ from .prompt_memory import PromptMemory
 from .prompts import report_first_truncation
 from .quantization import quantization_options
 from .vae import Vae, sample_latents
+from .validation_model import check_same_lora, loaded_with_lora, validation_options
 
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class LatentDiffusion:
         vae: encodes and decodes images; its weights are in the pipeline.
         empty_denoiser: the denoiser on the meta device, for its configuration and its modules' names.
         absent_modules: the optional ones that this model was saved without.
+        validation_model: the model that draws, where that is another one; loaded while it draws, and only then.
     """
 
     pipeline_class: type[DiffusionPipeline]
@@ -92,6 +94,10 @@ class LatentDiffusion:
         self.empty_denoiser = build_empty(options, index, self.denoiser_name)
         self.check_denoiser(self.empty_denoiser.config)
         check_lora_layers(self.empty_denoiser, self.denoiser_name, options.lora_layer_names)
+        self.validation_model = None
+        if options.validation_model_path is not None:
+            self.validation_model = type(self)(validation_options(options), device, dtype)
+            check_same_lora(self, self.validation_model)
 
     @classmethod
     def load(
@@ -209,6 +215,10 @@ class LatentDiffusion:
         VAE and text encoders that training does without are loaded for it and freed after: the text encoders the first
         time only, since what they say of these prompts is remembered.
         """
+        if self.validation_model is not None:
+            with loaded_with_lora(self.validation_model, self), self.validation_model.drawing(prompts):
+                yield
+            return
         if self.has_encoders:
             yield
             return
@@ -303,6 +313,8 @@ class LatentDiffusion:
         Returns:
             A PIL image.
         """
+        if self.validation_model is not None:
+            return self.validation_model.draw(prompt, seed, steps, guidance_scale)
         resolution = self.options.resolution
         latents = self.pipeline(
             prompt=prompt,
@@ -352,17 +364,23 @@ class LatentDiffusion:
         """Python code that draws an image with the trained LoRA."""
         return inference_snippet(self, lora, prompt)
 
+    def load_denoiser(self) -> None:
+        """Loads the denoiser alone, frozen. Prompts that were drawn before need no text encoders."""
+        self._load_pipeline(**dict.fromkeys(self.encoder_names))
+        self._prompt_memory.attach(self.pipeline)
+        self.denoiser.requires_grad_(False)
+
     def _load_pipeline(self, **modules) -> None:
         """Loads the pipeline's modules but for those given, which may be None."""
         options = self.options
-        quantize = None if self.denoiser_name in modules else options.quantize_base
+        is_denoiser_given = self.denoiser_name in modules
         self.pipeline = self.pipeline_class.from_pretrained(
             options.pretrained_model_name_or_path,
             dtype=self.dtype,
             variant=options.variant,
             **options.source_options,
             **self.pipeline_options,
-            **quantization_options(quantize, self.denoiser_name, self.dtype),
+            **({} if is_denoiser_given else quantization_options(options, self.denoiser_name, self.dtype)),
             **dict.fromkeys(self.absent_modules) | modules,
         ).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)

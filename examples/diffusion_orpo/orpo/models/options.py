@@ -3,6 +3,8 @@
 import argparse
 from dataclasses import dataclass, fields
 
+from ..system.messages import printable
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -13,6 +15,7 @@ class ModelOptions:
 
     pretrained_model_name_or_path: str
     pretrained_vae_model_name_or_path: str | None = None
+    validation_model_path: str | None = None
     revision: str | None = None
     variant: str | None = None
     cache_dir: str | None = None
@@ -25,6 +28,7 @@ class ModelOptions:
     lora_layers: str = ""
     init_lora_weights: str | None = None
     quantize_base: str | None = None
+    bnb_quantization_config_path: str | None = None  # what the file says, in JSON
     gradient_checkpointing: bool = False
     compile: bool = False
     allow_tf32: bool = False
@@ -39,11 +43,20 @@ class ModelOptions:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     mode_scale: float = 1.29
+    # Of the validation images.
+    validation_inference_steps: int = 25
+    validation_guidance_scale: float = 5.0
+    source_flag: str = "pretrained_model_name_or_path"  # which flag named the model
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> "ModelOptions":
         """Takes the fields from the flags that a script has."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if field.name in args})
+
+    @property
+    def named_source(self) -> str:
+        """The model as a message names it."""
+        return f"--{self.source_flag}={printable(self.pretrained_model_name_or_path)}"
 
     @property
     def alpha(self) -> float:

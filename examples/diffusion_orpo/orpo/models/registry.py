@@ -51,6 +51,12 @@ class Family:
         """Stops with a message where the family can't do what the flags say."""
         if args.resolution % self.resolution_step != 0:
             parser.error(f"--resolution must be a multiple of {self.resolution_step}; got {args.resolution}.")
+        if args.quantize_base is not None and args.bnb_quantization_config_path is not None:
+            parser.error(
+                "--quantize_base and --bnb_quantization_config_path quantize the same weights: give one of them."
+            )
+        if args.validation_model_path is not None and not args.run_validation:
+            parser.error("--validation_model_path is drawn with in validation: add --run_validation, or leave it out.")
 
     def load_class(self) -> type:
         """Imports the family's class, and with it torch and diffusers."""

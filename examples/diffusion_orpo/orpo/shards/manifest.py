@@ -1,4 +1,4 @@
-"""The manifest: what a folder of shards holds, on this machine or on S3. And how files get there whole."""
+"""The manifest lists the content of a folder of shards, on this machine or on S3. And how files get there whole."""
 
 import json
 import os
@@ -51,10 +51,11 @@ class Shard:
         name: of the file, in the manifest's folder.
         samples: pairs in it.
         bytes, sha256: of the file.
-        labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped.
+        labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped;
+            and `low_agreement`, where some were, which always are.
         source: the rows that it was made from, in order.
-        bad_rows: those among them that are in no count of `labels`.
-        ties: places of the ties among the samples; None in manifests of earlier versions, which don't say.
+        bad_rows: those among them that `labels` does not count.
+        ties: places of the ties among the samples; None in manifests of earlier versions, which don't record them.
     """
 
     name: str
@@ -77,12 +78,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the samples of a split hold in place of images and embeddings of their prompts.
+    """Encoded content of a split's samples, in place of images and prompts.
 
     Attributes:
-        identity: what decides them: VAE, text encoders, resolution, precision.
+        identity: everything that they depend on: VAE, text encoders, resolution, precision.
         libraries: versions that made them.
-        tensors: those of a sample, by name: dtype and shape.
+        tensors: dtype and shape of each of a sample's tensors, by name.
     """
 
     identity: dict[str, str]
@@ -111,7 +112,7 @@ class Manifest:
 
     Attributes:
         shards: ordered by split and name.
-        plans: for each split the fingerprint of the plan that its shards follow, so that no two plans get mixed.
+        plans: the fingerprint of each split's plan, so that no two plans get mixed.
         encodings: of those splits that hold encoded samples.
     """
 
@@ -182,7 +183,7 @@ def _upload(path: Path, folder: SubTreeFileSystem, name: str) -> None:
             shutil.copyfileobj(source, target, CHUNK_BYTES)
             target.close()
         except BaseException:
-            target.close()  # Arrow knows no abort: closing publishes what there is
+            target.close()  # Arrow has no abort: closing publishes what there is
             folder.delete_file(name)
             raise
 
@@ -194,12 +195,12 @@ def read_manifest(url: str) -> Manifest:
         url: local folder, or s3://bucket/prefix.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         ValueError: it is not a manifest, or of another version.
     """
     folder = open_folder(url)
     if folder.get_file_info(MANIFEST).type == FileType.NotFound:
-        raise FileNotFoundError(f"{url} has no {MANIFEST}: make its shards with convert_to_webdataset.py, to the end.")
+        raise FileNotFoundError(f"{url} has no {MANIFEST}: run convert_to_webdataset.py to the end to make it.")
     with folder.open_input_stream(MANIFEST) as file:
         content = file.read()
     try:
@@ -211,7 +212,7 @@ def read_manifest(url: str) -> Manifest:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{url}/{MANIFEST} can't be read ({printable(repr(error))}): convert the data set anew."
+            f"{url}/{MANIFEST} can't be read ({printable(repr(error))}): convert the data set again."
         ) from error
 
 
@@ -219,7 +220,7 @@ def read_encodings(entries: dict) -> dict[str, Encoding]:
     """The encodings in a manifest's entries, by split.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: they are none.
+        KeyError, TypeError, ValueError, AttributeError: they are malformed.
     """
     return {split: Encoding.from_dict(entry) for split, entry in entries.get("encodings", {}).items()}
 
@@ -234,7 +235,7 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 
 
 def find_damage(folder: SubTreeFileSystem, shard: Shard) -> str | None:
-    """Reads a shard to its end and says what is wrong with it: missing, another size or another content; else None."""
+    """Reads a shard to its end and says what is wrong with it: missing, wrong size or wrong content; else None."""
     info = folder.get_file_info(shard.name)
     if info.type != FileType.File:
         return f"{shard.name} is missing"

@@ -7,8 +7,8 @@ are encoded, `encoded.safetensors` takes the place of the images: see `encoded_s
 import re
 
 from ..data.bad_pair import BadPair
-from ..data.columns import parse_label
 from ..data.pair import PreferencePair
+from ..data.verdicts import parse_label
 from ..system.messages import printable
 from .tar import OTHERS, WANTED
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub.constants import HF_HOME
 
-from ..data.columns import parse_label
+from ..data.verdicts import parse_label
 from ..system.messages import printable
 from ..system.redaction import without_secrets
 from .opening import is_remote

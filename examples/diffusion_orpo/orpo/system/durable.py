@@ -58,14 +58,14 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a process that was killed had not finished writing or removing."""
+    """Removes everything that a killed process had not finished writing or removing."""
     for path in folder.glob(".*"):
         if path.suffix in (".partial", ".removed") and path.is_dir():
             shutil.rmtree(path)
 
 
 def make_readable(path: Path) -> None:
-    """Gives a file the mode that new files have here (`umask`), where a library made it readable for its owner alone."""
+    """Gives a file the mode that new files have here (`umask`), where a library made it readable only for its owner."""
     probe = path.with_name(f".{path.name}.mode")
     probe.touch()
     path.chmod(probe.stat().st_mode)

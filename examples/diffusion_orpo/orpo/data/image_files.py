@@ -1,0 +1,118 @@
+"""The cells of a table that hold images: as encoded bytes, with a path beside them, or as the path of a file alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..system.messages import printable
+from .bad_pair import BadPair
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files that a table may name. In a table from elsewhere, a path could be that of any file of this machine.
+
+    Attributes:
+        listed: whether paths beside missing bytes may be opened, since their files were listed in a folder.
+        root: the folder that paths written as text start from, and must stay in. None: there are none.
+    """
+
+    listed: bool = False
+    root: Path | None = None
+
+    def find(self, name: str) -> Path:
+        """The file of a path that a table has as text.
+
+        Raises:
+            ValueError: it is not below the folder, be it by `..` or by a link.
+        """
+        if "://" in name:
+            raise ValueError("it is a URL: download the images first")
+        root = self.root.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise ValueError(f"it is outside {root}: name a folder that holds all images by --image_root")
+        return path
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def names_files(kind: pa.DataType) -> bool:
+    """Whether a column of images holds paths as text."""
+    return is_text(kind.value_type if is_list(kind) else kind)
+
+
+def read_image(cell: pa.Scalar, column: str, where: str = "", files: ImageFiles = ImageFiles()) -> bytes:
+    """The bytes of an image file.
+
+    Args:
+        cell: holds them, is a struct of them and a path, or is a path.
+        column: its name.
+        where: names the row in errors.
+        files: that may be read.
+
+    Raises:
+        BadPair: there are none, or the path can't be read or must not be.
+    """
+    try:
+        image = cell.as_py()
+    except (ValueError, OverflowError) as error:  # a UnicodeDecodeError is a ValueError
+        raise BadPair("missing image", f"{column} can't be read: {printable(str(error))}", where) from error
+    where = place_of_image(image, column, where)
+    content = image.get("bytes") if isinstance(image, dict) else image
+    path = image.get("path") if isinstance(image, dict) else content if isinstance(content, str) else None
+    if content and content is not path:
+        return content
+    if not path:
+        raise BadPair("missing image", "it is empty", where)
+    try:
+        if content is path and files.root is not None:
+            return files.find(path).read_bytes()
+        if files.listed and content is not path:
+            return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise BadPair("missing image", printable(str(error)), where, MISSING_ADVICE) from error
+    raise BadPair("missing image", "it holds a path and no image", where)
+
+
+MISSING_ADVICE = "Put the file there, or remove the pair."
+
+
+def place_of_image(image: object, column: str, where: str) -> str:
+    """Names an image in messages: by row, column and, where that is known, file.
+
+    Args:
+        image: the cell's value.
+        column: its name.
+        where: names the row.
+    """
+    path = image.get("path") if isinstance(image, dict) else image
+    file = f" ({printable(Path(path).name)})" if isinstance(path, str) else ""
+    return ", ".join(filter(None, (where, f"{column}{file}")))
+
+
+def check_image_column(kind: pa.DataType, column: str, where: str, paths: bool) -> None:
+    """
+    Args:
+        kind: of the column.
+        column, where: name it and the table in the error.
+        paths: whether it may hold paths as text.
+
+    Raises:
+        ValueError: the column holds neither encoded images nor structs of them and their paths, nor lists of these.
+    """
+    image = kind.value_type if is_list(kind) else kind
+    content = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if pa.types.is_binary(content) or pa.types.is_large_binary(content) or paths and is_text(image):
+        return
+    advice = ""
+    if is_text(image):
+        advice = " If these are paths of files on this machine, name the folder that they start from: --image_root."
+    raise ValueError(f"{where}: column {column} holds {kind}, not images or their encoded bytes.{advice}")

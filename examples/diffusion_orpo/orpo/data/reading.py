@@ -1,0 +1,52 @@
+"""How the flags say that rows are to be read."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from .columns import Columns
+from .conventions import Convention, named_columns
+from .image_files import ImageFiles
+from .ranked import ALL
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read, beyond what their columns say.
+
+    Attributes:
+        named: the columns, where flags name them.
+        min_agreement: as in `Columns`.
+        pairs_per_group: as for `RankedPairs`.
+        image_root: the folder that paths of images start from. None: that of the file which holds them.
+    """
+
+    named: Convention | None = None
+    min_agreement: float | None = None
+    pairs_per_group: str = ALL
+    image_root: Path | None = None
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> "Reading":
+        root = None if args.image_root is None else Path(args.image_root)
+        return cls(_named(args), args.min_agreement, args.pairs_per_group, root)
+
+    def find_columns(
+        self, schema: pa.Schema, where: str, classes: dict | None = None, files: ImageFiles = ImageFiles()
+    ) -> Columns:
+        """See `Columns.find`."""
+        return Columns.find(schema, where, classes, self.named, self.min_agreement, paths=files.root is not None)
+
+    def files_below(self, folder: Path | None) -> ImageFiles:
+        """The images that paths may name in a table of this folder; None for one that is not on this machine."""
+        return ImageFiles(root=self.image_root or folder)
+
+
+def _named(args: argparse.Namespace) -> Convention | None:
+    if args.chosen_column is not None:
+        return named_columns((args.chosen_column, args.rejected_column), args.prompt_column, None)
+    if args.image_0_column is not None:
+        return named_columns((args.image_0_column, args.image_1_column), args.prompt_column, args.label_column)
+    return None

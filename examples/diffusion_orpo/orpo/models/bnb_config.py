@@ -1,0 +1,62 @@
+"""The JSON file of --bnb_quantization_config_path, read and checked before anything heavy is imported."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+FLOATS = ("float16", "float32", "bfloat16")
+STORAGE = (*FLOATS, "int8", "uint8", "float64")
+# The arguments of diffusers' BitsAndBytesConfig: the type of each, or the values that it may have.
+KEYS: dict[str, type | tuple[str, ...]] = {
+    "load_in_8bit": bool,
+    "load_in_4bit": bool,
+    "llm_int8_threshold": float,
+    "llm_int8_skip_modules": list,
+    "llm_int8_enable_fp32_cpu_offload": bool,
+    "llm_int8_has_fp16_weight": bool,
+    "bnb_4bit_compute_dtype": FLOATS,
+    "bnb_4bit_quant_type": ("fp4", "nf4"),
+    "bnb_4bit_use_double_quant": bool,
+    "bnb_4bit_quant_storage": STORAGE,
+}
+WRITTEN_ALONG = ("quant_method", "_load_in_4bit", "_load_in_8bit")  # by BitsAndBytesConfig.to_dict
+
+
+def read_bnb_config(path: str) -> str:
+    """What the file says, as JSON with sorted keys: two files that say the same are the same flag.
+
+    Raises:
+        argparse.ArgumentTypeError: it is missing or is not such a file.
+    """
+    try:
+        config = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path} can't be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{path} is not JSON: {error}") from error
+    problem = find_problem(config)
+    if problem:
+        raise argparse.ArgumentTypeError(f"{path}: {problem}")
+    return json.dumps({key: value for key, value in config.items() if key in KEYS}, sort_keys=True)
+
+
+def find_problem(config: object) -> str | None:
+    """What is wrong with a configuration, or None."""
+    if not isinstance(config, dict):
+        return 'it must hold an object, such as {"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"}.'
+    unknown = sorted(config.keys() - KEYS.keys() - {*WRITTEN_ALONG})
+    if unknown:
+        return f"BitsAndBytesConfig has no {', '.join(unknown)}. It takes {', '.join(KEYS)}."
+    for key, expected in KEYS.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(expected, tuple) and value not in expected:
+            return f"{key} must be one of {', '.join(expected)}; got {value!r}."
+        if isinstance(expected, type) and type(value) is not expected:
+            kind = "true or false" if expected is bool else "6.0 or another float" if expected is float else "a list"
+            return f"{key} must be {kind}; got {value!r}."
+    if bool(config.get("load_in_8bit")) == bool(config.get("load_in_4bit")):
+        return "exactly one of load_in_8bit and load_in_4bit must be true, or nothing would be quantized."
+    return None

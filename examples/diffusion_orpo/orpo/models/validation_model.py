@@ -1,0 +1,80 @@
+"""Validation images of another checkpoint, such as a distilled one, that takes the LoRA while it trains on the base."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from .checks import find_modules
+from .lora import add_lora
+from .options import ModelOptions
+
+
+def validation_options(options: ModelOptions) -> ModelOptions:
+    """The options of the model that draws: those of the one that trains, but for what belongs to that checkpoint alone."""
+    return replace(
+        options,
+        pretrained_model_name_or_path=options.validation_model_path,
+        validation_model_path=None,
+        source_flag="validation_model_path",
+        revision=None,
+        prediction_type=None,
+        compile=False,
+    )
+
+
+def check_same_lora(trained, drawn) -> None:
+    """Checks that a LoRA of one model is a LoRA of the other.
+
+    Args:
+        trained, drawn: model families whose denoisers may be on the meta device.
+
+    Raises:
+        ValueError: the other has other modules, or of other shapes.
+    """
+    shapes, others = (
+        {
+            name: tuple(module.weight.shape)
+            for layer in trained.options.lora_layer_names
+            for name, module in find_modules(model.empty_denoiser, layer).items()
+        }
+        for model in (trained, drawn)
+    )
+    different = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+    if different:
+        name = different[0]
+        found, needed = (f"of shape {of[name]}" if name in of else "missing" for of in (others, shapes))
+        raise ValueError(
+            f"{drawn.options.named_source} does not take this LoRA: {len(different)} of the modules that --lora_layers"
+            f" names differ from those of {trained.options.pretrained_model_name_or_path}, such as {name}, which is {found}"
+            f" there and {needed} in the model that trains. Draw with a checkpoint of the same architecture."
+        )
+
+
+@contextmanager
+def loaded_with_lora(drawn, trained) -> Iterator[None]:
+    """In the block, the model that draws has its denoiser, with the LoRA as it is in the one that trains.
+
+    Args:
+        drawn: a model family of which nothing is loaded; VAE and text encoders it loads in its own `drawing`.
+        trained: the model family that trains. Where its LoRA is off, so is the other.
+    """
+    drawn.load_denoiser()
+    add_lora(drawn.denoiser, drawn.options)
+    set_peft_model_state_dict(drawn.denoiser, get_peft_model_state_dict(trained.denoiser))
+    if lora_is_off(trained.denoiser):
+        drawn.denoiser.disable_adapters()
+    drawn.denoiser.eval()
+    try:
+        yield
+    finally:
+        del drawn.pipeline
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def lora_is_off(denoiser: torch.nn.Module) -> bool:
+    return next(module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)).disable_adapters
