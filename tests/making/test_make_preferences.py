@@ -238,7 +238,7 @@ def test_a_folder_keeps_its_settings(run, tmp_path):
             "return [float('inf') if i.getextrema()[0][0] < 128 else 0.0 for i in images]",
             "returned inf for an image of",
         ),
-        ("return [0.0] * len(images)", "No pair of images differs by --min_margin=0.25 in the eyes of mine"),
+        ("return [0.0] * len(images)", "No pair of images differs by --min_margin=0.25 according to mine"),
     ],
 )
 def test_scores_that_decide_nothing_are_said(run, tmp_path, scorer, problem):

@@ -13,8 +13,8 @@ WINNERS = FlagGroup(
     (
         Flag(
             "winners_dir",
-            "Folder of your own images, each with a caption file (fox.txt for fox.png), or with a metadata.jsonl: every one"
-            " of them is preferred to what the model draws from its caption. Takes the place of prompts and scorers.",
+            "Folder of your own images, each with a caption file (fox.txt for fox.png), or with a metadata.jsonl: each of"
+            " them is preferred to the model's images of its caption. Takes the place of prompts and scorers.",
             is_source=True,
         ),
     ),

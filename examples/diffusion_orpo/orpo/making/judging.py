@@ -1,4 +1,4 @@
-"""From scores to pairs: which images of a prompt differ enough, in the eyes of all scorers or of their sum."""
+"""From scores to pairs: which images of a prompt differ enough, according to all scorers or to their sum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class ScoredPair:
 
 
 def score(name: str, folder: Path, requests: Sequence[Request], batch_size: int) -> np.ndarray:
-    """A scorer's scores of images (N,), which all processes share and all get.
+    """A scorer's scores of images (N,). All processes share the work, and get the result.
 
     Raises:
         ValueError: the scorer fails, or a score is not finite.
@@ -54,13 +54,13 @@ def score(name: str, folder: Path, requests: Sequence[Request], batch_size: int)
 
 
 def margins(scores: np.ndarray, groups: np.ndarray, weights: Sequence[float] | None) -> list[ScoredPair]:
-    """All pairs of images of a prompt that scorers tell apart.
+    """All pairs of images of a prompt that the scorers tell apart.
 
     Args:
         scores: (scorers, N).
         groups: (N,) the prompt of each image.
         weights: of the scorers, for their weighted mean; None for consensus: all prefer the same image, and the margin
-            is the least of theirs.
+            is their smallest.
     """
     spread = np.array([_spread_within(row, groups) for row in scores])
     relative = scores / np.where(spread > 0, spread, 1)[:, None]
@@ -79,7 +79,7 @@ def margins(scores: np.ndarray, groups: np.ndarray, weights: Sequence[float] | N
 
 
 def choose(pairs: list[ScoredPair], groups: np.ndarray, min_margin: float, best_worst: bool) -> list[ScoredPair]:
-    """Those with the margin; of each prompt the one that differs most, if wanted."""
+    """Those with the margin; if wanted, only the one of each prompt that differs most."""
     enough = [pair for pair in pairs if abs(pair.margin) >= min_margin]
     if not best_worst:
         return enough

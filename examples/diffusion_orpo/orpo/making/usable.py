@@ -1,4 +1,4 @@
-"""Which drawn images are of use: not black or of one colour, and not drawn twice."""
+"""Which drawn images are usable: not black or of one colour, and not drawn twice."""
 
 import hashlib
 from collections import Counter
@@ -13,14 +13,14 @@ FLAT = 2.0  # standard deviation of all values, 0 to 255. A picture has ten time
 
 
 def usable(folder: Path, requests: list[Request]) -> tuple[list[Request], Counter[str]]:
-    """Leaves out what can't be compared.
+    """Leaves out images that can't be compared.
 
     Args:
         folder: of the images.
         requests: all that were drawn.
 
     Returns:
-        Those to use, in order, and how many were left out for what.
+        Those to use, in order, and how many were left out for each reason.
 
     Raises:
         ValueError: an image is broken.
