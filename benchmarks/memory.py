@@ -22,83 +22,57 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-)
-
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_orpo"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "examples" / "diffusion_orpo")]
+import published  # noqa: E402
 from diffusion_orpo_loss import orpo_loss  # noqa: E402
-from orpo.models.registry import FLUX, SD3, SDXL  # noqa: E402
+from orpo.models.checks import find_modules  # noqa: E402
+from orpo.models.registry import FLUX, FLUX2_KLEIN, QWEN_IMAGE, SD3, SDXL, Z_IMAGE  # noqa: E402
 
 
 GIB = 2**30
 IMAGES = 2  # one pair
+FAMILIES = {"sdxl": SDXL, "sd3": SD3, "flux": FLUX, "z_image": Z_IMAGE, "flux2": FLUX2_KLEIN, "qwen_image": QWEN_IMAGE}
+# Tokens of a prompt by the flags' defaults, with CLIP's where the denoiser sees both; and channels of their embeddings.
+PROMPTS = {
+    "sdxl": (77, 2048),
+    "sd3": (154, 4096),
+    "flux": (512, 4096),
+    "z_image": (512, 2560),
+    "flux2": (512, 7680),
+    "qwen_image": (512, 3584),
+}
+POOLED = {"sdxl": 1280, "sd3": 2048, "flux": 768}
 
 
-def sdxl_unet() -> tuple[torch.nn.Module, dict, str]:
-    """stabilityai/stable-diffusion-xl-base-1.0 at 1024 pixels."""
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
-    inputs = {
-        "sample": half(IMAGES, 4, 128, 128),
-        "timestep": torch.zeros(IMAGES, dtype=torch.int64),
-        "encoder_hidden_states": half(IMAGES, 77, 2048),
-        "added_cond_kwargs": {"text_embeds": half(IMAGES, 1280), "time_ids": torch.zeros(IMAGES, 6)},
-    }
-    return unet, inputs, SDXL.lora_layers
+def inputs(name: str) -> dict:
+    """What the denoiser is given for one pair at 1024 pixels."""
+    prompt_embeds, timestep = half(IMAGES, *PROMPTS[name]), torch.zeros(IMAGES)
+    if name == "sdxl":
+        return {
+            "sample": half(IMAGES, 4, 128, 128),
+            "timestep": timestep.long(),
+            "encoder_hidden_states": prompt_embeds,
+            "added_cond_kwargs": {"text_embeds": half(IMAGES, POOLED[name]), "time_ids": torch.zeros(IMAGES, 6)},
+        }
+    if name == "z_image":
+        return {"x": list(half(IMAGES, 16, 1, 128, 128)), "t": timestep, "cap_feats": list(prompt_embeds)}
+    given = {"timestep": timestep, "encoder_hidden_states": prompt_embeds}
+    if name == "sd3":
+        return given | {"hidden_states": half(IMAGES, 16, 128, 128), "pooled_projections": half(IMAGES, POOLED[name])}
+    given["hidden_states"] = half(IMAGES, 4096, 128 if name == "flux2" else 64)
+    if name == "qwen_image":
+        return given | {"encoder_hidden_states_mask": None, "img_shapes": [[(1, 64, 64)]] * IMAGES}
+    axes = 4 if name == "flux2" else 3
+    given |= {"img_ids": torch.zeros(4096, axes), "txt_ids": torch.zeros(512, axes), "guidance": None}
+    return given | ({"guidance": timestep, "pooled_projections": half(IMAGES, POOLED[name])} if name == "flux" else {})
 
 
-def sd3_transformer() -> tuple[torch.nn.Module, dict, str]:
-    """stabilityai/stable-diffusion-3-medium at 1024 pixels, T5 reading 77 tokens."""
-    transformer = SD3Transformer2DModel(
-        sample_size=128,
-        num_layers=24,
-        num_attention_heads=24,
-        caption_projection_dim=1536,
-        pos_embed_max_size=192,
-    )
-    inputs = {
-        "hidden_states": half(IMAGES, 16, 128, 128),
-        "timestep": torch.zeros(IMAGES),
-        "encoder_hidden_states": half(IMAGES, 154, 4096),
-        "pooled_projections": half(IMAGES, 2048),
-    }
-    return transformer, inputs, SD3.lora_layers
-
-
-def flux_transformer() -> tuple[torch.nn.Module, dict, str]:
-    """black-forest-labs/FLUX.1-dev at 1024 pixels, T5 reading 512 tokens."""
-    inputs = {
-        "hidden_states": half(IMAGES, 4096, 64),
-        "timestep": torch.zeros(IMAGES),
-        "guidance": torch.zeros(IMAGES),
-        "encoder_hidden_states": half(IMAGES, 512, 4096),
-        "pooled_projections": half(IMAGES, 768),
-        "img_ids": torch.zeros(4096, 3),
-        "txt_ids": torch.zeros(512, 3),
-    }
-    return FluxTransformer2DModel(guidance_embeds=True), inputs, FLUX.lora_layers
-
-
-MODELS = {"sdxl": sdxl_unet, "sd3": sd3_transformer, "flux": flux_transformer}
+def prompt_bytes(name: str) -> int:
+    """Of a cached prompt: its embeddings in half precision, and Qwen-Image's mask in eight bytes a token."""
+    tokens, channels = PROMPTS[name]
+    return 2 * (tokens * channels + POOLED.get(name, 0)) + (8 * tokens if name == "qwen_image" else 0)
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -108,12 +82,15 @@ def half(*shape: int) -> torch.Tensor:
 def build(name: str, rank: int) -> tuple[torch.nn.Module, dict]:
     """The model on the meta device, frozen, in half precision, with a LoRA in float32; and inputs for one pair."""
     with torch.device("meta"):
-        model, inputs, lora_layers = MODELS[name]()
+        model, given = published.denoiser(name), inputs(name)
         model.to(torch.bfloat16).requires_grad_(False)
-        model.add_adapter(LoraConfig(r=rank, target_modules=lora_layers.split(",")))
+        layers = FAMILIES[name].lora_layers.split(",")
+        model.add_adapter(
+            LoraConfig(r=rank, target_modules=[module for layer in layers for module in find_modules(model, layer)])
+        )
     for parameter in lora_parameters(model):
         parameter.data = parameter.data.float()
-    return model.train(), inputs
+    return model.train(), given
 
 
 def lora_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -215,7 +192,9 @@ def step_bytes(model: torch.nn.Module, inputs: dict, gradient_checkpointing: boo
     for tensor in [*model.parameters(), *model.buffers()]:
         live.ignore(tensor)
     with live, Autocast():
-        model_pred_w, model_pred_l = model(**inputs, return_dict=False)[0].float().chunk(2)
+        model_pred = model(**inputs, return_dict=False)[0]
+        model_pred = torch.stack(model_pred) if isinstance(model_pred, list) else model_pred  # Z-Image's
+        model_pred_w, model_pred_l = model_pred.float().chunk(2)
         loss = orpo_loss(model_pred_w, model_pred_l, torch.zeros_like(model_pred_w))
         torch.autograd.grad(loss, lora_parameters(model))
     return live.peak
@@ -223,26 +202,12 @@ def step_bytes(model: torch.nn.Module, inputs: dict, gradient_checkpointing: boo
 
 def encoder_bytes(name: str) -> int:
     """Of VAE and text encoders in half precision, and of the VAE's work on one image: as latents and embeddings are cached."""
-    clip_l = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
-    clip_g = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280}
-    t5 = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
-    vae = {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-        "latent_channels": 4 if name == "sdxl" else 16,
-    }
     with torch.device("meta"):
-        encoders = [AutoencoderKL(**vae), CLIPTextModel(CLIPTextConfig(**clip_l, num_hidden_layers=12))]
-        if name != "flux":
-            encoders.append(CLIPTextModelWithProjection(CLIPTextConfig(**clip_g, num_hidden_layers=32)))
-        if name != "sdxl":
-            encoders.append(T5EncoderModel(T5Config(**t5, feed_forward_proj="gated-gelu")))
-        vae, image = encoders[0].to(torch.bfloat16), half(1, 3, 1024, 1024)
+        modules = [published.vae(name), *published.text_encoders(name)]
+        vae, image = modules[0].to(torch.bfloat16), half(1, 3, 1024, 1024)
     with torch.no_grad(), LiveBytes() as live, Autocast():
-        vae.encode(image)
-    return live.peak + sum(2 * parameter.numel() for encoder in encoders for parameter in encoder.parameters())
+        vae.encode(image.unsqueeze(2) if name == "qwen_image" else image)
+    return live.peak + sum(2 * parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def table_row(name: str, gradient_checkpointing: bool, rank: int = 8) -> str:
@@ -253,18 +218,19 @@ def table_row(name: str, gradient_checkpointing: bool, rank: int = 8) -> str:
     step = step_bytes(model, inputs, gradient_checkpointing) / GIB
     cells = [f"{base:.1f}" for base in bases] + [f"{lora:.2f}", f"{step:.1f}"]
     cells += [f"**{base + lora + step:.1f}**" for base in bases] + [f"{encoder_bytes(name) / GIB:.1f}"]
+    cells.append(f"{prompt_bytes(name) / 2**20:.1f}")
     return f"| {name} | {'yes' if gradient_checkpointing else 'no'} | " + " | ".join(cells) + " |"
 
 
 HEAD = (
     "| model | checkpointing | base, half | base, 8bit | base, nf4 | LoRA, gradients, 8-bit Adam | a step of one pair"
-    " | sum, half | sum, 8bit | sum, nf4 | caching |\n" + "|---" * 11 + "|"
+    " | sum, half | sum, 8bit | sum, nf4 | caching | a cached prompt, MiB |\n" + "|---" * 12 + "|"
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(MODELS), nargs="+", default=list(MODELS), help="Default: all.")
+    parser.add_argument("--model", choices=list(FAMILIES), nargs="+", default=list(FAMILIES), help="Default: all.")
     parser.add_argument("--rank", type=int, default=8, help="Of the LoRA.")
     args = parser.parse_args()
     print(HEAD)

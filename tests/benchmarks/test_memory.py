@@ -24,19 +24,29 @@ def test_the_pages_table_is_what_is_computed(name):
     assert memory["table_row"](name, gradient_checkpointing=True) in DOC
 
 
-def test_the_pages_weights_of_flux_are_what_is_computed():
-    """Its step takes longer to compute: `python benchmarks/memory.py` does it."""
-    model, _ = memory["build"]("flux", 8)
+@pytest.mark.parametrize("name", ["flux", "z_image", "flux2", "qwen_image"])
+def test_the_pages_weights_of_the_largest_models_are_what_is_computed(name):
+    """Their steps take longer to compute: `python benchmarks/memory.py` does it."""
+    model, _ = memory["build"](name, 8)
     cells = [f"{memory['base_bytes'](model, quantize_base) / 2**30:.1f}" for quantize_base in (None, "8bit", "nf4")]
-    assert f"| flux | yes | {' | '.join(cells)} | {memory['lora_bytes'](model, True) / 2**30:.2f} |" in DOC
+    row = f"| {name} | yes | {' | '.join(cells)} | {memory['lora_bytes'](model, True) / 2**30:.2f} |"
+    (line,) = [line for line in DOC.splitlines() if line.startswith(row)]
+    assert line.endswith(f" {memory['prompt_bytes'](name) / 2**20:.1f} |")
 
 
 def test_models_are_as_large_as_the_published_ones():
     sizes = {}
-    for name in memory["MODELS"]:
+    for name in memory["FAMILIES"]:
         model, _ = memory["build"](name, 8)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    assert sizes == {"sdxl": 2_567_463_684, "sd3": 2_028_328_000, "flux": 11_901_408_320}
+    assert sizes == {
+        "sdxl": 2_567_463_684,
+        "sd3": 2_028_328_000,
+        "flux": 11_901_408_320,
+        "z_image": 6_154_908_736,
+        "flux2": 3_875_544_576,
+        "qwen_image": 20_430_401_088,
+    }
 
 
 def test_live_bytes_of_a_step_that_can_be_counted_by_hand():

@@ -1,4 +1,4 @@
-"""Looking at a whole data set, or at all samples of shards, and writing what was found."""
+"""Inspects a whole data set, or all samples of shards, and writes the findings."""
 
 import argparse
 import json
@@ -83,7 +83,7 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     try:
         source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
     except (ValueError, OSError):
-        return report, None  # told as the reason
+        return report, None  # reported as the reason
     _count(source, counts, args.num_workers)
     names, used = source.table.dataset.column_names, source.table.used
     columns = {
