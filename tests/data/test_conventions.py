@@ -529,6 +529,22 @@ def test_paths_start_from_image_root_where_it_is_given(tmp_path):
         open_table(str(path), reading=Reading(image_root=tmp_path / "nowhere"))
 
 
+def test_a_table_without_a_folder_of_its_own_needs_image_root(tmp_path):
+    """As on the Hub, in what `save_to_disk` wrote, and in folders with tables in several ones."""
+    (tmp_path / "data").mkdir()
+    path = table_of_paths(tmp_path / "data", "jsonl")
+    Dataset.from_list([json.loads(line) for line in path.read_text().splitlines()]).save_to_disk(tmp_path / "saved")
+    for name in "ab":
+        (tmp_path / "several" / name).mkdir(parents=True)
+        (tmp_path / "several" / name / "pairs.jsonl").write_text(path.read_text())
+    for source, copies in ((tmp_path / "saved", 1), (tmp_path / "several", 2)):
+        with pytest.raises(ValueError, match="column jpg_0 holds string.*--image_root"):
+            open_table(str(source))
+        assert of_training(source, Reading(image_root=tmp_path / "data")) == (sorted(TWO * copies), 0)
+    with pytest.raises(ValueError, match="--image_root means nothing for s3://"):
+        plan_job("s3://bucket/pairs", str(tmp_path), reading=Reading(image_root=tmp_path))
+
+
 @pytest.mark.parametrize("way", ["..", "absolute", "link", "url"])
 def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, way):
     (tmp_path / "data").mkdir()

@@ -30,7 +30,7 @@ from .text import render
 SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]
 
 
-# Says how often each scorer agrees with the labels of pairs: the preferred image, the other one, and their prompt.
+# Says how often each scorer agrees with the labels. A pair is the preferred image, the other one, and their prompt.
 Judge = Callable[[Iterator[tuple[Image, Image, str]]], dict]
 
 

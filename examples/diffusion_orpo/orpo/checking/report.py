@@ -236,7 +236,7 @@ def _uneven_notes(pairs: int, images: dict) -> list[str]:
 
 
 def scorer_notes(scorers: dict) -> list[str]:
-    """Where no scorer sees the preference, it may be that there is none to learn."""
+    """A note if no scorer sees the preference: there may be none to learn."""
     if any(found["low"] > 0.5 for found in scorers["scorers"].values()):
         return []
     return [

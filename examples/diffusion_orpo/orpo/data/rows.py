@@ -36,7 +36,7 @@ class PreferenceRows:
         rows: numbers of the rows that hold a preference.
         winner_is_0: for each of those, whether the first image is the preferred one.
         num_ties: rows without a preference, which were left out.
-        num_unclear: rows of which too few voters prefer the same image, which were left out too.
+        num_unclear: rows on which too few voters agree; they were left out too.
         digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
     """
 
@@ -151,10 +151,10 @@ class PreferenceRows:
         return [tuple(hashes[tuple(place)] for place in pair) for pair in images.places.tolist()]
 
     def _versions_of_files(self, images: PlacedImages) -> str | None:
-        """Changes with the files that the table names by path; None where it holds the images.
+        """A hash that changes with the files that the table names by path; None if it holds the images.
 
         Raises:
-            ValueError: some are not there; names them.
+            ValueError: files are missing; names them.
         """
         data, files = self.table.dataset.data, self.table.files
         columns = [data.column(name) for name in images.columns]
