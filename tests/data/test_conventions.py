@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from helpers import arguments, encode
+from helpers import arguments, encode, train
 from orpo.checking.sources import RowSource
 from orpo.conversion.plan import plan_job
 from orpo.conversion.run import convert_unit
@@ -378,6 +379,29 @@ def test_some_of_the_columns_are_not_enough(names, tmp_path, capsys):
     )
 
 
+def test_training_from_a_ranking_equals_training_from_its_pairs(tmp_path, tiny_sdxl):
+    (tmp_path / "ranked").mkdir(), (tmp_path / "pairs").mkdir()
+    ranked = image_reward_db(tmp_path / "ranked")
+    pairs = PreferenceRows.open(open_table(str(ranked)))
+    rows = [
+        {"chosen": pair.winner, "rejected": pair.loser, "prompt": pair.prompt}
+        for pair in (pairs[i] for i in range(len(pairs)))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs" / "train.parquet")
+    first, second = (
+        train(
+            tiny_sdxl,
+            str(source),
+            tmp_path / f"lora-{i}",
+            cache_latents=True,
+            run_validation=True,
+            num_validation_pairs=3,
+        )
+        for i, source in enumerate((ranked, tmp_path / "pairs"))
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+
 # Votes
 
 
@@ -530,8 +554,10 @@ def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, way):
 
 def test_a_file_that_changed_is_checked_again(tmp_path):
     path = table_of_paths(tmp_path, "jsonl")
-    first = PreferenceRows.open(open_table(str(path))).check()
-    (tmp_path / "images" / "50.png").write_bytes(image(55, 7))
+    file = tmp_path / "images" / "50.png"
+    first, before = PreferenceRows.open(open_table(str(path))).check(), file.read_bytes()
+    file.write_bytes(image(51))
+    assert len(file.read_bytes()) == len(before) and file.read_bytes() != before
     assert PreferenceRows.open(open_table(str(path))).check() != first
 
 

@@ -1,6 +1,8 @@
 """The cells of a table that hold images: as encoded bytes, with a path beside them, or as the path of a file alone."""
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,11 +31,20 @@ class ImageFiles:
         """
         if "://" in name:
             raise ValueError("it is a URL: download the images first")
-        root = self.root.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
+        root = _real(str(self.root))
+        folder, file = os.path.split(os.path.join(root, name))
+        path = os.path.join(_real(folder), file)
+        if file in ("", os.curdir, os.pardir) or os.path.islink(path):
+            path = os.path.realpath(path)
+        if os.path.commonpath([root, path]) != root:
             raise ValueError(f"it is outside {root}: name a folder that holds all images by --image_root")
-        return path
+        return Path(path)
+
+
+@lru_cache(10_000)
+def _real(folder: str) -> str:
+    """A folder without links. Looked up once, as a million images may be in it."""
+    return os.path.realpath(folder)
 
 
 def is_list(kind: pa.DataType) -> bool:

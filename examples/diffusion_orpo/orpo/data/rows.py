@@ -160,13 +160,14 @@ class PreferenceRows:
         columns = [data.column(name) for name in images.columns]
         if not any(names_files(column.type) for column in columns):
             return None
-        digest, missing = hashlib.blake2b(digest_size=16), {}
+        digest, missing, seen = hashlib.blake2b(digest_size=16), {}, set()
         for row, places in images.by_row.items():
             for place in places:
                 cell, _ = cell_of_image([column[row] for column in columns], images.columns, place)
                 path = cell.as_py() if is_text(cell.type) else None
-                if not path:
+                if not path or path in seen:
                     continue
+                seen.add(path)
                 try:
                     stat = files.find(path).stat()
                     digest.update(f"{path}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
