@@ -161,5 +161,5 @@ def convert_rows(unit: Unit, job: Job, encoder) -> Iterator[tuple[str, int, tupl
 
 
 def is_sample(result: tuple | BadPair, job: Job) -> bool:
-    """Whether a row is written: it is good, enough agree on it, and it is no tie unless these are kept."""
+    """Whether a row is written: it is good, enough votes agree, and it is not a tie unless these are kept."""
     return not isinstance(result, BadPair) and result[0] != LOW_AGREEMENT and (result[0] != TIE or job.keep_ties)
