@@ -488,6 +488,13 @@ def test_a_bad_ranking_names_its_row_and_images(tmp_path, change, words):
         assert all(word in str(raised.value) for word in (words if pairs_per_group == "all" else words[1:]))
 
 
+def test_a_preference_is_not_a_rank(tmp_path):
+    path = hpd_v2_train(tmp_path)
+    path.write_text(path.read_text().replace("[0, 1]", "[2, 1]"))
+    with pytest.raises(BadPair, match="row 1, images 0 and 1: human_preference is 2 and 1. Write 1 for the preferred"):
+        PreferenceRows.open(open_table(str(path)))
+
+
 def test_equal_ranks_are_ties(tmp_path):
     path = hpd_v2_test(tmp_path)
     path.write_text(json.dumps([json.loads(path.read_text())[0] | {"rank": [2, 1, 2]}]))

@@ -63,7 +63,7 @@ class Convention:
 
 
 def _ranked(name: str, images: str, order: str, lower_is_better: bool, group: str | None = None) -> Convention:
-    label = partial(by_order, lower_is_better=lower_is_better)
+    label = partial(by_order, name=order, lower_is_better=lower_is_better, yes_or_no=order == "human_preference")
     return Convention(name, (images,), "prompt", (order,), label, group=group)
 
 

@@ -120,11 +120,17 @@ def by_votes(row: dict[str, object], shares: bool, names: tuple[str, str]) -> Ve
     return _votes(*(_number(row[name]) for name in names), said)
 
 
-def by_order(row: dict[str, object], shares: bool, lower_is_better: bool) -> Verdict:
-    """Ranks or scores of both images, from `RankedPairs`."""
+def by_order(
+    row: dict[str, object], shares: bool, name: str, lower_is_better: bool, yes_or_no: bool = False
+) -> Verdict:
+    """Ranks or scores of both images, from `RankedPairs`; or whether each is preferred, 1 or 0."""
     if row["problem"] is not None:
         raise BadPair("bad label", printable(row["problem"]), advice="Correct the ranking, or remove its images.")
     first, second = row["order_0"], row["order_1"]
+    if yes_or_no and not {first, second} <= {0.0, 1.0}:
+        raise BadPair(
+            "bad label", f"{name} is {first:g} and {second:g}", advice="Write 1 for the preferred image, else 0."
+        )
     return Verdict(_prefer(second, first) if lower_is_better else _prefer(first, second))
 
 
