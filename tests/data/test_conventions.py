@@ -552,20 +552,23 @@ def test_a_table_without_a_folder_of_its_own_needs_image_root(tmp_path):
         plan_job("s3://bucket/pairs", str(tmp_path), reading=Reading(image_root=tmp_path))
 
 
-@pytest.mark.parametrize("way", ["..", "absolute", "link", "url"])
-def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, way):
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "url", "pipe", "folder"])
+def test_paths_that_lead_out_of_the_folder_or_to_no_file_are_refused(tmp_path, way):
     (tmp_path / "data").mkdir()
     path = table_of_paths(tmp_path / "data", "jsonl")
     write_images(tmp_path, "secret/250.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "data" / "pipe")
     other = {
         "..": "../secret/250.png",
         "absolute": str(tmp_path / "secret" / "250.png"),
         "link": "link/250.png",
         "url": "https://example.com/250.png",
+        "pipe": "pipe",
+        "folder": "images",
     }[way]
     path.write_text(path.read_text().replace("images/250.png", other))
-    with pytest.raises(ValueError, match="1 image files can't be read: .*(outside|URL)"):
+    with pytest.raises(ValueError, match="1 image files can't be read: .*(outside|URL|not a file)"):
         PreferenceRows.open(open_table(str(path))).check()
     source = RowSource(open_table(str(path)), None, decode=True)
     assert [problem.kind for problem in source.inspect([0])[0].problems] == ["missing image"]

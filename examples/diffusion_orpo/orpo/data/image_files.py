@@ -1,6 +1,7 @@
 """Cells that hold images: encoded bytes, a struct of bytes and a path, or the path of a file as text."""
 
 import os
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,8 @@ class ImageFiles:
         """The file that a path as text stands for.
 
         Raises:
-            ValueError: it is outside the folder, by `..` or by a link; or a URL.
+            ValueError: it is outside the folder, by `..` or by a link; or a URL, or something other than a file.
+            OSError: it does not exist, or can't be looked at.
         """
         if "://" in name:
             raise ValueError("it is a URL: download the images first")
@@ -38,6 +40,8 @@ class ImageFiles:
             path = os.path.realpath(path)
         if os.path.commonpath([root, path]) != root:
             raise ValueError(f"it is outside {root}: name a folder that holds all images by --image_root")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("it is not a file")
         return Path(path)
 
 
