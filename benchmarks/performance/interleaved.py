@@ -23,11 +23,11 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from orpo.data.dataset import DataOptions, load_pairs
-from orpo.data_source import encode_pairs
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training import run as training
 from orpo.training.loop import train
+from orpo.training_script import encode_pairs
 from PIL import Image
 
 import scaled_sdxl

@@ -56,7 +56,7 @@ def test_without_a_manifest_samples_are_counted(folder, tmp_path, caplog):
     assert list(find_shards([str(tmp_path)]).counts) == [7, 7, 7, 7, 6]
     with caplog.at_level(logging.WARNING):
         assert list(find_shards([f"pipe:cat {tmp_path}/train-00004.tar"]).counts) == [6]
-    assert "No manifest can be had" in caplog.text
+    assert "No manifest can be read" in caplog.text
     broken = tmp_path / "train-00002.tar"
     broken.write_bytes(broken.read_bytes()[:9000])
     with pytest.raises(ValueError, match="train-00002.tar can't be read to its end"):

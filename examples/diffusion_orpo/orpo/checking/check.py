@@ -1,4 +1,4 @@
-"""Looking at a whole data set, or at all samples of shards, and writing what was found."""
+"""Inspects a whole data set, or all samples of shards, and writes the findings."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ from .text import render
 SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]
 
 
-# Says how often each scorer agrees with the labels of pairs: the preferred image, the other one, and their prompt.
+# Says how often each scorer agrees with the labels. A pair is the preferred image, the other one, and their prompt.
 Judge = Callable[[Iterator[tuple[Image, Image, str]]], dict]
 
 
@@ -84,7 +84,7 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     try:
         source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
     except (ValueError, OSError):
-        return report, None  # told as the reason
+        return report, None  # reported as the reason
     _count(source, counts, args.num_workers)
     names, used = source.table.dataset.column_names, source.table.used
     columns = {

@@ -1,4 +1,4 @@
-"""What is counted of a preference data set before training, and what of it is worth a look."""
+"""Counts of a preference data set before training, and notes on what deserves a look."""
 
 from array import array
 from collections import Counter
@@ -19,9 +19,9 @@ SHOWN = 5  # rows that are named of each kind
 BATCH = 1000  # prompts to measure at a time
 SHORTER_SIDES = (256, 512, 768, 1024, 1536, 2048)  # pixels
 ASPECTS = (1 / 2, 2 / 3, 4 / 5, 0.95, 1 / 0.95, 5 / 4, 3 / 2, 2)  # width to height
-MANY_PAIRS, MANY_SHARE = 10, 0.01  # of one image, above which it's worth a look
+MANY_PAIRS, MANY_SHARE = 10, 0.01  # of one image; more deserve a look
 WORTH_BUCKETS = 0.05  # of the images' area, which buckets would keep
-UNEVEN = 0.2  # share by which winners differ from losers in what no one meant to prefer
+UNEVEN = 0.2  # share by which winners differ from losers in something nobody meant to prefer
 
 # Type codes of `array`: 64 bits signed and unsigned, 16 bits unsigned.
 COLUMNS = {
@@ -94,11 +94,11 @@ class PreferenceReport:
         return list(zip(self._columns["shard"], self._columns["place"]))
 
     def repeated_pairs(self) -> RepeatedPairs:
-        """What repeats among the good pairs, by their places in `good_keys`."""
+        """Repetitions among the good pairs, by their places in `good_keys`."""
         return find_repeated(*(np.asarray(self._columns[name]) for name in ("winner", "loser", "prompt")))
 
     def summary(self, where: Callable[[tuple[int, int]], str]) -> dict:
-        """All that was counted, ready for JSON.
+        """All counts, ready for JSON.
 
         Args:
             where: names a pair by its key.
@@ -186,7 +186,7 @@ class PreferenceReport:
 
 
 def _histograms(sides: dict[str, np.ndarray], bounds: tuple[float, ...]) -> dict[str, list[int]]:
-    """Of winners and losers, how many values lie below the first bound, between each two, and from the last one on."""
+    """How many values of winners and losers lie below the first bound, between each two, and above the last one."""
     return {
         side: np.bincount(np.searchsorted(bounds, values, side="right"), minlength=len(bounds) + 1).tolist()
         for side, values in sides.items()
@@ -194,7 +194,7 @@ def _histograms(sides: dict[str, np.ndarray], bounds: tuple[float, ...]) -> dict
 
 
 def notes(counts: dict) -> list[str]:
-    """What training takes without a word, and someone should look at before."""
+    """Notes on data that training accepts silently, but that somebody should look at before."""
     pairs, images, repeated = max(1, counts["pairs"]), counts["images"], counts["repeated"]
     found = []
     for name, tokens in counts["prompts"]["tokens"].items():
@@ -215,7 +215,7 @@ def notes(counts: dict) -> list[str]:
             found.append(what.format(repeated[kind]["count"]))
     most = repeated["most_used_images"][0]["pairs"] if repeated["most_used_images"] else 0
     if most >= MANY_PAIRS and most > MANY_SHARE * pairs:
-        found.append(f"One image stands in {most} of the {pairs} pairs: the model may learn it by heart.")
+        found.append(f"One image appears in {most} of the {pairs} pairs: the model may memorize it.")
     if counts["prompts"]["empty"]:
         found.append(f"Pairs with an empty prompt: {counts['prompts']['empty']}. They train the empty prompt.")
     if images["enlarged"]:
@@ -231,12 +231,12 @@ def notes(counts: dict) -> list[str]:
         )
     if counts["passed_over"]:
         listing = ", ".join(f"{number} {what}" for what, number in counts["passed_over"].items())
-        found.append(f"Passed over: {listing}.")
+        found.append(f"Skipped: {listing}.")
     return found + _uneven_notes(pairs, images)
 
 
 def _uneven_notes(pairs: int, images: dict) -> list[str]:
-    """Where winners can be told from losers by file alone, that is what training may learn."""
+    """Notes on winners that can be told from losers by the file alone: training may learn just that."""
     found = []
     for name, winners in images["formats"]["winners"].items():
         losers = images["formats"]["losers"].get(name, 0)
@@ -255,7 +255,7 @@ def _uneven_notes(pairs: int, images: dict) -> list[str]:
 
 
 def scorer_notes(scorers: dict) -> list[str]:
-    """Where no scorer sees the preference, it may be that there is none to learn."""
+    """A note if no scorer sees the preference: there may be none to learn."""
     if any(found["low"] > 0.5 for found in scorers["scorers"].values()):
         return []
     return [

@@ -1,4 +1,4 @@
-"""What an actor of the converter does with `--encode`: images through the VAE, prompts through the text encoders.
+"""The converter's actors with `--encode`: they put images through the VAE, and prompts through the text encoders.
 
 Imported only where something is encoded, since torch and diffusers take memory that the converter's other tasks don't need.
 """
@@ -28,15 +28,15 @@ from ..system.precision import DTYPES
 from .plan import EncodingJob
 
 
-PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
+PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt are close together
 
 
 def plan_encoding(flags: list[str]) -> EncodingJob:
     """Finds the family by the model's folder, and reads the flags as its training script does.
 
     Raises:
-        ValueError: the model is of no family that is known.
-        OSError: it is not there.
+        ValueError: the model belongs to no known family.
+        OSError: it does not exist.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--pretrained_model_name_or_path")
@@ -91,7 +91,7 @@ class RowEncoder:
         """Encodes a batch of rows.
 
         Args:
-            rows: of each row its name for errors, and its members: two images, prompt and labels.
+            rows: the name of each row, for errors, and its members: two images, prompt and labels.
 
         Yields:
             For each row, labels and prompt as they were and `encoded.safetensors`; or what is wrong with it.

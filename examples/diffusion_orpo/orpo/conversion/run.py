@@ -1,4 +1,4 @@
-"""Converting: a task a shard, on Ray, each of which reads rows and writes their shard."""
+"""The conversion on Ray: one task per shard reads its rows and writes it."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    package = Path(__file__).parents[1]  # a cluster's nodes need not have it: Ray hands it to them
+    package = Path(__file__).parents[1]  # a cluster's nodes may not have it: Ray sends it to them
     options = {"runtime_env": {"py_modules": [str(package)]}, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -58,9 +58,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         where = f"--ray_address={address}" if address else "Ray on this machine"
         raise ConnectionError(
-            f"{where} can't be used: {printable(str(error), 500)}. A cluster that asks for a token takes it from the"
+            f"{where} can't be used: {printable(str(error), 500)}. A cluster that requires a token takes it from the"
             " environment of this program and of every node: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
-            " RAY_AUTH_TOKEN_PATH (on the head node it lies in ~/.ray/auth_token)."
+            " RAY_AUTH_TOKEN_PATH (on the head node it is in ~/.ray/auth_token)."
         ) from error
     try:
         yield
@@ -91,7 +91,7 @@ def run(job: Job, finished: dict[str, Shard]) -> Iterator[Shard]:
 
 
 def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
-    """Reads the rows of a unit and writes its shard, then what the shard holds, for a run that continues this one.
+    """Reads the rows of a unit and writes its shard, then a summary of it, for a run that continues this one.
 
     Args:
         row: `item`, the unit's number.
@@ -144,7 +144,7 @@ class UnitEncoder:
 def convert_rows(
     unit: Unit, job: Job, encoder
 ) -> Iterator[tuple[str, int, tuple[float, dict[str, bytes]] | BadPair, tuple[int, ...]]]:
-    """Yields each row's file and number, its label and the sample's members, or what is wrong with it; and its images' sizes."""
+    """Yields each row's file and number, its label and the sample's members, or its problem; and its images' sizes."""
     rows = (
         (source.file, *row)
         for source in unit.source
@@ -167,5 +167,5 @@ def convert_rows(
 
 
 def is_sample(result: tuple | BadPair, job: Job) -> bool:
-    """Whether a row is to be written: it is good, enough agree on it, and it is no tie unless these are kept."""
+    """Whether a row is written: it is good, enough votes agree, and it is not a tie unless these are kept."""
     return not isinstance(result, BadPair) and result[0] != LOW_AGREEMENT and (result[0] != TIE or job.keep_ties)

@@ -23,7 +23,7 @@ def read_pair(
 
     Args:
         columns: of the table.
-        cells: of those of them that are used.
+        cells: of the columns that are used.
         where: names the row in errors.
         keep_ties: whether a tie becomes a sample, too. Else it has no members, as a pair of low agreement has none, and
             is not looked at.

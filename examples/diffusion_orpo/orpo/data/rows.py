@@ -49,7 +49,7 @@ class PreferenceRows:
         rows: numbers of the rows that hold a preference.
         winner_is_0: for each of those, whether the first image is the preferred one.
         num_ties: rows without a preference, which were left out.
-        num_unclear: rows of which too few voters prefer the same image, which were left out too.
+        num_unclear: rows on which too few voters agree; they were left out too.
         digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
         sizes: height and width of both, the winner first (n, 2, 2); None before they are known.
         buckets: number of each pair's shape (n,); None before they are assigned.
@@ -169,22 +169,23 @@ class PreferenceRows:
         return CheckedImages(hashes, np.array([[size for _, size in pair] for pair in pairs]).reshape(-1, 2, 2))
 
     def _versions_of_files(self, images: PlacedImages) -> str | None:
-        """Changes with the files that the table names by path; None where it holds the images.
+        """A hash that changes with the files that the table names by path; None if it holds the images.
 
         Raises:
-            ValueError: some are not there; names them.
+            ValueError: files are missing; names them.
         """
         data, files = self.table.dataset.data, self.table.files
         columns = [data.column(name) for name in images.columns]
         if not any(names_files(column.type) for column in columns):
             return None
-        digest, missing = hashlib.blake2b(digest_size=16), {}
+        digest, missing, seen = hashlib.blake2b(digest_size=16), {}, set()
         for row, places in images.by_row.items():
             for place in places:
                 cell, _ = cell_of_image([column[row] for column in columns], images.columns, place)
                 path = cell.as_py() if is_text(cell.type) else None
-                if not path:
+                if not path or path in seen:
                     continue
+                seen.add(path)
                 try:
                     stat = files.find(path).stat()
                     digest.update(f"{path}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())

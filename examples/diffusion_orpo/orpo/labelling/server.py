@@ -1,10 +1,10 @@
 """The page's server: one judge, on this machine only.
 
-Starlette, with uvicorn, and not Gradio: the page is keys and two large images, which Gradio's components would only
-stand in the way of, and these two and what they need weigh a hundredth of it.
+It uses Starlette and uvicorn, not Gradio: the page is keys and two large images, for which Gradio's components would only
+be in the way, and these two with their requirements are a hundredth of its size.
 
-Who asks must know the token, which is in the printed address and then in a cookie, as Jupyter does it; and must have asked
-by this machine's name, which no other site's page can, even if that site's name leads here (DNS rebinding).
+A request must carry the token, which is in the printed address and then in a cookie, as in Jupyter; and must be addressed to
+this machine's name, which no other site's page can do, even if that site's name leads here (DNS rebinding).
 """
 
 import hmac
@@ -45,25 +45,29 @@ def open_socket(port: int) -> socket.socket:
     """Listens on the loopback interface.
 
     Args:
-        port: 0 for any that is free.
+        port: 0 for any free one.
 
     Raises:
         ValueError: the port is in use, or this user may not have it.
     """
     listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restarted server would wait for a minute
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # otherwise a restarted server would wait for a minute
     try:
         listener.bind((HOST, port))
         listener.listen()
     except OSError as error:
         listener.close()
-        raise ValueError(f"--port={port} can't be had: {error.strerror}. Name another one, or 0 for any.") from error
+        raise ValueError(
+            f"--port={port} can't be opened: {error.strerror}. Choose another one, or 0 for any free one."
+        ) from error
     return listener
 
 
 def serve(session: Session, folder: Path, listener: socket.socket, token: str) -> None:
     """Serves the page until the process is told to end (Ctrl-C, SIGTERM)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which uvicorn calls when it has ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn calls it when it has ended
     config = uvicorn.Config(make_app(session, folder, listener.getsockname()[1], token), log_level="warning")
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -78,8 +82,8 @@ def new_token() -> str:
 def make_app(session: Session, folder: Path, port: int, token: str) -> Starlette:
     """The page, its images and its three requests.
 
-    Requests that change something are answered one after the other: they never give way to the event loop between
-    reading the session and writing the vote.
+    Requests that change something are handled one after the other: they never yield to the event loop between reading the
+    session and writing the vote.
     """
     cookie = f"label-preferences-{port}"  # a browser has one set of cookies for all ports of a machine
 
@@ -171,13 +175,13 @@ class Headers:
 
 def _require(allowed: bool) -> None:
     if not allowed:
-        raise HTTPException(403, "The server was started anew: open the address that it printed.")
+        raise HTTPException(403, "The server was restarted: open the address that it printed.")
 
 
 async def _json(request: Request, is_allowed) -> dict:
     """The body of a request that changes something.
 
-    Its type is one that another site's page can't send without this server's leave.
+    Another site's page can't send its content type without this server's permission.
     """
     _require(is_allowed(request))
     if request.headers.get("content-type") != "application/json":

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 import diffusers
 from diffusers import DiffusionPipeline
@@ -96,6 +97,26 @@ def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Mod
         raise ValueError(f"The {module} of {printable(source)} can't be read: {printable(str(error))}") from error
     with torch.device("meta"):
         return module_class.from_config(config)
+
+
+def check_sequence_length(options: ModelOptions, encoder: str) -> None:
+    """Checks that a text encoder has a place for every token of --max_sequence_length.
+
+    Args:
+        options: of the model.
+        encoder: the text encoder that the flag is for.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    source = options.pretrained_model_name_or_path
+    config, _ = PretrainedConfig.get_config_dict(source, subfolder=encoder, **options.source_options)
+    longest = config.get("text_config", config).get("max_position_embeddings")  # T5 has none: its places are relative
+    if longest is not None and options.max_sequence_length > longest:
+        raise ValueError(
+            f"--max_sequence_length={options.max_sequence_length}: the {encoder} of {printable(source)} reads {longest}"
+            f" tokens, as its config.json says. Give --max_sequence_length={longest} or less."
+        )
 
 
 def find_modules(denoiser: torch.nn.Module, layer: str) -> dict[str, torch.nn.Module]:

@@ -20,6 +20,7 @@ from .checks import (
     check_lora_layers,
     check_modules,
     check_pipeline,
+    check_sequence_length,
     is_absent,
     read_index,
     warn_of_distillation,
@@ -80,7 +81,6 @@ class LatentDiffusion:
     pipeline_options: dict = {}
     inference_dtype = "float16"
     lora_file = LORA_FILE
-    options_class = ModelOptions
 
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         self.options, self.device, self.dtype = options, device, dtype
@@ -91,6 +91,8 @@ class LatentDiffusion:
         self.absent_modules = tuple(name for name in self.optional_modules if is_absent(index, name))
         needed = (self.denoiser_name, *self._conditioning_names, "scheduler")
         check_modules(options, index, tuple(name for name in needed if name not in self.absent_modules))
+        if options.max_sequence_length is not None and self.text_encoder_names[-1] not in self.absent_modules:
+            check_sequence_length(options, self.text_encoder_names[-1])
         self.vae = self.vae_class(options)
         self.noise_process = self.noise_process_class.load(options)
         self.empty_denoiser = build_empty(options, index, self.denoiser_name)

@@ -5,6 +5,7 @@ these, so that neither training nor a cache needs the VAE's statistics afterward
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -49,6 +50,19 @@ class Vae:
                     f"The VAE in {self.source} has {name}, which the pipeline of this family does not apply: it belongs to"
                     " another model."
                 )
+        if options.pretrained_vae_model_name_or_path is not None:
+            self._check_downscale(options)
+
+    def _check_downscale(self, options: ModelOptions) -> None:
+        try:
+            own = type(self)(replace(options, pretrained_vae_model_name_or_path=None))
+        except OSError:  # the model was saved without
+            return
+        if self.downscale != own.downscale:
+            raise ValueError(
+                f"The VAE in {self.source} makes one latent of {self.downscale} pixels along a side, and that of"
+                f" {options.pretrained_model_name_or_path} one of {own.downscale}: it belongs to another model."
+            )
 
     @property
     def downscale(self) -> int:

@@ -83,7 +83,7 @@ class EpochOrder:
         return order, np.cumsum([len(self.pairs[shard]) for shard in order])
 
     def runs(self, lane: int) -> list[Run]:
-        """What a lane reads, in sequence."""
+        """The runs that a lane reads, in sequence."""
         (begin, end), (order, ends) = self._bounds[lane : lane + 2], self._shards
         found = []
         for place in range(np.searchsorted(ends, begin, side="right"), len(order)):
@@ -105,7 +105,7 @@ class EpochOrder:
         return places
 
     def turns(self, lane: int) -> np.ndarray:
-        """For each turn of a lane, which of its pairs is given, counted as they are read."""
+        """Which of its pairs a lane gives in each turn, counted as they are read."""
         length = int(self._bounds[lane + 1] - self._bounds[lane])
         rng = np.random.default_rng((self.seed, self.epoch, lane, self.lanes))
         return shuffled_order(length, max(1, self.buffer_size // self.lanes), rng)

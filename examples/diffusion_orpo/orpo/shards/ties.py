@@ -1,7 +1,7 @@
-"""Which samples of a shard are ties, where no manifest says so: the shard is read once, and the answer kept.
+"""Finds the ties of a shard that no manifest lists: the shard is read once, and the answer kept.
 
 Ties must be known before training: they are not part of an epoch, and all processes must agree on what is. Only labels
-are read. In a file, images are skipped; from a URL or a command, the whole shard comes.
+are read. In a file, images are skipped; from a URL or a command, the whole shard is read.
 """
 
 import re
@@ -25,13 +25,13 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
 
     Args:
         url: of the shard.
-        count: samples in it, where its manifest says so; then a truncated shard is taken, and what it lacks are no ties.
+        count: samples in it, if its manifest says so; then a truncated shard is accepted, and missing samples are not ties.
         needed: members that a sample must have.
         cache_dir: where answers are kept; None for the folder of `datasets`.
 
     Raises:
-        ValueError: it can't be read to its end and `count` is not known, there are more than `count`, or not one
-            sample has the members that are needed.
+        ValueError: it can't be read to its end and `count` is unknown, it has more than `count`, or not one sample has
+            the members that are needed.
         OSError: the URL can't be read.
     """
     kept = KeptAnswer.of(url, "shard-labels", cache_dir)
@@ -66,7 +66,7 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
 
 
 def _is_tie(members: dict) -> bool:
-    """A label that can't be read is not a tie, but a bad sample, which training meets, names and counts."""
+    """A label that can't be read is not a tie but a bad sample, which training names and counts."""
     try:
         return parse_label(members["label_0.txt"].decode(), "") == 0.5
     except (KeyError, ValueError):

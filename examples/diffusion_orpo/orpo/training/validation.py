@@ -23,7 +23,7 @@ class ValidationResults:
     Attributes:
         metrics, metrics_without_lora: `eval_*` to mean over the held-out pairs; empty where none are held out.
         images, images_without_lora: the validation prompts' images; on the main process only.
-        comparison: what `Validator.compare` said of them, and with --keep_best which step this is.
+        comparison: the result of `Validator.compare`, and with --keep_best the step.
     """
 
     metrics: dict[str, float]
@@ -101,9 +101,7 @@ class Validator:
         self.model.denoiser.eval()
         metrics = measure_held_out(self.args.beta_orpo, self.model, self.accelerator, batches, self.levels)
         if not metrics:
-            logger.warning(
-                "None of the held-out samples holds a preference that can be read: there are no eval_* metrics"
-            )
+            logger.warning("No held-out sample holds a readable preference: there are no eval_* metrics")
         return metrics
 
     def draw(self) -> list[Image]:
@@ -130,7 +128,7 @@ class Validator:
 
     @cached_property
     def images_without_lora(self) -> list[Image]:
-        """What the base draws for the same prompts from the same seeds. It never changes, so it's drawn once."""
+        """The base's images of the same prompts and seeds. They never change, so they are drawn once."""
         self.model.denoiser.disable_adapters()
         images = self.draw()
         self.model.denoiser.enable_adapters()
@@ -139,7 +137,7 @@ class Validator:
     @cached_property
     def judge(self):
         """The `Judge` of `--validation_scorer`."""
-        from .judge import Judge  # whoever asks for no scorer needs no room `scoring`
+        from .judge import Judge  # without a scorer, the room `scoring` is not needed
 
         args = self.args
         return Judge(
@@ -147,7 +145,7 @@ class Validator:
         )
 
     def compare(self, images: list[Image]) -> dict[str, float]:
-        """What `Judge.compare` says of images; empty without a scorer, and on all processes but the main one."""
+        """The result of `Judge.compare`; empty without a scorer, and on all processes but the main one."""
         if self.args.validation_scorer is None or not self.accelerator.is_main_process:
             return {}
         return self.judge.compare(images)
