@@ -44,7 +44,7 @@ class Listing:
         split: its name.
         files: in order, as paths below the root.
         classes: names of the classes of ClassLabel columns, if they are in the data set's card and not in the files.
-        columns: of the files, where they are known; else each file's footer names them.
+        columns: those of all files, if they are known; otherwise each file's footer names them.
     """
 
     root: str
@@ -68,10 +68,10 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
         path: a folder or file, s3://bucket/prefix, or a data set of the Hub.
         config: of a data set that has several.
         split: Default: the only one, else train.
-        reading: what flags say of the rows.
+        reading: how the flags say that rows are read.
 
     Returns:
-        The files; or, of a data set in another form, its pairs: where rows name files of images, or rank them, too.
+        The files; or the pairs of a data set in another form, such as one whose rows name image files or rank images.
 
     Raises:
         ValueError: the data set can't be read, holds no pairs, or has no such split; lists those there are.
@@ -80,6 +80,8 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
         raise ValueError(
             f"--dataset_path={without_secrets(path)} is a URL: name a folder, s3://bucket/prefix, or a data set of the Hub."
         )
+    if path.startswith("s3://") and reading.image_root is not None:
+        raise ValueError("--image_root means nothing for s3://: images there must be in the parquet files.")
     if path.startswith("s3://"):
         return _list_on_s3(path, split)
     path = as_given(path)
@@ -104,7 +106,7 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
 
 
 def _holds_pairs(listing: Listing, reading: Reading) -> bool:
-    """Whether each row of the files holds two images, or what it is instead is to be told by whoever reads the footers."""
+    """Whether each row holds two encoded images. Also true if it holds no pairs: `read_footer` says so."""
     with open_parquet(open_dataset(listing.root), listing.files[0]) as parquet:
         schema = parquet.schema_arrow
     try:

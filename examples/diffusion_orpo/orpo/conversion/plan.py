@@ -98,7 +98,7 @@ def plan_job(
         keep_ties: whether rows without a preference are written too.
         cache_dir: where shards wait for their upload to S3.
         encoding: how samples are encoded, if they are.
-        reading: what flags say of the rows.
+        reading: how the flags say that rows are read.
 
     Raises:
         ValueError: files, split or columns are missing, the files' columns differ, or there are no rows.
