@@ -248,7 +248,7 @@ def seen(pairs) -> list[tuple[str, int, int]]:
 
 def of_training(source: Path, reading: Reading) -> tuple[list, int]:
     pairs = PreferenceRows.open(open_table(str(source), reading=reading))
-    hashes = pairs.check()
+    hashes = pairs.check().hashes
     assert len(hashes) == len(pairs) and len({hash for pair in hashes for hash in pair}) >= 2
     return seen(pairs[i] for i in range(len(pairs))), pairs.num_ties
 
@@ -588,10 +588,10 @@ def test_paths_that_lead_out_of_the_folder_or_to_no_file_are_refused(tmp_path, w
 def test_a_file_that_changed_is_checked_again(tmp_path):
     path = table_of_paths(tmp_path, "jsonl")
     file = tmp_path / "images" / "50.png"
-    first, before = PreferenceRows.open(open_table(str(path))).check(), file.read_bytes()
+    first, before = PreferenceRows.open(open_table(str(path))).check().hashes, file.read_bytes()
     file.write_bytes(image(51))
     assert len(file.read_bytes()) == len(before) and file.read_bytes() != before
-    assert PreferenceRows.open(open_table(str(path))).check() != first
+    assert PreferenceRows.open(open_table(str(path))).check().hashes != first
 
 
 def test_the_converter_leaves_pairs_with_missing_files_out_and_names_them(tmp_path, caplog):

@@ -30,7 +30,7 @@ def encoded(monkeypatch) -> dict[str, list]:
     encode_images, encode_prompts = Encoder.encode_images, Encoder.encode_prompts
 
     def record_images(self, places, flipped):
-        seen["images"] += [(index, side, flipped) for _, index, side in places]
+        seen["images"] += [(index, side, flipped) for (_, index, side), _ in places]
         return encode_images(self, places, flipped)
 
     def record_prompts(self, prompts):

@@ -18,6 +18,7 @@ from orpo.shards import opening, ties
 from orpo.shards.listing import Shards, find_shards
 from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
+from orpo.system.shapes import square
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def prompts(found: Shards, batches: int) -> list[str]:
-    stream = ShardData(found, 0, PairTransform(32), 0, 16, 0.0).training_batches(1, 0, None, 0, 1)
+    stream = ShardData(found, 0, PairTransform(square(32)), 0, 16, 0.0).training_batches(1, 0, None, 0, 1)
     return [prompt for batch in islice(stream, batches) for prompt in batch["prompts"]]
 
 

@@ -14,9 +14,10 @@ from ..data.dataset import DataOptions, load_pairs
 from ..data.files import as_given
 from ..data.folders import is_pair_folders, read_pair_folders
 from ..data.image import decode_image
-from ..data.pair import PreferencePair
+from ..data.pair import PairTransform, PreferencePair
 from ..data.table import LISTED, Table
-from ..shards.listing import find_shards, first_pairs
+from ..shards.listing import find_shards
+from ..shards.stream import ShardData
 from ..system.redaction import without_secrets
 from .contact_sheet import contact_sheet
 from .filtering import write_filtered
@@ -117,7 +118,8 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     """
     report = {"data": " ".join(map(without_secrets, args.dataset_path))}
     try:
-        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir))
+        with_sizes = PairTransform.from_flags(args).depends_on_sizes
+        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir, with_sizes))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
     if source.shards.encoding is not None:
@@ -138,7 +140,8 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
 
 def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, counts: PreferenceReport) -> str | None:
     held_out = args.num_validation_pairs if args.run_validation else 0
-    training = first_pairs(source.shards.pairs(), held_out, args.max_train_samples)[1]
+    transform = PairTransform.from_flags(args)
+    training = ShardData(source.shards, held_out, transform, 0, 1, args.max_bad_samples, args.max_train_samples).pairs
     total = sum(map(len, training))
     if total == 0:
         return f"No pairs are left to train on, after {source.shards.num_ties} ties and {held_out} held out."

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ..data.bad_pair import BadPair
+from ..data.buckets import assign
 from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..system.shapes import shapes_of_area, square
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths
 from .repeated_pairs import RepeatedPairs, find_repeated
@@ -18,6 +20,7 @@ BATCH = 1000  # prompts to measure at a time
 SHORTER_SIDES = (256, 512, 768, 1024, 1536, 2048)  # pixels
 ASPECTS = (1 / 2, 2 / 3, 4 / 5, 0.95, 1 / 0.95, 5 / 4, 3 / 2, 2)  # width to height
 MANY_PAIRS, MANY_SHARE = 10, 0.01  # of one image; more deserve a look
+WORTH_BUCKETS = 0.05  # of the images' area, which buckets would keep
 UNEVEN = 0.2  # share by which winners differ from losers in something nobody meant to prefer
 
 # Type codes of `array`: 64 bits signed and unsigned, 16 bits unsigned.
@@ -148,9 +151,19 @@ class PreferenceReport:
             "aspect": {"bounds": ASPECTS} | _histograms(aspect, ASPECTS),
             "resolution": self.resolution,
             "enlarged": int(sum((sides < self.resolution).sum() for sides in shorter.values())),
+            "cut_away": self._cut_away(sizes),
             "winner_has_more_pixels": int((pixels["winner"] > pixels["loser"]).sum()),
             "winner_has_fewer_pixels": int((pixels["winner"] < pixels["loser"]).sum()),
         }
+
+    def _cut_away(self, sizes: dict[str, np.ndarray]) -> dict[str, float]:
+        """Share of the images' area that training cuts away, in squares and in aspect-ratio buckets; 0 where there is no pair."""
+        sides = [[sizes[f"{side}_height"], sizes[f"{side}_width"]] for side in ("winner", "loser")]
+        pairs = np.array(sides).transpose(2, 0, 1).astype(np.int64)
+        if len(pairs) == 0:
+            return {"square": 0.0, "buckets": 0.0}
+        shapes = {"square": square(self.resolution), "buckets": shapes_of_area(self.resolution)}
+        return {name: float(assign(pairs, of_name).cut.mean()) for name, of_name in shapes.items()}
 
     def _repeated(self, where: Callable[[tuple[int, int]], str]) -> dict:
         keys, repeated = self.good_keys, self.repeated_pairs()
@@ -209,6 +222,12 @@ def notes(counts: dict) -> list[str]:
         found.append(
             f"{images['enlarged'] / (2 * pairs):.1%} of the images are smaller than --resolution={images['resolution']}:"
             " they are enlarged, and look soft."
+        )
+    cut = images["cut_away"]
+    if cut["square"] - cut["buckets"] > WORTH_BUCKETS:
+        found.append(
+            f"A square crop cuts away {cut['square']:.0%} of the images' area, aspect-ratio buckets {cut['buckets']:.0%}: train"
+            " with --aspect_ratio_buckets, unless what is at the edges decides nothing."
         )
     if counts["passed_over"]:
         listing = ", ".join(f"{number} {what}" for what, number in counts["passed_over"].items())

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from ..system.checksums import sha256
+from ..system.shapes import name_of
 from .checks import is_absent, read_index
 from .options import ModelOptions
 from .vae import vae_source
@@ -33,7 +34,9 @@ def encoding_identity(family: type, options: ModelOptions, dtype: torch.dtype) -
     source, arguments = vae_source(options)
     identity = {
         "family": family.slug,
-        "resolution": str(options.resolution),
+        "resolution": " ".join(map(name_of, options.shapes))
+        if options.aspect_ratio_buckets
+        else str(options.resolution),
         "precision": str(dtype).removeprefix("torch."),
         "moments": MOMENTS,
         "vae": module_identity(source, **arguments),

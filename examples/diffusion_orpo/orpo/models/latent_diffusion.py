@@ -13,6 +13,7 @@ from peft import set_peft_model_state_dict
 
 from diffusers import DiffusionPipeline
 
+from ..system.shapes import Shape
 from ..system.transfer import to_device
 from .checks import (
     build_empty,
@@ -304,34 +305,35 @@ class LatentDiffusion:
         raise NotImplementedError
 
     @torch.no_grad()
-    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float):
-        """Draws one image at the training resolution.
+    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float, shape: Shape | None = None):
+        """Draws one image.
 
         Args:
             prompt: what to draw.
             seed: of the initial noise.
             steps: of the sampler.
             guidance_scale: of classifier-free guidance.
+            shape: height and width. Default: the training resolution, a square.
 
         Returns:
             A PIL image.
         """
         if self.validation_model is not None:
-            return self.validation_model.draw(prompt, seed, steps, guidance_scale)
-        resolution = self.options.resolution
+            return self.validation_model.draw(prompt, seed, steps, guidance_scale, shape)
+        height, width = shape or (self.options.resolution, self.options.resolution)
         latents = self.pipeline(
             prompt=prompt,
-            height=resolution,
-            width=resolution,
+            height=height,
+            width=width,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
             **self.guidance_options(guidance_scale),
             **self.call_options,
         ).images
-        side = resolution // self.vae.downscale
+        height, width = height // self.vae.downscale, width // self.vae.downscale
         # The VAE may be float32 beside a denoiser in half precision, so it decodes here and not in the pipeline.
-        image = self.vae.decode(self.pipeline.vae, self.unpack_latents(latents, side, side))
+        image = self.vae.decode(self.pipeline.vae, self.unpack_latents(latents, height, width))
         return self.pipeline.image_processor.postprocess(image.float())[0]
 
     def unpack_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:

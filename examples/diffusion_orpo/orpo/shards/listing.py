@@ -20,6 +20,7 @@ from .encoded_sample import MEMBER
 from .manifest import MANIFEST, Encoding, read_encodings
 from .opening import is_remote, open_url, shard_name
 from .sample import IMAGES, LABEL, PROMPT
+from .sizes import find_sizes, unpack_sizes
 from .ties import find_ties
 
 
@@ -38,12 +39,14 @@ class Shards:
         counts: samples in each.
         ties: places of the ties in each; empty where there are none.
         encoding: of all samples; None where they hold images.
+        sizes: of each shard's samples the heights and widths of both images (samples, 4); empty where they don't matter.
     """
 
     urls: tuple[str, ...]
     counts: np.ndarray
     ties: tuple[np.ndarray, ...] = ()
     encoding: Encoding | None = None
+    sizes: tuple[np.ndarray, ...] = ()
 
     def pairs(self) -> list[np.ndarray]:
         """The places of the samples that are not ties, for each shard."""
@@ -85,21 +88,26 @@ class Listed:
         ties: places of the ties; None where the manifest does not say.
         sha256: of the file, where the manifest says so.
         encoding: of its samples; None where they hold images.
+        sizes: of the samples' images; None where the manifest does not say.
     """
 
     samples: int
     ties: list[int] | None = None
     sha256: str | None = None
     encoding: Encoding | None = None
+    sizes: np.ndarray | None = None
 
 
-def find_shards(patterns: list[str], num_samples: int | None = None, cache_dir: str | None = None) -> Shards:
+def find_shards(
+    patterns: list[str], num_samples: int | None = None, cache_dir: str | None = None, with_sizes: bool = False
+) -> Shards:
     """Lists the shards and what is in them, by the manifest beside them; without one, by reading every shard once.
 
     Args:
         patterns: folders, paths with braces or wildcards, `s3://` and `https://` URLs with braces, `pipe:` commands.
         num_samples: the number that the caller expects.
         cache_dir: keeps the results of reading shards; None for the folder of `datasets`.
+        with_sizes: whether the sizes of images are asked for.
 
     Raises:
         ValueError: there are no shards, one is named twice or is not in the manifest, shards of several kinds are mixed,
@@ -121,7 +129,8 @@ def find_shards(patterns: list[str], num_samples: int | None = None, cache_dir: 
             f"{without_secrets(urls[0])} and {without_secrets(urls[odd])} hold different things: images, or encodings"
             " of different models or settings. Train from one kind."
         )
-    return Shards(urls, np.array(counts), tuple(ties), encodings[0])
+    sizes = _sizes(urls, listed, counts, cache_dir) if with_sizes else ()
+    return Shards(urls, np.array(counts), tuple(ties), encodings[0], sizes)
 
 
 def _counts_and_ties(urls: tuple[str, ...], listed: list[Listed | None], cache_dir: str | None) -> tuple[list, list]:
@@ -144,9 +153,32 @@ def _counts_and_ties(urls: tuple[str, ...], listed: list[Listed | None], cache_d
     return counts, ties
 
 
+def _sizes(
+    urls: tuple[str, ...], listed: list[Listed | None], counts: list[int], cache_dir: str | None
+) -> tuple[np.ndarray, ...]:
+    """Sizes of each shard's images. A shard of which no manifest tells them is read."""
+    unknown = sum(entry is None or entry.sizes is None for entry in listed)
+    if unknown and listed[0] and listed[0].encoding:
+        raise ValueError(
+            "--aspect_ratio_buckets, --max_crop: these encoded shards don't say how large their images were. Encode them"
+            " again: convert_to_webdataset.py --encode."
+        )
+    if unknown:
+        logger.warning(
+            f"No manifest says how large the images of {unknown} shards are: each is read once, and the answer is kept."
+        )
+    sizes = []
+    for url, entry, count in tqdm(list(zip(urls, listed, counts)), desc="Measuring images", disable=not unknown):
+        sizes.append(find_sizes(url, count, cache_dir) if entry is None or entry.sizes is None else entry.sizes)
+    return tuple(sizes)
+
+
 def _same_encoding(a: Encoding | None, b: Encoding | None) -> bool:
     """Whether samples of both may be in one batch. Libraries may differ."""
-    return a is b or (a is not None and b is not None and (a.identity, a.tensors) == (b.identity, b.tensors))
+    if a is None or b is None:
+        return a is b
+    # Of a square's shape there is one, which is among `tensors`; of buckets' shapes, any sample's.
+    return (a.identity, a.moments, a.tensors_of(0)) == (b.identity, b.moments, b.tensors_of(0))
 
 
 def _refuse_repeated(urls: tuple[str, ...], listed: list[Listed | None]) -> None:
@@ -273,4 +305,14 @@ def _read_entry(shard: dict, encodings: dict[str, Encoding]) -> Listed:
     digest = shard.get("sha256")
     if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{name} has the checksum {printable(repr(digest))}")
-    return Listed(samples, ties, digest, encodings.get(shard.get("split")))
+    return Listed(samples, ties, digest, encodings.get(shard.get("split")), _read_sizes(shard, name))
+
+
+def _read_sizes(shard: dict, name: str) -> np.ndarray | None:
+    """The images' sizes, where the manifest has them."""
+    if shard.get("sizes") is None:
+        return None
+    sizes = unpack_sizes(shard["sizes"])
+    if len(sizes) != shard["samples"]:
+        raise ValueError(f"{name} has sizes of {len(sizes)} samples")
+    return sizes

@@ -56,6 +56,7 @@ class Shard:
         source: the rows that it was made from, in order.
         bad_rows: those among them that `labels` does not count.
         ties: places of the ties among the samples; None in manifests of earlier versions, which don't record them.
+        sizes: of the samples' images, as `pack_sizes` makes it; None in manifests of earlier versions.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Shard:
     source: list[Source]
     bad_rows: list[BadRow]
     ties: list[int] | None = None
+    sizes: list[str] | None = None
 
     @classmethod
     def from_dict(cls, entry: dict) -> "Shard":
@@ -84,11 +86,13 @@ class Encoding:
         identity: everything that they depend on: VAE, text encoders, resolution, precision.
         libraries: versions that made them.
         tensors: dtype and shape of each of a sample's tensors, by name.
+        moments: shapes of its moments, one for each aspect-ratio bucket; empty where there is a square alone.
     """
 
     identity: dict[str, str]
     libraries: dict[str, str]
     tensors: dict[str, tuple[str, tuple[int, ...]]]
+    moments: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def from_dict(cls, entry: dict) -> "Encoding":
@@ -103,7 +107,17 @@ class Encoding:
         for name, (dtype, shape) in tensors.items():
             if dtype not in DTYPES and name not in sizes or not all(type(n) is int and n > 0 for n in shape):
                 raise ValueError(f"the encoding's {printable(name)} is of {printable(repr((dtype, shape)))}")
-        return cls(entry["identity"], entry["libraries"], tensors)
+        moments_of_buckets = tuple(tuple(shape) for shape in entry.get("moments", ()))
+        if not all(len(shape) == 3 and all(type(n) is int and n > 0 for n in shape) for shape in moments_of_buckets):
+            raise ValueError(f"the encoding's moments are {printable(repr(moments_of_buckets))}")
+        return cls(entry["identity"], entry["libraries"], tensors, moments_of_buckets)
+
+    def tensors_of(self, bucket: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What a sample of a bucket must hold."""
+        if not self.moments:
+            return self.tensors
+        dtype = self.tensors["moments_0"][0]
+        return self.tensors | dict.fromkeys(("moments_0", "moments_1"), (dtype, self.moments[bucket]))
 
 
 @dataclass(frozen=True)

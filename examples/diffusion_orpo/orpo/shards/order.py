@@ -95,6 +95,15 @@ class EpochOrder:
                 found.append(Run(int(order[place]), ordinals))
         return found
 
+    def places(self) -> np.ndarray:
+        """Shard and place in it of the pair in each slot (slots, 2)."""
+        places = np.zeros((sum(map(len, self.pairs)), 2), dtype=int)
+        for turn, lane in enumerate(lane_order(self.lanes)):
+            runs = [np.stack([np.full(len(run.ordinals), run.shard), run.ordinals], axis=1) for run in self.runs(lane)]
+            if runs:
+                places[turn :: self.lanes] = np.concatenate(runs)[self.turns(lane)]
+        return places
+
     def turns(self, lane: int) -> np.ndarray:
         """Which of its pairs a lane gives in each turn, counted as they are read."""
         length = int(self._bounds[lane + 1] - self._bounds[lane])

@@ -4,20 +4,14 @@ Ties must be known before training: they are not part of an epoch, and all proce
 are read. In a file, images are skipped; from a URL or a command, the whole shard is read.
 """
 
-import hashlib
-import json
-import os
 import re
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-from huggingface_hub.constants import HF_HOME
 
 from ..data.verdicts import parse_label
 from ..system.messages import printable
 from ..system.redaction import without_secrets
-from .opening import is_remote
+from .kept_answer import KeptAnswer
 from .sample import member_names, missing_members, what_is_missing
 from .shard import BrokenShard, walk_shard
 
@@ -40,10 +34,10 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
             the members that are needed.
         OSError: the URL can't be read.
     """
-    kept = _answer_file(url, cache_dir)
-    known = _kept_answer(kept)
+    kept = KeptAnswer.of(url, "shard-labels", cache_dir)
+    known = kept.read()
     if known is not None and count in (None, known[0]):
-        return known
+        return known[0], np.array(known[1], dtype=int)
     ties, samples, complete, first = [], 0, 0, None
     try:
         for ordinal, members in walk_shard(url, 0, EVERYTHING, LABEL):
@@ -67,7 +61,7 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
                 " not belong together. Convert the data again, or remove the manifest."
             )
         return count, np.array(ties, dtype=int)
-    _keep_answer(kept, samples, ties)
+    kept.write([samples, ties])
     return samples, np.array(ties, dtype=int)
 
 
@@ -77,30 +71,3 @@ def _is_tie(members: dict) -> bool:
         return parse_label(members["label_0.txt"].decode(), "") == 0.5
     except (KeyError, ValueError):
         return False
-
-
-def _answer_file(url: str, cache_dir: str | None) -> Path:
-    """Where the answer for a shard is kept: files are known by path, size and date, URLs without their secrets."""
-    folder = Path(cache_dir or os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME, "datasets"))
-    identity = [url if url.startswith("pipe:") else without_secrets(url)]
-    if not is_remote(url):
-        status = os.stat(url)
-        identity = [os.path.realpath(url), status.st_size, status.st_mtime_ns]
-    return (
-        folder / "shard-labels" / f"{hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}.json"
-    )
-
-
-def _kept_answer(path: Path) -> tuple[int, np.ndarray] | None:
-    with suppress(OSError, ValueError, TypeError):
-        samples, ties = json.loads(path.read_text())
-        return int(samples), np.array(ties, dtype=int)
-    return None
-
-
-def _keep_answer(path: Path, samples: int, ties: list[int]) -> None:
-    with suppress(OSError):  # a cache that can't be written only costs time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps([samples, ties]))
-        os.replace(partial, path)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from .shapes import Shape
+
 
 class Batches(Protocol):
     """Endless batches of one process, which know where they are.
@@ -35,6 +37,13 @@ class PairSource(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes whenever the pairs do."""
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes that pairs are trained in, the most frequent first."""
+
+    def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
+        """Pairs that a run, at a position now, has seen after so many epochs, with what fills the last batches."""
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int

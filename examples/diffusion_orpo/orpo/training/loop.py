@@ -56,7 +56,8 @@ def train(run: Run, model, data) -> int:
     base = identify_in_background(model.base_identity) if accelerator.is_main_process else dict
     state, position = begin_or_resume(run, data, base)
     pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
-    amount = Amount(args.max_train_steps, args.num_train_epochs * data.num_pairs, pairs_per_step, state.pairs_per_step)
+    pairs = data.pairs_of(args.num_train_epochs, args.train_batch_size, run.seed, position)
+    amount = Amount(args.max_train_steps, pairs, pairs_per_step, state.pairs_per_step)
     last_step = amount.last_step(state.global_step, state.pairs_seen)
 
     if args.init_lora_weights is not None and run.checkpoint is None:

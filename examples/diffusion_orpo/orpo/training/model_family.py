@@ -66,8 +66,10 @@ class ModelFamily(Protocol):
     def drawing(self, prompts: list[str]) -> AbstractContextManager[None]:
         """In the block, everything needed to draw these prompts is loaded."""
 
-    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> Image:
-        """Draws an image at the training resolution."""
+    def draw(
+        self, prompt: str, seed: int, steps: int, guidance_scale: float, shape: tuple[int, int] | None = None
+    ) -> Image:
+        """Draws an image of a height and width; without them, at the training resolution."""
 
     def save_lora(self, directory: Path) -> None:
         """Writes the LoRA in diffusers' format."""

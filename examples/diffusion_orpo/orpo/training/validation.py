@@ -105,15 +105,22 @@ class Validator:
         return metrics
 
     def draw(self) -> list[Image]:
-        """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt."""
+        """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt.
+
+        With aspect-ratio buckets, they take the shapes in turn, the most frequent first.
+        """
         if not self.accelerator.is_main_process:
             return []
         self.model.denoiser.eval()
-        args = self.args
+        args, shapes = self.args, self.data.shapes
         with self.model.drawing(args.validation_prompts):
             return [
                 self.model.draw(
-                    prompt, self.run.seed + i, args.validation_inference_steps, args.validation_guidance_scale
+                    prompt,
+                    self.run.seed + i,
+                    args.validation_inference_steps,
+                    args.validation_guidance_scale,
+                    shapes[i % len(shapes)],
                 )
                 for prompt in args.validation_prompts
                 for i in range(args.num_validation_images)
@@ -144,12 +151,15 @@ class Validator:
         return self.judge.compare(images)
 
     def _log_images(self, name: str, images: list[Image], step: int) -> None:
-        """Sends `name/i`, the images of the i-th prompt, to the trackers; a prompt would not do as a file name."""
-        per_prompt = self.args.num_validation_images
-        values = {
-            f"{name}/{i}": np.stack(images[i * per_prompt : (i + 1) * per_prompt])
-            for i in range(len(images) // per_prompt)
-        }
+        """Sends `name/i`, the images of the i-th prompt, to the trackers; a prompt would not do as a file name.
+
+        Those of other shapes than the first go as `name/i/{width}x{height}`.
+        """
+        per_prompt, grouped = self.args.num_validation_images, {}
+        for number, image in enumerate(images):
+            shape = "" if image.size == images[0].size else "/{}x{}".format(*image.size)
+            grouped.setdefault(f"{name}/{number // per_prompt}{shape}", []).append(image)
+        values = {label: np.stack(of_label) for label, of_label in grouped.items()}
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images(values, step=step, dataformats="NHWC")
