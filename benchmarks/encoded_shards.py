@@ -1,4 +1,4 @@
-"""Pairs a second from encoded shards to batches, on one core, against decoding the images at the same resolution.
+"""Pairs per second from encoded shards to batches, on one core, against decoding the images at the same resolution.
 
     python benchmarks/encoded_shards.py
 

@@ -1,4 +1,4 @@
-"""Pairs a second from shards to tensors, on one core: this project's reader, the earlier public pipeline, and the limit.
+"""Pairs per second from shards to tensors, on one core: this project's reader, the earlier public pipeline, and the limit.
 
     python benchmarks/loader.py
 

@@ -102,7 +102,7 @@ def load() -> tuple[dict[str, Comparison], dict[str, First], dict]:
 
 
 def pages() -> dict[Path, str]:
-    """The text of every page that holds results, made anew."""
+    """The current text of every page that holds results."""
     worlds, first, cost = load()
     page = Template((paths.HERE / "results_page.template").read_text()).substitute(values_of_page(worlds, first, cost))
     readme = re.sub(

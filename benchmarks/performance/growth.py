@@ -1,4 +1,4 @@
-"""How the time of a step grows with batch, resolution and processes, and that of starting and loading with the data set.
+"""How the time of a step grows with batch, resolution and processes, and the time to start and load with the data set.
 
     python benchmarks/performance/growth.py
 

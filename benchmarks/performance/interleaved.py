@@ -1,4 +1,4 @@
-"""A run of the training loop itself, in which things to compare take turns.
+"""A run of the training loop itself, in which the variants to compare take turns.
 
 `training.train` is handed a data source that gives batches of several sources in turn, notes when the loop comes back for
 the next one, and then lets others work. So a step's time is that of all the loop does for it, loading included, and

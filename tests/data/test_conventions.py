@@ -454,8 +454,15 @@ def test_pairs_of_low_agreement_are_counted(tmp_path):
 
 
 def test_min_agreement_needs_votes(tmp_path):
-    with pytest.raises(ValueError, match="--min_agreement=0.7: .* holds no votes"):
-        open_table(str(trl(tmp_path)), reading=Reading(min_agreement=0.7))
+    (tmp_path / "table").mkdir()
+    write_images(tmp_path / "folders", "chosen/250.png", "rejected/250.png")
+    (tmp_path / "folders" / "prompts.txt").write_text("a\n")
+    for source in (trl(tmp_path / "table"), tmp_path / "folders"):
+        assert len(open_table(str(source))) > 0
+        with pytest.raises(ValueError, match="--min_agreement=0.7: .* holds no votes"):
+            open_table(str(source), reading=Reading(min_agreement=0.7))
+        with pytest.raises(ValueError, match="It needs first, second, text"):
+            open_table(str(source), reading=BY_CHOICE)
 
 
 def test_votes_against_the_preferred_path_are_a_contradiction(tmp_path):

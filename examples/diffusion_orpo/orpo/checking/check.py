@@ -107,7 +107,7 @@ def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     counts.passed_over = found.passed_over
     for problem in found.problems:
         counts.add_problem(problem)
-    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED)
+    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED, reading=options.reading)
 
 
 def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:

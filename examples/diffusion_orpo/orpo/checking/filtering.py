@@ -1,4 +1,4 @@
-"""A copy of a data set without what the check complains of."""
+"""Copies a data set without the pairs that the check complains about."""
 
 from collections.abc import Iterator
 from pathlib import Path

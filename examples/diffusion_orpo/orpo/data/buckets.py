@@ -23,7 +23,7 @@ EQUAL = 1e-9  # shares of area that differ by less are the same
 
 @dataclass(frozen=True)
 class Assignment:
-    """What becomes of N pairs.
+    """The buckets of N pairs.
 
     Attributes:
         buckets: number of each pair's shape (N,).
@@ -73,7 +73,7 @@ def _nearest(sizes: np.ndarray, shapes: tuple[Shape, ...]) -> np.ndarray:
 
 
 def _cost(sizes: np.ndarray, shape: Shape) -> np.ndarray:
-    """What a shape costs the K images of each row, what counts most first (N, 4)."""
+    """The costs of a shape for the K images of each row, most important first (N, 4)."""
     cut = cut_away(sizes, np.array(shape))
     enlarged = np.maximum(1, (np.array(shape) / sizes).max(axis=2)).max(axis=1)
     smallness = np.full(len(sizes), -float(shape[0] * shape[1]))

@@ -163,7 +163,8 @@ def open_table(
         raise ValueError(f"--image_root={reading.image_root} is not a folder.")
     if is_pair_folders(path):
         _refuse_splits(f"{name} has chosen/ and rejected/", config, split)
-        return Table.of(load_pair_folders(Path(path), cache_dir), f"{name} (chosen, rejected)", files=LISTED)
+        dataset = load_pair_folders(Path(path), cache_dir)
+        return Table.of(dataset, f"{name} (chosen, rejected)", files=LISTED, reading=reading)
     if os.path.isfile(path):
         _refuse_splits(f"{name} is a file", config, split)
         reader = _reader(path)

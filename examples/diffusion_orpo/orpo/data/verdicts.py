@@ -18,7 +18,7 @@ CLOSE = 1e-6  # shares that differ by less are the same one
 
 
 class Verdict(NamedTuple):
-    """What a row says of its two images.
+    """A row's verdict on its two images.
 
     Attributes:
         label: 1.0 where the first is preferred, 0.0 where the second is, 0.5 for a tie.
@@ -160,7 +160,7 @@ def _number(value: object) -> float:
 
 
 def _flag(row: dict[str, object], name: str) -> bool | None:
-    """A column of yes and no; None where it says nothing."""
+    """The value of a boolean column; None where it is empty."""
     value = row.get(name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""What all model families share: a frozen pipeline with a LoRA in its denoiser. A family is a class on top of this one.
+"""The base of all model families: a frozen pipeline with a LoRA in its denoiser. A family is a subclass.
 
 A family says which pipeline it is, how prompts become embeddings, and how its denoiser is called: see `sdxl.py`.
 """
@@ -239,7 +239,7 @@ class LatentDiffusion:
             self.free_encoders()
 
     def free_encoders(self) -> None:
-        """Gives back the memory of VAE and text encoders."""
+        """Frees the memory of VAE and text encoders."""
         self.pipeline.register_modules(**dict.fromkeys(self.encoder_names))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -256,7 +256,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the VAE says of images: mean and log variance of the distribution of normalised latents.
+        """Encodes images with the VAE: mean and log variance of the distribution of normalised latents.
 
         Args:
             pixel_values: uint8 (N, 3, H, W).
@@ -284,7 +284,7 @@ class LatentDiffusion:
         return sample_latents(moments, generators)
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """What the text encoders say of B prompts, by name; every tensor has B rows."""
+        """Embeddings of B prompts, by name; every tensor has B rows."""
         raise NotImplementedError
 
     def predict(
@@ -345,7 +345,7 @@ class LatentDiffusion:
         save_lora(self.pipeline_class, self.denoiser_name, self.denoiser, directory)
 
     def load_lora(self, directory: Path) -> None:
-        """Reads what `save_lora` wrote into the LoRA that is there.
+        """Reads the file of `save_lora` into the existing LoRA.
 
         Raises:
             ValueError: the file's modules are not those of this LoRA.
@@ -353,7 +353,7 @@ class LatentDiffusion:
         load_lora(self.denoiser_name, self.denoiser, directory)
 
     def start_from_initial_lora(self) -> None:
-        """Reads --init_lora_weights into the LoRA that is there.
+        """Reads --init_lora_weights into the existing LoRA.
 
         Raises:
             ValueError: see `read_initial_lora`.
@@ -396,7 +396,7 @@ class LatentDiffusion:
 
 
 def advise_tf32(vae_dtype: torch.dtype, device: torch.device, allow_tf32: bool) -> None:
-    """Says so where a VAE is to run in float32 on a GPU that could do it in TF32, several times as fast, and will not."""
+    """Advises --allow_tf32 if a VAE will run in float32 on a GPU that could use TF32, several times as fast."""
     if vae_dtype == torch.float32 and device.type == "cuda" and not allow_tf32:
         if torch.cuda.get_device_capability(device) >= (8, 0):
             logger.warning(

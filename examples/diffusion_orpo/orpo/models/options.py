@@ -1,4 +1,4 @@
-"""What a model needs to know of the flags."""
+"""The flags that a model needs."""
 
 import argparse
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""The model families there are, each registered once: what is known of them without loading torch or diffusers."""
+"""The model families, each registered once, as far as they are known without loading torch or diffusers."""
 
 import argparse
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class Family:
 
     @property
     def flags(self) -> list[FlagGroup]:
-        """Of the model, and of what it does with noise."""
+        """Of the model and of its noise process."""
         return [MODEL, FlagGroup(MODEL.title, self.more_flags), self.noise_flags]
 
     @property

@@ -52,7 +52,7 @@ class StableDiffusion3(LatentDiffusion):
 
     def _load_pipeline(self, **modules) -> None:
         super()._load_pipeline(**modules)
-        if self.denoiser is not None:  # what --compile compiles; diffusers names the blocks of its other models
+        if self.denoiser is not None:  # for --compile; diffusers itself names the blocks of its other models
             self.denoiser._repeated_blocks = ["JointTransformerBlock"]
         elif self.absent_modules:  # the pipeline asks its denoiser how wide T5's hidden states, zeros here, would be
             self.pipeline.transformer = SimpleNamespace(config=self.empty_denoiser.config)

@@ -5,8 +5,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 
-# The lowest versions that work, as in setup.py and requirements.txt.
-LOWEST = {"accelerate": "1.1", "diffusers": "0.42.1", "peft": "0.21", "transformers": "5.0"}
+# The lowest versions that were run, as in setup.py and requirements.txt. Transformers before 5.6 finds no weights in the CLIP
+# encoders that later versions save, and draws with random ones.
+LOWEST = {"accelerate": "1.2", "datasets": "4.3", "diffusers": "0.40", "peft": "0.18", "transformers": "5.6.2"}
 
 # Messages of libraries that mean nothing at a normal start: the logger, and a part of the message.
 NOISE = {
