@@ -4,25 +4,25 @@ from setuptools import setup
 
 
 TRAIN = [
-    "accelerate>=1.1",
-    "datasets>=4.0",
-    "diffusers>=0.42.1",
-    "huggingface_hub>=1.0",
+    "accelerate>=1.2",
+    "datasets>=4.3",
+    "diffusers>=0.40",
+    "huggingface_hub>=1.23",
     "Jinja2",
     "networkx",
     "numpy",
-    "peft>=0.21",
+    "peft>=0.18",
     "Pillow>=11.3",
-    "safetensors",
+    "safetensors>=0.8",
     "sentencepiece",
     "tensorboard",
     "tqdm",
-    "transformers>=5.0",
+    "transformers>=5.6.2",
 ]
-EIGHT_BIT = ["bitsandbytes>=0.45"]
+EIGHT_BIT = ["bitsandbytes>=0.50"]
 PRODIGY = ["prodigyopt"]
 WANDB = ["wandb"]
-WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.50"]
+WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.52"]
 LABEL = ["starlette>=1.0", "uvicorn>=0.30"]
 DEMO = ["matplotlib", "scipy"]
 BENCHMARK = [*DEMO, "scikit-learn"]

@@ -1,4 +1,4 @@
-"""Pairs a second from encoded shards to batches, on one core, against decoding the images at the same resolution.
+"""Pairs per second from encoded shards to batches, on one core, against decoding the images at the same resolution.
 
     python benchmarks/encoded_shards.py
 
@@ -31,6 +31,7 @@ from orpo.data.pair import PairTransform  # noqa: E402
 from orpo.shards.listing import find_shards  # noqa: E402
 from orpo.shards.manifest import Encoding  # noqa: E402
 from orpo.shards.stream import ShardData  # noqa: E402
+from orpo.system.shapes import square  # noqa: E402
 
 
 def write_encoded_shard(path: Path) -> float:
@@ -64,7 +65,7 @@ def write_encoded_shard(path: Path) -> float:
 
 
 def read(shard: Path, batch_size: int) -> None:
-    data = ShardData(find_shards([str(shard)]), 0, PairTransform(1024), 0, 1, 0.0)
+    data = ShardData(find_shards([str(shard)]), 0, PairTransform(square(1024)), 0, 1, 0.0)
     for _ in islice(data.training_batches(batch_size, 0, None, 0, 1), PAIRS // batch_size):
         pass
 

@@ -1,4 +1,4 @@
-"""Pairs a second from shards to tensors, on one core: this project's reader, the earlier public pipeline, and the limit.
+"""Pairs per second from shards to tensors, on one core: this project's reader, the earlier public pipeline, and the limit.
 
     python benchmarks/loader.py
 
@@ -62,8 +62,9 @@ def ours(shard: Path, resolution: int):
     from orpo.data.pair import PairTransform
     from orpo.shards.listing import find_shards
     from orpo.shards.stream import ShardData
+    from orpo.system.shapes import square
 
-    data = ShardData(find_shards([str(shard)]), 0, PairTransform(resolution), 0, 1, 0.0)
+    data = ShardData(find_shards([str(shard)]), 0, PairTransform(square(resolution)), 0, 1, 0.0)
     for _ in islice(data.training_batches(1, 0, None, 0, 1), PAIRS):
         pass
 

@@ -1,4 +1,4 @@
-"""What the loss costs: time of `orpo_loss`, forward and backward, as a share of a training step at the same shapes.
+"""The cost of the loss: time of `orpo_loss`, forward and backward, as a share of a training step at the same shapes.
 
     python benchmarks/loss_overhead.py
 

@@ -34,6 +34,22 @@ def face_rows(count: int, ties: int = 4) -> list[dict]:
     return rows
 
 
+def shaped_rows(count: int) -> list[dict]:
+    """The same, in turn wide, tall, square, and a wide one beside a tall one; the sixth pair of each six is very wide."""
+    shapes = [((80, 48), (120, 72)), ((48, 80), (60, 100)), ((64, 64), (90, 90)), ((80, 48), (80, 48))]
+    shapes += [((80, 48), (48, 80)), ((160, 40), (160, 40))]  # width and height of winner and loser
+    rows = []
+    for i in range(count):
+        kind, label = ALL_KINDS[i % len(ALL_KINDS)], float(i % 2)
+        smile, frown = (draw_face(kind, mood).resize(size) for mood, size in zip((0.9, -0.9), shapes[i % len(shapes)]))
+        images = (smile, frown) if label else (frown, smile)
+        # Every prompt is another, so that tests can tell pairs apart.
+        rows.append(
+            {"jpg_0": encode(images[0]), "jpg_1": encode(images[1]), "label_0": label, "caption": f"{kind.prompt} {i}"}
+        )
+    return rows
+
+
 def swap_labels(rows: list[dict]) -> list[dict]:
     return [row | {"label_0": 1 - row["label_0"]} for row in rows]
 

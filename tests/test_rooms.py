@@ -16,10 +16,11 @@ ALLOWED = {
     "models": {"system"},
     "training": {"system", "scoring"},
     "shards": {"data", "system"},
-    "evaluation": {"scoring", "data", "system"},
+    "drawing": {"data", "system"},
+    "evaluation": {"drawing", "scoring", "data", "system"},
     "checking": {"shards", "data", "system"},
     "labelling": {"data", "system"},
-    "making": {"models", "scoring", "data", "system"},
+    "making": {"drawing", "models", "scoring", "data", "system"},
     "conversion": {"shards", "data", "models", "system"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}

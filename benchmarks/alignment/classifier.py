@@ -1,4 +1,4 @@
-"""A small classifier, trained apart on real images: it rewards prompt-following, and its features measure quality."""
+"""A small classifier, trained separately on real images: it rewards prompt-following, and its features measure quality."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What the stored results say of one world: what was chosen, and how it did on test images."""
+"""The stored results of one world: the chosen settings, and how they did on test images."""
 
 from dataclasses import replace
 

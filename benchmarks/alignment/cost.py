@@ -1,4 +1,4 @@
-"""What each objective costs: time of a training step and peak memory, relative to SFT in the same run.
+"""The cost of each objective: time of a training step and peak memory, relative to SFT in the same run.
 
     python benchmarks/alignment/cost.py
 
@@ -71,18 +71,18 @@ def seconds_per_step(rounds: int) -> dict[str, float]:
 
 
 def memory_kib(field: str) -> int:
-    """A field of /proc/self/status: VmRSS is held now, VmHWM the most since the last `reset_peak`."""
+    """A field of /proc/self/status: VmRSS is the memory held now, VmHWM the peak since the last `reset_peak`."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[field].split()[0])
 
 
 def reset_peak() -> None:
-    """Peaks start anew from what is held now. That of `getrusage` can't: a new process begins with its parent's."""
+    """Resets the peak to the memory held now. That of `getrusage` can't be reset: a new process inherits its parent's."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(name: str) -> float:
-    """MiB that some steps hold at most, beyond what loading took."""
+    """Peak MiB of some steps, beyond the memory held after loading."""
     model, optimizer, parameters, batch = setup(pairs_of(name, MEMORY_PAIRS))
     objective = ALL_OBJECTIVES[name]
     reset_peak()

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusion_orpo_loss import per_pair_error
-from orpo.data.dataset import EndlessOrder
+from orpo.data.dataset import PairKeys
 from orpo.data.flags import IMAGES
+from orpo.data.order import in_one_bucket
 from orpo.data.pair import sample_seed
 from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
@@ -247,8 +248,9 @@ class Training:
 
     def _batches(self, first: int, last: int) -> Iterator[dict]:
         seed = self.experiment.seed
-        order = EndlessOrder(len(self.pairs.classes), PAIRS_PER_STEP, seed, PAIRS_PER_STEP * first, 0, 1)
-        for _, keys in zip(range(first, last), order):
+        count = len(self.pairs.classes)
+        order = in_one_bucket(count, PAIRS_PER_STEP, PAIRS_PER_STEP * first)
+        for _, keys in zip(range(first, last), PairKeys(order, seed, count, rank=0, world_size=1)):
             yield make_batch(self.world, self.pairs, keys, seed)
 
     def _references(self, steps: int) -> list[Errors]:

@@ -1,4 +1,4 @@
-"""What is run, the most important first. What is chosen decides what comes next, so that the plan is made anew after each run."""
+"""The runs, most important first. Results decide what comes next, so the plan is made again after each run."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -14,6 +14,7 @@ import paths
 import tables
 from claims import in_short, is_compared
 from comparison import TITLES, Comparison
+from edges import edge_table
 from first import First
 from objectives import OBJECTIVES
 from plan import WORLDS
@@ -66,6 +67,7 @@ def values_of_page(worlds: dict[str, Comparison], first: dict[str, First], cost:
         "flips": tables.flip_table(worlds["prompt"]),
         "variants": tables.variant_table(worlds["prompt"]),
         "compass": compass_table(worlds),
+        "edges": edge_table(),
     }
     for world, c in worlds.items():
         values |= {
@@ -100,7 +102,7 @@ def load() -> tuple[dict[str, Comparison], dict[str, First], dict]:
 
 
 def pages() -> dict[Path, str]:
-    """The text of every page that holds results, made anew."""
+    """The current text of every page that holds results."""
     worlds, first, cost = load()
     page = Template((paths.HERE / "results_page.template").read_text()).substitute(values_of_page(worlds, first, cost))
     readme = re.sub(

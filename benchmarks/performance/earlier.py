@@ -1,4 +1,4 @@
-"""Pairs a second against the earlier public training script, on the same model and data with the same flags.
+"""Pairs per second against the earlier public training script, on the same model and data with the same flags.
 
     python benchmarks/performance/earlier.py --earlier_script path/to/train_diffusion_orpo_sdxl_lora.py
 

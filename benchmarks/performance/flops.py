@@ -1,4 +1,4 @@
-"""How much arithmetic a training step of real SDXL is: floating-point operations of each module per pair, and its weights.
+"""The arithmetic of a training step of real SDXL: floating-point operations of each module per pair, and its weights.
 
     python benchmarks/performance/flops.py
 

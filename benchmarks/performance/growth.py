@@ -1,4 +1,4 @@
-"""How the time of a step grows with batch, resolution and processes, and that of starting and loading with the data set.
+"""How the time of a step grows with batch, resolution and processes, and the time to start and load with the data set.
 
     python benchmarks/performance/growth.py
 
@@ -26,12 +26,14 @@ import measuring  # noqa: F401, isort: skip
 
 import numpy as np
 import torch
-from orpo.data.dataset import EndlessOrder
+from orpo.data.dataset import PairKeys
 from orpo.data.encoding_cache import Encodings
+from orpo.data.order import in_one_bucket
 from orpo.data.pair import PairTransform
 from orpo.shards.listing import find_shards
 from orpo.shards.manifest import MANIFEST, VERSION
 from orpo.shards.order import EpochOrder, Share, count_lanes
+from orpo.system.shapes import square
 
 from interleaved import Interleaved, add_model_arguments, start
 from measuring import DEVICE, HERE, milliseconds, print_table, store
@@ -123,6 +125,7 @@ class SyntheticRows:
         self.digests = np.zeros((pairs, 2), dtype="V16")
         view = self.digests.view(np.uint64).reshape(pairs, 2, 2)
         view[:, 0, 0], view[:, 1, 0] = images, images // 2
+        self.buckets = np.zeros(pairs, dtype=int)
         self.captions = [f"prompt {i // 17}" for i in range(pairs)]
 
     def prompts(self) -> list[str]:
@@ -133,7 +136,7 @@ def data_row(pairs: int) -> dict[str, float]:
     """Of one size of data: seconds to start, milliseconds a batch, MiB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = perf_counter()
-    order = iter(EndlessOrder(pairs, 4, 0, 0, 0, 1))
+    order = iter(PairKeys(in_one_bucket(pairs, 4), seed=0, num_pairs=pairs, rank=0, world_size=1))
     next(order)
     order_s = perf_counter() - started
     batches = []
@@ -144,11 +147,11 @@ def data_row(pairs: int) -> dict[str, float]:
 
     rows = SyntheticRows(pairs)
     image_rows = {
-        digest: row for row, digest in enumerate(dict.fromkeys(d for pair in rows.digests.tolist() for d in pair))
+        (digest, 0): row for row, digest in enumerate(dict.fromkeys(d for pair in rows.digests.tolist() for d in pair))
     }
     prompt_rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(rows.prompts()))}
     started = perf_counter()
-    Encodings({}, image_rows, None, prompt_rows).samples(rows, PairTransform(64), 0)
+    Encodings({}, image_rows, None, prompt_rows).samples(rows, PairTransform(square(64)), 0)
     index_s = perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A run of the training loop itself, in which things to compare take turns.
+"""A run of the training loop itself, in which the variants to compare take turns.
 
 `training.train` is handed a data source that gives batches of several sources in turn, notes when the loop comes back for
 the next one, and then lets others work. So a step's time is that of all the loop does for it, loading included, and
@@ -23,11 +23,11 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from orpo.data.dataset import DataOptions, load_pairs
-from orpo.data_source import encode_pairs
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training import run as training
 from orpo.training.loop import train
+from orpo.training_script import encode_pairs
 from PIL import Image
 
 import scaled_sdxl

@@ -1,4 +1,4 @@
-"""What every benchmark here needs: the examples on the import path, a clock that waits for the device, stored rows."""
+"""Shared by all benchmarks here: the examples on the import path, a clock that waits for the device, stored rows."""
 
 import json
 import os
@@ -30,19 +30,19 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# On a machine that others use too, CPU seconds say more than those of the wall. For development only: waiting is not seen.
+# On a shared machine, CPU time is more reliable than wall time. For development only: it does not include waiting.
 CPU_TIME = DEVICE.type == "cpu" and os.environ.get("CPU_TIME") == "1"
 
 
 def clock() -> float:
-    """Seconds, when the device is through with what it was given."""
+    """Seconds, once the device has finished its work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.process_time() if CPU_TIME else time.perf_counter()
 
 
 def seconds(function: Callable, *args) -> float:
-    """How long a call takes."""
+    """Duration of a call."""
     started = clock()
     function(*args)
     return clock() - started

@@ -20,7 +20,18 @@ COUNTED_BEFORE = {
     "text": 0.11,
 }
 DOCS = HERE.parent.parent / "docs"
-SCRIPTS = ("flops", "scaled_sdxl", "step", "profile_step", "reference_forward", "peak_memory", "growth", "earlier")
+SCRIPTS = (
+    "flops",
+    "scaled_sdxl",
+    "step",
+    "profile_step",
+    "reference_forward",
+    "peak_memory",
+    "growth",
+    "earlier",
+    "buckets",
+)
+MOVED = ("median_displacement", "99_percent")
 MODEL_PARTS = ("U-Net forward", "backward", "VAE", "text encoders", "optimizer")
 
 
@@ -158,6 +169,20 @@ def machines_table(results: dict[str, dict]) -> str:
     return table(["benchmark", "device", "cores", "threads", "clock", "load before its end", "torch"], rows)
 
 
+def buckets_text(result: dict) -> str:
+    """Pairs a second in buckets, and how far their order is from a permutation."""
+    step = result["step"]
+    order = [
+        [row["batch_size"], *(f"{row[name]:.2%}" for name in MOVED), row["pairs_more"]] for row in result["order"]
+    ]
+    return (
+        f"Pairs a second in mixed buckets over squares of the same area: {interval(step['pairs_a_second'])}, over"
+        f" {step['pairs_a_second']['rounds']} steps in the shapes {', '.join(step['shapes'])}. How far pairs come from their place"
+        " in a permutation, as a share of an epoch of 10,000 pairs in the shapes of photographs, and what an epoch has more:\n\n"
+        + table(["batch size of all processes", "median", "99 % below", "pairs more an epoch"], order)
+    )
+
+
 def page() -> str:
     """The page's text."""
     results = {name: stored(name) for name in SCRIPTS}
@@ -172,6 +197,7 @@ def page() -> str:
         "memory": (memory_table, "peak_memory"),
         "growth": (growth_table, "growth"),
         "data": (data_table, "growth"),
+        "buckets": (buckets_text, "buckets"),
     }
     values = {
         key: make(results[name]) if results[name] else "Not measured." for key, (make, name) in tables.items()

@@ -1,4 +1,4 @@
-"""What a step is made of: the share of each part of `training.train` in its time.
+"""The parts of a step: the share of each part of `training.train` in its time.
 
     python benchmarks/performance/profile_step.py
 

@@ -1,4 +1,4 @@
-"""Runs every benchmark of this folder, one after the other: about ten minutes on a machine of two cores with nothing else to do.
+"""Runs every benchmark of this folder, one after the other: about ten minutes on an otherwise idle machine with two cores.
 
     python benchmarks/performance/run_all.py --earlier_script path/to/train_diffusion_orpo_sdxl_lora.py
     python benchmarks/performance/report.py

@@ -125,7 +125,7 @@ def save(folder: str | Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--search", action="store_true", help="Search the VAE's width and the layers anew, and print them."
+        "--search", action="store_true", help="Search for the VAE's width and the layers again, and print them."
     )
     if parser.parse_args().search:
         print("found:", search(), "in use:", (VAE_WIDTH, TEXT_LAYERS))

@@ -1,4 +1,4 @@
-"""The time of a training step: over its modules called bare, and with cached latents and embeddings against without.
+"""The time of a training step: relative to bare calls of its modules, and with cached latents and embeddings to without.
 
     python benchmarks/performance/step.py
 

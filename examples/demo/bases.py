@@ -1,4 +1,4 @@
-"""The demo's trained base models. All but those of `OWN_VAE` have one VAE, which is stored once, with SDXL's."""
+"""The demo's trained base models. All but those of `OWN_VAE` share one VAE, which is stored once, with SDXL's."""
 
 import shutil
 from pathlib import Path

@@ -32,13 +32,22 @@ from orpo.data_source import SOURCES, check_source
 from orpo.evaluation.flags import JUDGING
 from orpo.models.flags import MODEL
 from orpo.system.flags import FlagGroup, all_flags, assemble, make_parser, parse, pick
+from orpo.system.shapes import shapes_from_flags
 from orpo.system.start import begin
 from orpo.training.flags import VALIDATION
 
 
 UNUSED = ("cache_latents", "shuffle_buffer_size")  # of those that choose the data
 SOURCE = [flag for flag in all_flags(SOURCES) if flag.name not in UNUSED]
-HOW_MANY = pick([IMAGES, VALIDATION], ("max_train_samples", "run_validation", "num_validation_pairs", "resolution"))
+WHICH_PAIRS = (
+    "max_train_samples",
+    "run_validation",
+    "num_validation_pairs",
+    "resolution",
+    "aspect_ratio_buckets",
+    "max_crop",
+)
+HOW_MANY = pick([IMAGES, VALIDATION], WHICH_PAIRS)
 PIPELINE, REVISION, CACHE_DIR = pick([MODEL], ("pretrained_model_name_or_path", "revision", "cache_dir"))
 PIPELINE = replace(
     PIPELINE,
@@ -65,6 +74,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args = parse(parser, FLAGS, input_args)
     check_source(parser, args)
     check_filter(parser, args)
+    try:
+        shapes_from_flags(args)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

@@ -102,7 +102,9 @@ def read_encoding_flags(args: argparse.Namespace) -> "EncodingJob":  # noqa: F82
     flags = []
     for flag in ENCODED_WITH:
         value = getattr(args, flag.name)
-        if value is not None:
+        if value is True:
+            flags.append(f"--{flag.name}")
+        elif value is not None:
             is_folder = flag.is_source and os.path.isdir(value)
             flags.append(f"--{flag.name}={os.path.abspath(value) if is_folder else value}")  # actors run elsewhere
     return plan_encoding(flags)

@@ -16,16 +16,20 @@
     python evaluate_lora.py --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 \\
       --lora_weights=diffusion-sdxl-orpo --scorers pickscore imagereward --output_dir=evaluation
 
-Writes the images, `results.json` and `index.html`, a page that shows every pair. Started again, it goes on where it was.
+Writes the images, `results.json` and `index.html`, a page that shows every pair. Started again, it continues where it stopped.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from orpo.evaluation.flags import FLAGS, check_flags
-from orpo.system.flags import make_parser, parse
+from orpo.evaluation.flags import EVALUATION, check_flags
+from orpo.models.drawing_flags import DRAWING, DRAWN_MODEL
+from orpo.system.flags import assemble, make_parser, parse
 from orpo.system.start import begin
+
+
+FLAGS = assemble([DRAWN_MODEL, *EVALUATION, DRAWING])
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -38,7 +38,7 @@ from orpo.labelling.flags import FLAGS
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_judge, read_votes
-from orpo.system.durable import rename
+from orpo.system.durable import write_text
 from orpo.system.flags import make_parser, parse
 from orpo.system.start import begin
 
@@ -117,10 +117,7 @@ def report_agreement(images_dir: Path) -> list:
     votes = read_votes(images_dir)
     found = agreements(votes)
     if found:
-        path = images_dir / FOLDER / "agreement.json"
-        partial = path.with_name(".agreement.json.partial")
-        partial.write_text(json.dumps(as_json(found), indent=2) + "\n", encoding="utf-8")
-        rename(partial, path)
+        write_text(images_dir / FOLDER / "agreement.json", json.dumps(as_json(found), indent=2) + "\n")
         print(*found, sep="\n")
     return found
 

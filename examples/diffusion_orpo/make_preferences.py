@@ -22,21 +22,22 @@ Without --scorers there are images only: judge them with label_preferences.py --
 With --winners_dir=my_images, your own images are preferred to what the model draws from their captions: this teaches a style or
 a subject. With --lora_weights, the model draws with a LoRA: this makes the pairs of a second round.
 
-Started again, it goes on where it was. `accelerate launch make_preferences.py` draws on several GPUs.
+Started again, it continues where it stopped. `accelerate launch make_preferences.py` draws on several GPUs.
 """
 
 import argparse
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from orpo.evaluation.flags import PROMPTS
 from orpo.making.flags import MAKING, check_flags
+from orpo.models.drawing_flags import DRAWING, DRAWN_MODEL
 from orpo.system.flags import assemble, make_parser, parse
 from orpo.system.start import begin
 
 
-FLAGS = assemble([PROMPTS, *MAKING])
+FLAGS = assemble([DRAWN_MODEL, *MAKING, DRAWING])
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
 
@@ -56,7 +57,7 @@ def main(input_args: list[str] | None = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
     from orpo.data.listing import read_listing
-    from orpo.evaluation.prompts import read_prompts
+    from orpo.drawing.prompts import read_prompts
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     try:
@@ -71,17 +72,12 @@ def main(input_args: list[str] | None = None) -> None:
 
 def make(args: argparse.Namespace, state, prompts: list[str], winners: list | None) -> None:
     """Draws, judges and writes."""
+    from orpo.drawing.images import draw_images, make_requests, missing, open_folder
     from orpo.making import output
-    from orpo.making.drawing import (
-        Drawing,
-        draw_images,
-        make_requests,
-        missing,
-        open_folder,
-    )
     from orpo.making.judging import score
+    from orpo.making.settings import settings
     from orpo.making.usable import usable
-    from orpo.models.drawing import find_family, load_pipeline
+    from orpo.models.drawing import Drawing, draw, find_family, load_pipeline
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 
@@ -93,10 +89,10 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     images = Path(args.output_dir) / "images"
     requests = make_requests(prompts, args.num_images_per_prompt, args.seed)
     with state.main_process_first():
-        open_folder(images, drawing.settings(requests))
+        open_folder(images, settings(drawing, requests))
     if missing(images, requests):
         pipeline = load_pipeline(drawing, family, state.device, args.cache_dir)
-        draw_images(drawing, pipeline, images, requests, args.batch_size)
+        draw_images(partial(draw, drawing, pipeline), images, requests, args.batch_size, name="Drawing")
         del pipeline
 
     kept, left_out = usable(images, requests)

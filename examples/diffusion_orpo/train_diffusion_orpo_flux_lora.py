@@ -17,43 +17,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
-from orpo.models.options import ModelOptions
 from orpo.models.registry import FLUX
-from orpo.system.flags import assemble, make_parser, parse
-from orpo.system.start import begin
-from orpo.training.flags import TRAINING, check_training_flags
+from orpo.training_script import parse_training_flags, train_lora, training_flags
 
 
-FLAGS = assemble([*SOURCES, *FLUX.flags, IMAGES, *TRAINING], FLUX.defaults)
+FLAGS = training_flags(FLUX, SOURCES)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, FLAGS)
-    args = parse(parser, FLAGS, input_args)
-    check_source(parser, args)
-    FLUX.check_flags(parser, args)
-    check_training_flags(parser, args)
-    return args
+    return parse_training_flags(__doc__, FLAGS, FLUX, input_args, check_source)
 
 
 def main(input_args: list[str] | None = None) -> int:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
-
-    # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
-    from orpo.data_source import load_data
-    from orpo.models.flux import Flux
-    from orpo.training.loop import train
-    from orpo.training.run import start_run
-
-    options = ModelOptions.from_flags(args)
-    with start_run(args, FLAGS) as run:
-        Flux.check(options, is_resumed=run.checkpoint is not None)
-        data = load_data(args, run.accelerator, Flux, run.dtype)
-        model = Flux.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
-        return train(run, model, data)
+    return train_lora(Path(__file__).name, parse_args(input_args), FLAGS, FLUX)
 
 
 if __name__ == "__main__":

@@ -17,54 +17,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from orpo.data.flags import DATA_SET, IMAGES, check_reading
-from orpo.models.options import ModelOptions
+from orpo.data.flags import DATA_SET, check_reading
 from orpo.models.registry import SDXL
-from orpo.system.flags import assemble, make_parser, parse
-from orpo.system.start import begin
-from orpo.training.flags import TRAINING, check_training_flags
+from orpo.training_script import parse_training_flags, train_lora, training_flags
 
 
-FLAGS = assemble([DATA_SET, *SDXL.flags, IMAGES, *TRAINING], SDXL.defaults)
+FLAGS = training_flags(SDXL, [DATA_SET])
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, FLAGS)
-    args = parse(parser, FLAGS, input_args)
-    check_reading(parser, args)
-    SDXL.check_flags(parser, args)
-    check_training_flags(parser, args)
-    return args
+    return parse_training_flags(__doc__, FLAGS, SDXL, input_args, check_reading)
 
 
 def main(input_args: list[str] | None = None) -> int:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
-
-    # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
-    from orpo.data.dataset import DataOptions, load_pairs
-    from orpo.data.encoding_cache import cache_encodings
-    from orpo.models.sdxl import StableDiffusionXL
-    from orpo.system.processes import main_process_first
-    from orpo.training.loop import train
-    from orpo.training.run import start_run
-
-    options = ModelOptions.from_flags(args)
-    with start_run(args, FLAGS) as run:
-        StableDiffusionXL.check(options, is_resumed=run.checkpoint is not None)
-        with main_process_first(run.accelerator):  # the others then find the data in the cache
-            data = load_pairs(DataOptions.from_flags(args))
-        if args.cache_latents:
-            data = cache_encodings(
-                data,
-                run.accelerator,
-                identify=lambda: StableDiffusionXL.encoding_identity(options, run.dtype),
-                load_model=lambda: StableDiffusionXL.load(options, run.accelerator.device, run.dtype, denoiser=False),
-                vae_batch_size=args.vae_encode_batch_size,
-                cache_dir=args.cache_dir,
-            )
-        model = StableDiffusionXL.load(options, run.accelerator.device, run.dtype, encoders=not data.is_encoded)
-        return train(run, model, data)
+    return train_lora(Path(__file__).name, parse_args(input_args), FLAGS, SDXL)
 
 
 if __name__ == "__main__":

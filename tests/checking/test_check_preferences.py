@@ -24,6 +24,7 @@ from orpo.data.pair import PairTransform
 from orpo.data.table import open_table
 from orpo.shards.listing import find_shards
 from orpo.shards.stream import ShardData
+from orpo.system.shapes import square
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -207,7 +208,7 @@ def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Cou
     handler.emit = lambda record: logged.add(record.getMessage())
     logging.getLogger("orpo.shards.tolerance").addHandler(handler)
     try:
-        data = ShardData(find_shards([str(folder)]), 0, PairTransform(8), 0, 1, max_bad_samples)
+        data = ShardData(find_shards([str(folder)]), 0, PairTransform(square(8)), 0, 1, max_bad_samples)
         stream = data.training_batches(1, seed=0, position=None, rank=0, world_size=1)
         for _ in islice(stream, data.num_pairs):
             pass
@@ -359,7 +360,27 @@ def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
     assert images["aspect"]["winners"][1] == images["aspect"]["losers"][-1] == 4  # 1:2 and 2:1 are within their bounds
     assert images["formats"] == {"winners": {"PNG": 4}, "losers": {"JPEG": 4}}
     assert (images["enlarged"], images["winner_has_more_pixels"], images["winner_has_fewer_pixels"]) == (4, 4, 0)
+    assert images["cut_away"]["square"] == pytest.approx(0.5) and images["cut_away"]["buckets"] == pytest.approx(
+        0.5, abs=0.02
+    )
     assert "compression" in notes and "sharpness" in notes and "50.0% of the images are smaller" in notes
+
+
+def test_what_squares_cut_away_and_buckets_keep_is_told(tmp_path):
+    rows = [
+        {"chosen": noise(300, 600, "PNG", i), "rejected": noise(150, 300, "PNG", i), "prompt": "a"} for i in range(4)
+    ]
+    features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
+    folder = write_parquet(tmp_path / "data", rows, features=features)
+    report = check(tmp_path / "out", dataset_name=folder, resolution=256)[1]
+    assert report["images"]["cut_away"]["square"] == pytest.approx(0.5)
+    assert report["images"]["cut_away"]["buckets"] == pytest.approx(0)
+    assert "A square crop cuts away 50% of the images' area, aspect-ratio buckets 0%" in " ".join(report["notes"])
+    refused = check(tmp_path / "other", dataset_name=folder, resolution=256, max_crop=0.3)[1]
+    assert not refused["accepted"] and "--max_crop=0.3 leaves none of the 4 pairs" in refused["reason"]
+    assert check(tmp_path / "third", dataset_name=folder, resolution=256, max_crop=0.3, aspect_ratio_buckets=True)[1][
+        "accepted"
+    ]
 
 
 def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipeline(tiny_sdxl, tmp_path, monkeypatch):

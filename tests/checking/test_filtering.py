@@ -88,6 +88,26 @@ def test_a_filtered_copy_has_the_good_pairs_and_counts_the_others(tmp_path, caps
     assert not any(again["filtered"]["left_out"].values())
 
 
+def test_what_stops_training_is_left_out_of_the_copy(tmp_path):
+    """Votes against the label, and a file that is missing: the way out that the errors name."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(colour(10 * i))
+    votes = [[8, 1], [1, 8], [5, 4]]
+    lines = [
+        {"prompt": "a", "path1": f"{2 * i}.png", "path2": f"{2 * i + 1}.png", "choice_dist": dist}
+        for i, dist in enumerate(votes)
+    ]
+    (tmp_path / "4.png").unlink()
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    line = [f"--dataset_name={tmp_path / 'train.jsonl'}", f"--filter={tmp_path / 'copy'}"]
+    status, report = check(tmp_path / "out", *line)
+    assert status == 1 and report["filtered"]["left_out"]["bad"] == 2
+    kinds = {problem["kind"]: problem["count"] for problem in report["problems"]}
+    assert kinds == {"contradicting columns": 1, "missing image": 1}
+    status, again = check(tmp_path / "out2", f"--dataset_name={tmp_path / 'copy'}")
+    assert status == 0 and again["pairs"] == 1
+
+
 def test_low_agreement_is_left_out(tmp_path):
     rows = [row | {"label_0": share} for row, share in zip(ROWS[:4], (0.9, 0.4, 0.5, 0.75))]
     source = write_parquet(tmp_path / "data", rows)
@@ -153,7 +173,7 @@ def test_scores_that_are_not_finite_stop_with_the_scorers_name(tmp_path, scorers
     source = write_parquet(tmp_path / "data", face_rows(4, ties=0))
     with pytest.raises(SystemExit, match="Scorer .*broken returned nan"):
         check(tmp_path / "out", f"--dataset_name={source}", "--scorers", f"{scorers}:broken")
-    with pytest.raises(SystemExit, match="Scorer 'nothing' is not known"):
+    with pytest.raises(SystemExit, match="Unknown scorer 'nothing'"):
         check(tmp_path / "out", f"--dataset_name={source}", "--scorers", "nothing")
 
 

@@ -32,6 +32,7 @@ from orpo.conversion.finish import check_totals
 from orpo.conversion.plan import plan_job
 from orpo.conversion.run import convert_unit, ray_session
 from orpo.shards.manifest import Manifest, Shard, read_manifest, write_manifest
+from orpo.shards.sizes import unpack_sizes
 from PIL import Image
 
 import convert_to_webdataset
@@ -272,11 +273,28 @@ def test_manifest_describes_the_shards(tmp_path):
     entries = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert entries["version"] == 1 and len(entries["shards"]) > 2
     for shard in entries["shards"]:
-        assert set(shard) == {"name", "split", "samples", "bytes", "sha256", "labels", "source", "bad_rows", "ties"}
+        assert set(shard) == {
+            "name",
+            "split",
+            "samples",
+            "bytes",
+            "sha256",
+            "labels",
+            "source",
+            "bad_rows",
+            "ties",
+            "sizes",
+        }
         file = tmp_path / "out" / shard["name"]
         assert shard["bytes"] == file.stat().st_size
         assert shard["sha256"] == subprocess.check_output(["sha256sum", file], text=True).split()[0]
-        assert shard["samples"] == len(samples(tmp_path / "out", shard["name"]))
+        found = samples(tmp_path / "out", shard["name"])
+        assert shard["samples"] == len(found)
+        opened = [
+            [Image.open(io.BytesIO(sample[name])).size[::-1] for name in sorted(sample) if name.startswith("jpg_")]
+            for sample in found.values()
+        ]
+        assert unpack_sizes(shard["sizes"]).tolist() == [[*first, *second] for first, second in opened]
     assert sum(source["rows"] for shard in entries["shards"] for source in shard["source"]) == 20
 
 

@@ -61,7 +61,8 @@ def one_ranked_pair(convention, rng: random.Random) -> pa.Table:
     """A row that lists two images, or two rows."""
     (images,), (order,) = convention.images, convention.verdict
     prompts = [rng.choice(PROMPTS)] * 2
-    columns = {images: rng.choices(IMAGES, k=2), order: rng.choices(NUMBERS, k=2), convention.prompt: prompts}
+    numbers = [*"01" * 5, "2", None] if order == "human_preference" else NUMBERS
+    columns = {images: rng.choices(IMAGES, k=2), order: rng.choices(numbers, k=2), convention.prompt: prompts}
     types = {images: pa.binary(), order: pa.string(), convention.prompt: pa.string()}
     if convention.group is not None:
         columns |= {convention.group: rng.choice([["a", "a"]] * 4 + [["a", None]])}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from helpers import arguments, encode
+from helpers import arguments, encode, train
 from orpo.checking.sources import RowSource
 from orpo.conversion.plan import plan_job
 from orpo.conversion.run import convert_unit
@@ -247,7 +248,7 @@ def seen(pairs) -> list[tuple[str, int, int]]:
 
 def of_training(source: Path, reading: Reading) -> tuple[list, int]:
     pairs = PreferenceRows.open(open_table(str(source), reading=reading))
-    hashes = pairs.check()
+    hashes = pairs.check().hashes
     assert len(hashes) == len(pairs) and len({hash for pair in hashes for hash in pair}) >= 2
     return seen(pairs[i] for i in range(len(pairs))), pairs.num_ties
 
@@ -378,6 +379,29 @@ def test_some_of_the_columns_are_not_enough(names, tmp_path, capsys):
     )
 
 
+def test_training_from_a_ranking_equals_training_from_its_pairs(tmp_path, tiny_sdxl):
+    (tmp_path / "ranked").mkdir(), (tmp_path / "pairs").mkdir()
+    ranked = image_reward_db(tmp_path / "ranked")
+    pairs = PreferenceRows.open(open_table(str(ranked)))
+    rows = [
+        {"chosen": pair.winner, "rejected": pair.loser, "prompt": pair.prompt}
+        for pair in (pairs[i] for i in range(len(pairs)))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs" / "train.parquet")
+    first, second = (
+        train(
+            tiny_sdxl,
+            str(source),
+            tmp_path / f"lora-{i}",
+            cache_latents=True,
+            run_validation=True,
+            num_validation_pairs=3,
+        )
+        for i, source in enumerate((ranked, tmp_path / "pairs"))
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+
+
 # Votes
 
 
@@ -430,8 +454,15 @@ def test_pairs_of_low_agreement_are_counted(tmp_path):
 
 
 def test_min_agreement_needs_votes(tmp_path):
-    with pytest.raises(ValueError, match="--min_agreement=0.7: .* holds no votes"):
-        open_table(str(trl(tmp_path)), reading=Reading(min_agreement=0.7))
+    (tmp_path / "table").mkdir()
+    write_images(tmp_path / "folders", "chosen/250.png", "rejected/250.png")
+    (tmp_path / "folders" / "prompts.txt").write_text("a\n")
+    for source in (trl(tmp_path / "table"), tmp_path / "folders"):
+        assert len(open_table(str(source))) > 0
+        with pytest.raises(ValueError, match="--min_agreement=0.7: .* holds no votes"):
+            open_table(str(source), reading=Reading(min_agreement=0.7))
+        with pytest.raises(ValueError, match="It needs first, second, text"):
+            open_table(str(source), reading=BY_CHOICE)
 
 
 def test_votes_against_the_preferred_path_are_a_contradiction(tmp_path):
@@ -462,6 +493,13 @@ def test_a_bad_ranking_names_its_row_and_images(tmp_path, change, words):
         with pytest.raises(BadPair) as raised:
             PreferenceRows.open(open_table(str(path), reading=Reading(pairs_per_group=pairs_per_group)))
         assert all(word in str(raised.value) for word in (words if pairs_per_group == "all" else words[1:]))
+
+
+def test_a_preference_is_not_a_rank(tmp_path):
+    path = hpd_v2_train(tmp_path)
+    path.write_text(path.read_text().replace("[0, 1]", "[2, 1]"))
+    with pytest.raises(BadPair, match="row 1, images 0 and 1: human_preference is 2 and 1. Write 1 for the preferred"):
+        PreferenceRows.open(open_table(str(path)))
 
 
 def test_equal_ranks_are_ties(tmp_path):
@@ -505,20 +543,39 @@ def test_paths_start_from_image_root_where_it_is_given(tmp_path):
         open_table(str(path), reading=Reading(image_root=tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("way", ["..", "absolute", "link", "url"])
-def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, way):
+def test_a_table_without_a_folder_of_its_own_needs_image_root(tmp_path):
+    """As on the Hub, in what `save_to_disk` wrote, and in folders with tables in several ones."""
+    (tmp_path / "data").mkdir()
+    path = table_of_paths(tmp_path / "data", "jsonl")
+    Dataset.from_list([json.loads(line) for line in path.read_text().splitlines()]).save_to_disk(tmp_path / "saved")
+    for name in "ab":
+        (tmp_path / "several" / name).mkdir(parents=True)
+        (tmp_path / "several" / name / "pairs.jsonl").write_text(path.read_text())
+    for source, copies in ((tmp_path / "saved", 1), (tmp_path / "several", 2)):
+        with pytest.raises(ValueError, match="column jpg_0 holds string.*--image_root"):
+            open_table(str(source))
+        assert of_training(source, Reading(image_root=tmp_path / "data")) == (sorted(TWO * copies), 0)
+    with pytest.raises(ValueError, match="--image_root means nothing for s3://"):
+        plan_job("s3://bucket/pairs", str(tmp_path), reading=Reading(image_root=tmp_path))
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "url", "pipe", "folder"])
+def test_paths_that_lead_out_of_the_folder_or_to_no_file_are_refused(tmp_path, way):
     (tmp_path / "data").mkdir()
     path = table_of_paths(tmp_path / "data", "jsonl")
     write_images(tmp_path, "secret/250.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "data" / "pipe")
     other = {
         "..": "../secret/250.png",
         "absolute": str(tmp_path / "secret" / "250.png"),
         "link": "link/250.png",
         "url": "https://example.com/250.png",
+        "pipe": "pipe",
+        "folder": "images",
     }[way]
     path.write_text(path.read_text().replace("images/250.png", other))
-    with pytest.raises(ValueError, match="1 image files can't be read: .*(outside|URL)"):
+    with pytest.raises(ValueError, match="1 image files can't be read: .*(outside|URL|not a file)"):
         PreferenceRows.open(open_table(str(path))).check()
     source = RowSource(open_table(str(path)), None, decode=True)
     assert [problem.kind for problem in source.inspect([0])[0].problems] == ["missing image"]
@@ -530,9 +587,11 @@ def test_paths_that_lead_out_of_the_folder_are_refused(tmp_path, way):
 
 def test_a_file_that_changed_is_checked_again(tmp_path):
     path = table_of_paths(tmp_path, "jsonl")
-    first = PreferenceRows.open(open_table(str(path))).check()
-    (tmp_path / "images" / "50.png").write_bytes(image(55, 7))
-    assert PreferenceRows.open(open_table(str(path))).check() != first
+    file = tmp_path / "images" / "50.png"
+    first, before = PreferenceRows.open(open_table(str(path))).check().hashes, file.read_bytes()
+    file.write_bytes(image(51))
+    assert len(file.read_bytes()) == len(before) and file.read_bytes() != before
+    assert PreferenceRows.open(open_table(str(path))).check().hashes != first
 
 
 def test_the_converter_leaves_pairs_with_missing_files_out_and_names_them(tmp_path, caplog):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from datasets import Features, Image, Value
 from helpers import arguments, encode, face_rows, write_parquet
-from orpo.data.dataset import DataOptions, EndlessOrder, PreferenceData, load_pairs
+from orpo.data.dataset import DataOptions, PairKeys, PreferenceData, load_pairs
 from orpo.data.files import choose_split
+from orpo.data.order import in_one_bucket
 from PIL import Image as PILImage
 
 from train_diffusion_orpo_sdxl_lora import parse_args
@@ -213,7 +214,9 @@ def test_pairs_that_share_an_image_stay_on_one_side(tmp_path):
 
 def keys(n: int, batch_size: int, world_size: int, batches: int, start: int = 0, seed: int = 0) -> list:
     """What all ranks see, micro-batch by micro-batch."""
-    streams = [iter(EndlessOrder(n, batch_size, seed, start, rank, world_size)) for rank in range(world_size)]
+    streams = [
+        iter(PairKeys(in_one_bucket(n, batch_size, start), seed, n, rank, world_size)) for rank in range(world_size)
+    ]
     return [key for _ in range(batches) for stream in streams for key in next(stream)]
 
 

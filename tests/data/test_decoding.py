@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import encode
 from orpo.data.image import decode_at_least, decode_image
-from orpo.data.pair import PairTransform
+from orpo.data.pair import crop_image
 from PIL import Image
 
 
@@ -69,7 +69,7 @@ SIZES = [(512, 512), (513, 511), (517, 389), (400, 611), (1029, 517), (255, 255)
 def test_a_jpeg_at_a_smaller_scale_shows_the_same_in_the_same_place(size, kind):
     options = {"4:4:4": {"subsampling": 0}, "progressive": {"progressive": True}}.get(kind, {})
     encoded = jpeg(picture(*size, kind if kind in ("CMYK", "L") else "RGB"), **options)
-    pixels, original_size, _ = PairTransform(128).image(encoded, "row 0")
+    pixels, original_size, _ = crop_image(encoded, "row 0", (128, 128))
     reference = expected(encoded, 128)
     assert original_size == size[::-1]
     assert psnr(pixels, reference) > 40
@@ -82,10 +82,10 @@ def test_turned_and_mirrored_jpegs_are_upright_and_in_place(orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
     encoded = jpeg(picture(*size), exif=exif)
-    pixels, original_size, corner = PairTransform(128).image(encoded, "row 0", crop=(0.5, 0.5))
+    pixels, original_size, corner = crop_image(encoded, "row 0", (128, 128), crop=(0.5, 0.5))
     upright = decode_image(encoded, "row 0")
     assert original_size == (upright.height, upright.width)
-    assert corner == PairTransform(128).image(encode(upright, "PNG"), "row 0")[2]
+    assert corner == crop_image(encode(upright, "PNG"), "row 0", (128, 128))[2]
     reference = expected(encoded, 128)
     assert psnr(pixels, reference) > 40
     assert np.abs(shift(pixels, reference)).max() < 0.02
@@ -94,7 +94,7 @@ def test_turned_and_mirrored_jpegs_are_upright_and_in_place(orientation, size):
 @pytest.mark.parametrize("size, side", [((512, 512), 128), ((512, 512), 512), ((515, 2000), 128), ((127, 127), 128)])
 def test_the_smallest_scale_that_is_large_enough_is_decoded(size, side):
     """Not below `side`, and the next smaller of 1, 1/2, 1/4 and 1/8 would be."""
-    image, original_size, scale = decode_at_least(jpeg(picture(*size)), "row 0", side)
+    image, original_size, scale = decode_at_least(jpeg(picture(*size)), "row 0", (side, side))
     assert image.size == tuple(-(-pixels // scale) for pixels in size)
     assert scale == max(s for s in (1, 2, 4, 8) if s == 1 or min(size) // s >= side)
 
@@ -104,7 +104,7 @@ def test_other_formats_are_resized_as_float64_says_and_as_pillow_does(size):
     image = picture(*size)
     for resolution in (32, 64):
         encoded = encode(image, "PNG")
-        pixels = PairTransform(resolution).image(encoded, "row 0")[0]
+        pixels = crop_image(encoded, "row 0", (resolution, resolution))[0]
         assert np.abs(pixels.numpy() - expected(encoded, resolution)).max() < 1.5  # rounded after either direction
         height, width = (max(resolution, round(side * resolution / min(size))) for side in image.size[::-1])
         top, left = round((height - resolution) / 2), round((width - resolution) / 2)
@@ -115,22 +115,22 @@ def test_other_formats_are_resized_as_float64_says_and_as_pillow_does(size):
 
 def test_an_image_of_the_right_size_passes_unchanged():
     image = picture(128, 128)
-    assert np.array_equal(PairTransform(128).image(encode(image, "PNG"), "row 0")[0], np.asarray(image))
+    assert np.array_equal(crop_image(encode(image, "PNG"), "row 0", (128, 128))[0], np.asarray(image))
     encoded = jpeg(image)
-    assert np.array_equal(PairTransform(128).image(encoded, "row 0")[0], np.asarray(decode_image(encoded, "row 0")))
+    assert np.array_equal(crop_image(encoded, "row 0", (128, 128))[0], np.asarray(decode_image(encoded, "row 0")))
 
 
 @pytest.mark.parametrize("size", [(128, 128), (300, 200)])
 def test_mirrored_pixels_are_those_of_the_mirrored_image(size):
     encoded = encode(picture(*size), "PNG")
     mirrored = encode(picture(*size).transpose(Image.Transpose.FLIP_LEFT_RIGHT), "PNG")
-    a = PairTransform(64).image(encoded, "row 0", flipped=True, crop=(0.2, 0.7))[0].int()
-    b = PairTransform(64).image(mirrored, "row 0", crop=(0.2, 0.7))[0].int()
+    a = crop_image(encoded, "row 0", (64, 64), flipped=True, crop=(0.2, 0.7))[0].int()
+    b = crop_image(mirrored, "row 0", (64, 64), crop=(0.2, 0.7))[0].int()
     assert (a - b).abs().max() <= 1
 
 
 def test_a_broken_tail_is_found_at_any_scale():
     encoded = jpeg(picture(1024, 1024))
-    for decode in (decode_image, lambda *a: decode_at_least(*a, 64)):
+    for decode in (decode_image, lambda *a: decode_at_least(*a, (64, 64))):
         with pytest.raises(ValueError, match="row 7"):
             decode(encoded[: len(encoded) * 9 // 10], "row 7")

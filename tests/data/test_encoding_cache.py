@@ -10,11 +10,11 @@ from helpers import arguments, face_rows, logged, train, write_parquet
 from orpo.data import encoding_cache
 from orpo.data.dataset import DataOptions, TransformedPairs, load_pairs
 from orpo.data.encoding_cache import Encoder
-from orpo.data_source import encode_pairs
 from orpo.models.encoding_identity import encoding_identity, module_identity
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.training_script import encode_pairs
 
 import train_diffusion_orpo_sdxl_lora
 from diffusers import AutoencoderKL
@@ -30,7 +30,7 @@ def encoded(monkeypatch) -> dict[str, list]:
     encode_images, encode_prompts = Encoder.encode_images, Encoder.encode_prompts
 
     def record_images(self, places, flipped):
-        seen["images"] += [(index, side, flipped) for _, index, side in places]
+        seen["images"] += [(index, side, flipped) for (_, index, side), _ in places]
         return encode_images(self, places, flipped)
 
     def record_prompts(self, prompts):

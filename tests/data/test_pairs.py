@@ -9,6 +9,7 @@ from helpers import encode
 from orpo.data.image import decode_image
 from orpo.data.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
 from orpo.data.verdicts import parse_label
+from orpo.system.shapes import square
 from PIL import Image
 
 
@@ -39,7 +40,7 @@ def test_other_labels_name_row_and_value(label):
 def test_aspect_ratio_is_kept(size):
     """The shorter side becomes the resolution; a stretched image would show the whole gradient along both sides."""
     width, height = size
-    sample = PairTransform(32)(pair_of(gradient(*size), gradient(64, 64)), 0, "row 0")
+    sample = PairTransform(square(32))(pair_of(gradient(*size), gradient(64, 64)), 0, 0, "row 0")
     red = sample["pixel_values"][0, :, :, 0].float().mean(dim=0)
     green = sample["pixel_values"][0, :, :, 1].float().mean(dim=1)
     shown = min(size) / width, min(size) / height  # of the gradient, horizontally and vertically
@@ -49,14 +50,14 @@ def test_aspect_ratio_is_kept(size):
 
 
 def test_each_image_keeps_its_own_size_and_crop():
-    sample = PairTransform(32)(pair_of(gradient(96, 48), gradient(40, 120)), 0, "row 0")
+    sample = PairTransform(square(32))(pair_of(gradient(96, 48), gradient(40, 120)), 0, 0, "row 0")
     assert sample["original_sizes"].tolist() == [[48, 96], [120, 40]]
     assert sample["crop_top_lefts"].tolist() == [[0, 16], [32, 0]]  # centres of 64x32 and 32x96
 
 
 def test_centre_crop_and_no_flip_by_default():
     pair = pair_of(gradient(96, 48), gradient(48, 48))
-    samples = [PairTransform(32)(pair, seed, "row 0") for seed in range(20)]
+    samples = [PairTransform(square(32))(pair, 0, seed, "row 0") for seed in range(20)]
     assert all(torch.equal(sample["pixel_values"], samples[0]["pixel_values"]) for sample in samples)
     red = samples[0]["pixel_values"][0, :, :, 0].float().mean(dim=0)
     assert red[0] < red[-1]
@@ -67,7 +68,11 @@ def test_flip_mirrors_both_images_or_neither():
     pair = pair_of(gradient(48, 48), gradient(48, 48))
     rises = []
     for seed in range(40):
-        red = PairTransform(32, random_flip=True)(pair, seed, "row 0")["pixel_values"][:, :, :, 0].float().mean(dim=1)
+        red = (
+            PairTransform(square(32), random_flip=True)(pair, 0, seed, "row 0")["pixel_values"][:, :, :, 0]
+            .float()
+            .mean(dim=1)
+        )
         rises.append((red[:, -1] > red[:, 0]).tolist())
     assert all(winner == loser for winner, loser in rises)
     assert 8 < sum(winner for winner, _ in rises) < 32
@@ -76,7 +81,9 @@ def test_flip_mirrors_both_images_or_neither():
 def test_random_crop_falls_on_the_same_part_of_both_images():
     """A wide and a wider image: the crops differ in pixels, not in the fraction of the room that they have."""
     pair = pair_of(gradient(64, 32), gradient(128, 32))
-    lefts = [PairTransform(32, random_crop=True)(pair, seed, "row 0")["crop_top_lefts"] for seed in range(40)]
+    lefts = [
+        PairTransform(square(32), random_crop=True)(pair, 0, seed, "row 0")["crop_top_lefts"] for seed in range(40)
+    ]
     fractions = np.array([(corner[0, 1].item() / 32, corner[1, 1].item() / 96) for corner in lefts])
     assert np.abs(fractions[:, 0] - fractions[:, 1]).max() < 0.03
     assert fractions.min() < 0.15 and fractions.max() > 0.85
@@ -84,23 +91,26 @@ def test_random_crop_falls_on_the_same_part_of_both_images():
 
 def test_crop_corner_is_where_the_pixels_come_from():
     image = gradient(128, 32)
-    sample = PairTransform(32, random_crop=True)(pair_of(image, image), 5, "row 0")
+    sample = PairTransform(square(32), random_crop=True)(pair_of(image, image), 0, 5, "row 0")
     left = sample["crop_top_lefts"][0, 1].item()
     np.testing.assert_array_equal(sample["pixel_values"][0], np.asarray(image)[:, left : left + 32])
 
 
 def test_share_of_empty_prompts():
     pair = pair_of(gradient(32, 32), gradient(32, 32))
-    prompts = [PairTransform(32, proportion_empty_prompts=0.3)(pair, seed, "row 0")["prompt"] for seed in range(200)]
+    prompts = [
+        PairTransform(square(32), proportion_empty_prompts=0.3)(pair, 0, seed, "row 0")["prompt"]
+        for seed in range(200)
+    ]
     assert set(prompts) == {"", "a prompt"}
     assert 40 <= prompts.count("") <= 80
-    assert {PairTransform(32)(pair, seed, "row 0")["prompt"] for seed in range(50)} == {"a prompt"}
+    assert {PairTransform(square(32))(pair, 0, seed, "row 0")["prompt"] for seed in range(50)} == {"a prompt"}
 
 
 def test_a_sample_depends_on_its_seed_alone():
     pair = pair_of(gradient(96, 48), gradient(64, 48))
-    transform = PairTransform(32, random_crop=True, random_flip=True)
-    first, again, other = transform(pair, 1, "row 0"), transform(pair, 1, "row 0"), transform(pair, 2, "row 0")
+    transform = PairTransform(square(32), random_crop=True, random_flip=True)
+    first, again, other = (transform(pair, 0, seed, "row 0") for seed in (1, 1, 2))
     assert torch.equal(first["pixel_values"], again["pixel_values"])
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
 
@@ -131,7 +141,7 @@ def test_broken_images_name_their_place(damage):
 
 def test_batches_hold_winners_before_losers():
     red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (48, 32), "blue")
-    samples = [PairTransform(32)(pair_of(red, blue, f"prompt {i}"), i, f"row {i}") for i in range(3)]
+    samples = [PairTransform(square(32))(pair_of(red, blue, f"prompt {i}"), 0, i, f"row {i}") for i in range(3)]
     batch = collate_pairs(samples)
     assert batch["pixel_values"].shape == (6, 3, 32, 32) and batch["pixel_values"].dtype == torch.uint8
     assert batch["pixel_values"][:3, 0].eq(255).all() and batch["pixel_values"][3:, 2].eq(255).all()

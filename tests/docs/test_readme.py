@@ -81,3 +81,10 @@ PAGES = [path for path in sorted(ROOT.rglob("*.md")) if ".venv" not in path.part
 def test_tests_that_a_page_names_exist(page):
     named = re.findall(r"tests/[\w/]+\.py", page.read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_no_file_holds_the_marks_of_an_unfinished_merge():
+    for path in ROOT.rglob("*"):
+        is_text = path.suffix in (".md", ".py", ".template", ".toml", ".txt") or path.name == "Makefile"
+        if is_text and not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+            assert not re.search(r"^(<{7}|>{7}) ", path.read_text(encoding="utf-8"), flags=re.MULTILINE), path

@@ -1,14 +1,9 @@
 """`evaluate_lora.py` as a user runs it, on a tiny SDXL: images, resuming, settings, results; a scorer in validation."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import signal
-import socket
-import traceback
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +11,9 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from families import FAMILIES, load_pipeline, save_tiny
+from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, logged, train
-from orpo.evaluation.prompts import BUILT_IN_PROMPTS
+from orpo.drawing.prompts import BUILT_IN_PROMPTS
 from orpo.models import base_and_lora
 from orpo.models.options import ModelOptions
 from orpo.models.other_programs import write_for_other_programs
@@ -186,38 +182,10 @@ def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
     assert results_of(out)["scorers"].keys() == {"high_frequency"}
 
 
-def fork(function) -> int:
-    """Runs a function in a copy of this process, for three minutes at most; returns the copy's id."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(180)
-        try:
-            function()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
 def test_a_killed_evaluation_goes_on_with_complete_images_only(run, tmp_path):
     """SIGKILL in the middle of writing the fifth image, the second of its batch: the end is bit for bit the same."""
 
-    def run_and_die():
-        save, calls = Image.Image.save, []
-
-        def save_or_die(image, file, *args):
-            calls.append(file)
-            if len(calls) == 5:
-                Path(file).write_bytes(b"\x89PNG half of it")
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(image, file, *args)
-
-        Image.Image.save = save_or_die
-        run(batch_size=2)
-
-    _, status = os.waitpid(fork(run_and_die), 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    kill_while_saving(5, lambda: run(batch_size=2))
     out = tmp_path / "out"
     assert len(pngs(out / "base")) == 3 and len(pngs(out / "lora")) == 1 and not (out / "results.json").exists()
     run(batch_size=2)
@@ -229,13 +197,8 @@ def test_a_killed_evaluation_goes_on_with_complete_images_only(run, tmp_path):
 
 def test_two_processes_draw_what_one_draws(run, tmp_path):
     flags = {"batch_size": 1, "num_images_per_prompt": 2}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
 
     def run_as(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         draw_batch = StableDiffusionXLPipeline.__call__
 
         def draw_and_count(*args, **kwargs):
@@ -246,8 +209,7 @@ def test_two_processes_draw_what_one_draws(run, tmp_path):
         StableDiffusionXLPipeline.__call__ = draw_and_count
         run(output_dir=tmp_path / "two", **flags)
 
-    children = [fork(partial(run_as, rank)) for rank in range(2)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    fork_two_processes(run_as)
     assert [len((tmp_path / f"batches-{rank}").read_text().splitlines()) for rank in range(2)] == [6, 6]
     one = run(output_dir=tmp_path / "one", **flags)
     for path in one.glob("*/*.png"):
@@ -259,16 +221,16 @@ def test_two_processes_draw_what_one_draws(run, tmp_path):
 def test_a_folder_of_other_settings_is_refused_with_what_differs(run, tiny_sdxl, tmp_path, capsys):
     run()
     for flags, message in (
-        ({"guidance_scale": 3}, "guidance_scale: 5.0 there, 3.0 now"),
-        ({"num_prompts": 2}, "prompts: "),
-        ({"dtype": "bf16"}, 'dtype: "fp32" there, "bf16" now'),
-        ({"prediction_type": "v_prediction"}, "scheduler: "),
-        ({"lora_scale": 0.3}, "lora_scale: 1.0 there, 0.3 now"),
+        ({"guidance_scale": 3}, "drawn differently: guidance_scale was 5.0 and is now 3.0. Choose"),
+        ({"num_prompts": 2}, "prompts was "),
+        ({"dtype": "bf16"}, 'dtype was "fp32" and is now "bf16"'),
+        ({"prediction_type": "v_prediction"}, "; scheduler was "),
+        ({"lora_scale": 0.3}, "lora_scale was 1.0 and is now 0.3"),
     ):
         with pytest.raises(SystemExit, match=message):
             run(**flags)
     save_lora(tiny_sdxl, tmp_path / "other", seed=1)
-    with pytest.raises(SystemExit, match="lora.*holds images of other settings.*lora_sha256"):
+    with pytest.raises(SystemExit, match="lora.*holds images that were drawn differently.*lora_sha256"):
         run(lora_weights=tmp_path / "other")
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -295,7 +257,7 @@ def test_a_base_that_changed_in_its_folder_is_another_one(run, tiny_sdxl, tmp_pa
         (file,) = (base / name).glob("*.safetensors")
         before = file.read_bytes()
         save_file({key: value * 0.9 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
-        with pytest.raises(SystemExit, match=f"images of other settings \\({name}: "):
+        with pytest.raises(SystemExit, match=f"drawn differently: {name} was "):
             run(pretrained_model_name_or_path=base)
         file.write_bytes(before)
     run(pretrained_model_name_or_path=base)
@@ -385,7 +347,7 @@ def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkey
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"resolution": 0}, "--resolution must be at least 1"),
+        ({"resolution": 0}, "--resolution must be at least 8"),
         ({"batch_size": 0}, "--batch_size must be at least 1"),
         ({"scorers": ["saturation", "a:saturation"]}, "--scorers: names must differ"),
     ],

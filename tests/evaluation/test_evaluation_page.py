@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orpo.evaluation.images import make_requests
+from orpo.drawing.images import make_requests
 from orpo.evaluation.page import render_page
 from orpo.evaluation.results import make_results
 from PIL import Image

@@ -9,7 +9,7 @@ kill every checkpoint must be whole, none may have been lost, and a LoRA in the 
 
 With --elastic a run from shards goes on, after each kill, on 1, 2 or 4 processes with 0 to 2 workers each, chosen at random, at
 the same number of pairs a step. Sums are then added up in another order, and the result must be the uninterrupted run's
-to float tolerance. LoRA dropout is off: it draws anew on other processes.
+to float tolerance. LoRA dropout is off: it draws differently on other processes.
 """
 
 import argparse

@@ -31,7 +31,7 @@ from orpo.data import rows as rows_module
 from orpo.data.bad_pair import BadPair
 from orpo.data.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.data.image import MAX_FILE_BYTES, decode_image
-from orpo.data.pair import PairTransform
+from orpo.data.pair import PairTransform, crop_image
 from orpo.shards.listing import find_shards
 from orpo.shards.manifest import Shard
 from orpo.shards.order import Share, count_lanes
@@ -39,6 +39,7 @@ from orpo.shards.reader import read_share
 from orpo.shards.sample import to_pair
 from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
+from orpo.system.shapes import square
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args
@@ -260,7 +261,7 @@ def test_no_bit_of_a_png_changes_a_pixel_unnoticed(name):
 
 def test_the_longest_shape_that_is_taken_is_cropped():
     wide = encode(Image.new("RGB", (512, 16), "red"), "PNG")
-    image = PairTransform(32).image(wide, "")[0]
+    image = crop_image(wide, "", (32, 32))[0]
     assert image.shape == (32, 32, 3)
 
 
@@ -614,7 +615,7 @@ def test_a_symbolic_link_to_a_private_image_is_not_followed(tmp_path, canary):
 def test_keys_and_shards_in_messages_are_printable(tmp_path, caplog):
     path = tmp_path / "train-00000.tar"
     path.write_bytes(between(*sample("\udcff\n\x1b[2J", 1, label_0=entry("\udcff\n\x1b[2J.label_0.txt", b"?"))))
-    source = ShardData(find_shards([str(path)]), 0, PairTransform(32), 0, 1, 1.0)
+    source = ShardData(find_shards([str(path)]), 0, PairTransform(square(32)), 0, 1, 1.0)
     with caplog.at_level(logging.WARNING):
         for _ in islice(source.training_batches(1, 0, None, 0, 1), 2):
             pass

@@ -327,4 +327,4 @@ def test_the_port_is_on_this_machine_only_and_one_in_use_is_said(make_images):
         assert f"0100007F:{int(port):04X}" in listening and f"00000000:{int(port):04X}" not in listening
         command = [sys.executable, str(SCRIPT), f"--images_dir={make_images(2, name='others')}", f"--port={port}"]
         second = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert second.returncode == 1 and f"--port={port} can't be had: Address already in use" in second.stderr
+        assert second.returncode == 1 and f"--port={port} can't be opened: Address already in use" in second.stderr

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from orpo.making.drawing import make_requests
+from orpo.drawing.images import make_requests
 from orpo.making.judging import choose, margins
 from orpo.making.usable import usable
 from PIL import Image
@@ -90,7 +90,7 @@ def test_black_flat_and_repeated_images_are_left_out(tmp_path):
     assert kept == [requests[i] for i in (0, 3, 5, 6, 7)]
     assert left_out == {"black": 1, "duplicate": 1, "flat": 1}
     (tmp_path / requests[0].name).write_bytes(b"half")
-    with pytest.raises(ValueError, match="00000-0.png can't be read .* drawn anew"):
+    with pytest.raises(ValueError, match="00000-0.png can't be read .* drawn again"):
         usable(tmp_path, requests)
 
 

@@ -1,10 +1,6 @@
 """`make_preferences.py` as a user runs it, on tiny models: what is drawn, judged and written; kills; bad input."""
 
 import json
-import os
-import signal
-import socket
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from families import FAMILIES, save_tiny
+from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, encode, train
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
@@ -183,38 +180,10 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
     assert "0.jpg: two caption files" in str(error.value) and "1.jpg: no caption file beside it" in str(error.value)
 
 
-def fork(function) -> int:
-    """Runs a function in a copy of this process, for three minutes at most; returns the copy's id."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(180)
-        try:
-            function()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
 def test_a_killed_run_goes_on_with_complete_images_only(run, tmp_path):
     """SIGKILL in the middle of writing the fourth image, the second of its batch: the end is bit for bit the same."""
 
-    def run_and_die():
-        save, calls = Image.Image.save, []
-
-        def save_or_die(image, file, *args):
-            calls.append(file)
-            if len(calls) == 4:
-                Path(file).write_bytes(b"\x89PNG half of it")
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(image, file, *args)
-
-        Image.Image.save = save_or_die
-        run(batch_size=2, scorers=["saturation"], min_margin=0)
-
-    _, status = os.waitpid(fork(run_and_die), 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    kill_while_saving(4, lambda: run(batch_size=2, scorers=["saturation"], min_margin=0))
     out = tmp_path / "out"
     assert len(pngs(out)) == 3 and not (out / "pairs").exists()
     kept = {path: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
@@ -231,13 +200,8 @@ def test_two_processes_make_what_one_makes(run, tmp_path):
         "scorers": ["saturation", "high_frequency"],
         "combine": "sum",
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
 
     def run_as(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         save = Image.Image.save
 
         def save_and_count(image, file, *args):
@@ -248,8 +212,7 @@ def test_two_processes_make_what_one_makes(run, tmp_path):
         Image.Image.save = save_and_count
         run(output_dir=tmp_path / "two", **flags)
 
-    children = [fork(lambda rank=rank: run_as(rank)) for rank in (0, 1)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    fork_two_processes(run_as)
     assert [len((tmp_path / f"images-{rank}").read_text().splitlines()) for rank in (0, 1)] == [3, 3]
     one = run(output_dir=tmp_path / "one", **flags)
     assert pngs(tmp_path / "two") == pngs(one) and rows(tmp_path / "two") == rows(one)
@@ -257,9 +220,9 @@ def test_two_processes_make_what_one_makes(run, tmp_path):
 
 def test_a_folder_keeps_its_settings(run, tmp_path):
     run()
-    with pytest.raises(SystemExit, match="drawn differently: guidance_scale was 5.0 and is now 7.0. Name another"):
+    with pytest.raises(SystemExit, match="drawn differently: guidance_scale was 5.0 and is now 7.0. Choose another"):
         run(guidance_scale=7)
-    with pytest.raises(SystemExit, match="images was 12"):
+    with pytest.raises(SystemExit, match='images was "12'):
         run(num_images_per_prompt=2)
     (tmp_path / "out" / "images" / "settings.json").unlink()
     with pytest.raises(SystemExit, match="no settings.json to say how"):
@@ -275,7 +238,7 @@ def test_a_folder_keeps_its_settings(run, tmp_path):
             "return [float('inf') if i.getextrema()[0][0] < 128 else 0.0 for i in images]",
             "returned inf for an image of",
         ),
-        ("return [0.0] * len(images)", "No pair of images differs by --min_margin=0.25 in the eyes of mine"),
+        ("return [0.0] * len(images)", "No pair of images differs by --min_margin=0.25 according to mine"),
     ],
 )
 def test_scores_that_decide_nothing_are_said(run, tmp_path, scorer, problem):
@@ -292,7 +255,7 @@ def test_scores_that_decide_nothing_are_said(run, tmp_path, scorer, problem):
         ({"num_images_per_prompt": 1}, "must be at least 2"),
         ({"winners_dir": "x"}, "--prompt_file: means nothing with --winners_dir"),
         ({"dataset_name": "x"}, "--prompt_file and --dataset_name: choose one"),
-        ({"scorers": ["a.py:f", "b.py:f"]}, "names must differ; got f, f"),
+        ({"scorers": ["a.py:f", "b.py:f"]}, "names must differ; f is given twice"),
         ({"scorers": ["clip"], "weights": [1]}, "--weights: one for each"),
         ({"scorers": ["clip"], "combine": "sum", "weights": [-1]}, "--weights must be positive"),
         ({"min_margin": -1}, "--min_margin must be at least 0"),
@@ -310,7 +273,7 @@ def test_what_is_no_model_is_said_before_anything_is_drawn(run, tmp_path):
     with pytest.raises(SystemExit, match="--pretrained_model_name_or_path=.* can't be read"):
         run(pretrained_model_name_or_path=tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
-    with pytest.raises(SystemExit, match="is a OtherPipeline. Known are StableDiffusionPipeline"):
+    with pytest.raises(SystemExit, match="is a OtherPipeline. It must be one of StableDiffusionPipeline"):
         run(pretrained_model_name_or_path=tmp_path)
     with pytest.raises(SystemExit, match="--resolution must be a multiple of 8; got 60"):
         run(resolution=60)

@@ -89,13 +89,14 @@ def given_by_the_pipeline(pipeline, prompts: list[str], latents: torch.Tensor, *
     return given | dict(zip(("hidden_states", "timestep"), args))
 
 
+@pytest.mark.parametrize("height, width", [(64, 64), (48, 80)])
 @pytest.mark.parametrize("name", FIRST)
-def test_the_denoiser_is_called_as_the_pipeline_calls_it(name, family, model):
+def test_the_denoiser_is_called_as_the_pipeline_calls_it(name, family, model, height, width):
     """Two pairs, that is four images: both winners before both losers, and so their prompts."""
     guidance_scale = 2.5 if name == "flux" else 1.0
     loaded = family.load(model, **{"guidance_scale": guidance_scale} if name == "flux" else {})
-    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    options = {"height": 64, "width": 64, "guidance_scale": guidance_scale} | family.call_options
+    latents = torch.randn(4, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    options = {"height": height, "width": width, "guidance_scale": guidance_scale} | family.call_options
     packed = pack(latents) if name == "flux" else latents
     expected = given_by_the_pipeline(load_pipeline(model), PROMPTS * 2, packed, **options)
     recorder = Recorder(lambda given: given["hidden_states"])

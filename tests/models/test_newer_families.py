@@ -56,9 +56,10 @@ def tokens(patched: torch.Tensor) -> torch.Tensor:
 IN_THE_PIPELINE = {"z_image": lambda x: x, "flux2": tokens, "qwen_image": lambda x: tokens(patches(x))}
 
 
-def test_a_prediction_is_what_the_pipeline_hands_to_its_scheduler(name, family, model, loaded):
+@pytest.mark.parametrize("height, width", [(64, 64), (48, 80)])
+def test_a_prediction_is_what_the_pipeline_hands_to_its_scheduler(name, family, model, loaded, height, width):
     """For four images, the winners of two pairs before the losers, and prompts of different lengths."""
-    shape = (4, 16, 4, 4) if name == "flux2" else (4, 4, 8, 8)
+    shape = (4, 16, height // 16, width // 16) if name == "flux2" else (4, 4, height // 8, width // 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     pipeline, calls = load_pipeline(model), []
     step = pipeline.scheduler.step
@@ -66,7 +67,7 @@ def test_a_prediction_is_what_the_pipeline_hands_to_its_scheduler(name, family, 
         calls.append((velocity, t)) or step(velocity, t, *args, **named)
     )
     given = IN_THE_PIPELINE["qwen_image"](latents) if name == "qwen_image" else latents
-    size = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
+    size = {"height": height, "width": width, "num_inference_steps": 3, "output_type": "latent"}
     options = NO_GUIDANCE[name] | {"max_sequence_length": family.call_options["max_sequence_length"]}
     pipeline(prompt=PROMPTS * 2, latents=given, **size, **options)
     expected, timestep = calls[0]

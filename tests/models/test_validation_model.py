@@ -5,6 +5,7 @@ import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
 from orpo.models import validation_model
+from orpo.models.options import ModelOptions
 from PIL import Image
 
 
@@ -77,7 +78,7 @@ def test_it_is_refused_before_weights_load_where_it_does_not_take_the_lora(model
         with pytest.raises(ValueError, match=f"--validation_model_path=.*{message}"):
             options = family.parse_args(base, run_validation=True)
             options.validation_model_path = other
-            family.cls.check(family.cls.options_class.from_flags(options))
+            family.cls.check(ModelOptions.from_flags(options))
 
 
 def test_it_needs_validation_and_must_exist(models, capsys):

@@ -25,6 +25,7 @@ from orpo.shards.listing import find_shards
 from orpo.shards.manifest import read_manifest
 from orpo.shards.sample import to_pair
 from orpo.shards.shard import read_samples
+from orpo.system.shapes import square
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
@@ -105,7 +106,7 @@ def test_samples_hold_what_the_encoders_say_of_the_centre_crops_and_of_the_promp
     assert len(originals) == len(found) == 15
     for i in range(0, 15, 2):
         pair = to_pair(originals[i])
-        expected, sample = PairTransform(64)(pair, 7, "row 0"), read_encoded(encoding, found[i], 7)
+        expected, sample = PairTransform(square(64))(pair, 0, 7, "row 0"), read_encoded(encoding, found[i], 0, 7)
         moments = model.encode_images(expected["pixel_values"].permute(0, 3, 1, 2))
         torch.testing.assert_close(sample["moments"], moments, rtol=1e-4, atol=1e-4)
         for name, value in model.encode_prompts([pair.prompt]).items():
@@ -224,7 +225,8 @@ def test_a_hostile_encoding_is_a_bad_sample(encoded, damage):
         read_encoded(
             find_shards([str(encoded)]).encoding,
             sample | {"encoded.safetensors": DAMAGE[damage](sample["encoded.safetensors"])},
-            0,
+            bucket=0,
+            seed=0,
         )
     assert raised.value.kind == "bad encoding" and len(str(raised.value)) < 1000
 
@@ -234,14 +236,14 @@ def test_labels_decide_the_order_and_ties_are_passed_over(encoded):
     tensors = load(sample["encoded.safetensors"])
     for label, first in (("1", 0), ("0", 1)):
         texts = {"label_0.txt": label.encode(), "label_1.txt": str(1 - float(label)).encode()}
-        read = read_encoded(encoding, sample | texts, 0)
+        read = read_encoded(encoding, sample | texts, 0, 0)
         assert torch.equal(read["moments"][0], tensors[f"moments_{first}"])
         assert torch.equal(read["moments"][1], tensors[f"moments_{1 - first}"])
         assert torch.equal(read["original_sizes"][0], tensors["original_sizes"][first])
         assert torch.equal(read["crop_top_lefts"][1], tensors["crop_top_lefts"][1 - first])
-    assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0) is None
+    assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0, 0) is None
     with pytest.raises(BadPair, match="has only .*needs original_prompt.txt, encoded.safetensors, label_0.txt"):
-        read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0)
+        read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0, 0)
 
 
 def test_bad_samples_of_a_stream_are_counted_and_the_others_train(tiny_sdxl, encoded, tmp_path, capsys):

@@ -18,6 +18,7 @@ from orpo.shards import opening, ties
 from orpo.shards.listing import Shards, find_shards
 from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
+from orpo.system.shapes import square
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def prompts(found: Shards, batches: int) -> list[str]:
-    stream = ShardData(found, 0, PairTransform(32), 0, 16, 0.0).training_batches(1, 0, None, 0, 1)
+    stream = ShardData(found, 0, PairTransform(square(32)), 0, 16, 0.0).training_batches(1, 0, None, 0, 1)
     return [prompt for batch in islice(stream, batches) for prompt in batch["prompts"]]
 
 
@@ -55,7 +56,7 @@ def test_without_a_manifest_samples_are_counted(folder, tmp_path, caplog):
     assert list(find_shards([str(tmp_path)]).counts) == [7, 7, 7, 7, 6]
     with caplog.at_level(logging.WARNING):
         assert list(find_shards([f"pipe:cat {tmp_path}/train-00004.tar"]).counts) == [6]
-    assert "No manifest can be had" in caplog.text
+    assert "No manifest can be read" in caplog.text
     broken = tmp_path / "train-00002.tar"
     broken.write_bytes(broken.read_bytes()[:9000])
     with pytest.raises(ValueError, match="train-00002.tar can't be read to its end"):

@@ -20,6 +20,7 @@ from orpo.shards import reader, shard
 from orpo.shards.listing import Shards, find_shards
 from orpo.shards.sample import to_pair
 from orpo.shards.stream import ShardData
+from orpo.system.shapes import square
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def data(found: Shards, held_out: int = 0, workers: int = 0, buffer_size: int = 16, bad: float = 0.0) -> ShardData:
-    return ShardData(found, held_out, PairTransform(32), workers, buffer_size, bad)
+    return ShardData(found, held_out, PairTransform(square(32)), workers, buffer_size, bad)
 
 
 def seeds(
@@ -108,13 +109,13 @@ def test_order_and_randomness_depend_on_the_seed(folder):
 
 def test_max_train_samples_counts_pairs(folder):
     found = find_shards([str(folder)])
-    source = ShardData(found, 3, PairTransform(32), 0, 16, 0.0, max_pairs=20)
+    source = ShardData(found, 3, PairTransform(square(32)), 0, 16, 0.0, max_pairs=20)
     assert source.num_pairs == 20 and "20 pairs to train on, 3 held out, 4 ties left out" in str(source)
     first, second = ([seed for (seed,) in part] for part in (seeds(source, 20), seeds(source, 40)[20:]))
     assert len(set(first)) == len(set(second)) == 20
     places = [(n, int(i)) for n, of_shard in enumerate(source.pairs) for i in of_shard]
     assert places == [(place // 7, place % 7) for place in range(3, 23)]
-    everything = ShardData(found, 3, PairTransform(32), 0, 16, 0.0, max_pairs=1000)
+    everything = ShardData(found, 3, PairTransform(square(32)), 0, 16, 0.0, max_pairs=1000)
     assert everything.num_pairs == 27
     assert source.fingerprint != everything.fingerprint == data(found, held_out=3).fingerprint
 

@@ -52,7 +52,7 @@ def test_resuming_on_other_shards_or_another_buffer_is_refused(tiny_sdxl, folder
     flags |= {"resume_from_checkpoint": "latest", "max_train_steps": 4}
     with pytest.raises(ValueError, match="--shuffle_buffer_size was 1024 and is now 2"):
         train(tiny_sdxl, None, tmp_path / "lora", shuffle_buffer_size=2, **flags)
-    with pytest.raises(ValueError, match="the pairs are others"):
+    with pytest.raises(ValueError, match="the pairs are different"):
         train(tiny_sdxl, None, tmp_path / "lora", **flags | {"dataset_path": f"{folder}/train-{{00000..00002}}.tar"})
 
 

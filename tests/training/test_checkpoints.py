@@ -107,11 +107,13 @@ def test_a_second_broken_one_of_the_same_step_is_kept_too(output_dir):
         shutil.copytree(output_dir / "checkpoint-2", output_dir / "checkpoint-3")
 
 
-def test_without_a_good_checkpoint_latest_does_not_start_anew(output_dir):
+def test_without_a_good_checkpoint_latest_does_not_start_from_scratch(output_dir):
     for checkpoint in list_checkpoints(output_dir):
         (checkpoint / "optimizer.bin").unlink()
     before = names(output_dir)
-    with pytest.raises(ValueError, match="No checkpoint in .* is good.*checkpoint-1/optimizer.bin.*Move them away"):
+    with pytest.raises(
+        ValueError, match="All checkpoints in .* are broken.*checkpoint-1/optimizer.bin.*Move them away"
+    ):
         find_checkpoint("latest", output_dir)
     assert names(output_dir) == before
 

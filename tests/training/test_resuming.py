@@ -152,7 +152,7 @@ def test_another_base_is_refused_by_its_content(tiny_sdxl, eight, stopped, tmp_p
     other = shutil.copytree(tiny_sdxl, tmp_path / "other")
     (path,) = (other / module).glob("*.safetensors")
     save_file({name: value * 0.9 for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"the base model is another: {module} was sha256"):
+    with pytest.raises(ValueError, match=f"the base model is different: {module} was sha256"):
         go_on(str(other), eight, stopped)
 
 

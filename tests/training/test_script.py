@@ -107,7 +107,7 @@ def test_resuming_a_finished_run_trains_no_more(tiny_sdxl, faces, output_dir):
     assert_same(again, weights)
 
 
-def test_latest_without_a_checkpoint_starts_anew(tiny_sdxl, faces, tmp_path):
+def test_latest_without_a_checkpoint_starts_from_scratch(tiny_sdxl, faces, tmp_path):
     expected = train(tiny_sdxl, faces, tmp_path / "a")
     assert_same(train(tiny_sdxl, faces, tmp_path / "b", resume_from_checkpoint="latest"), expected)
 
@@ -374,7 +374,7 @@ def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(tiny_sdxl, faces, 
         ({"lora_alpha": 2}, "--lora_alpha"),
         ({"seed": 3}, "--seed"),
         ({"learning_rate": 1e-5}, "--learning_rate"),
-        ({"max_train_samples": 9}, "the pairs are others"),
+        ({"max_train_samples": 9}, "the pairs are different"),
         ({"prediction_type": "v_prediction"}, "--prediction_type was None and is now v_prediction"),
         ({"resolution": 72}, "--resolution was 64 and is now 72"),
         ({"optimizer": "prodigy"}, "--optimizer"),
@@ -469,7 +469,7 @@ def test_resuming_before_later_checkpoints_is_refused(tiny_sdxl, faces, output_d
 def test_resuming_on_other_pairs_is_refused(tiny_sdxl, tmp_path, output_dir):
     rows = face_rows(8, ties=0)
     train(tiny_sdxl, write_parquet(tmp_path / "a", rows), output_dir, checkpointing_steps=2)
-    with pytest.raises(ValueError, match="the pairs are others"):
+    with pytest.raises(ValueError, match="the pairs are different"):
         other = write_parquet(tmp_path / "b", swap_labels(rows))
         train(tiny_sdxl, other, output_dir, resume_from_checkpoint="latest", max_train_steps=4)
 
@@ -485,7 +485,7 @@ def test_a_gradient_scaler_that_skips_every_step_stops_the_run(tiny_sdxl, faces,
     from accelerate import Accelerator
 
     monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", True)
-    with pytest.raises(FloatingPointError, match="Step 20: 20 steps running"):
+    with pytest.raises(FloatingPointError, match="Step 20: 20 steps in a row"):
         train(tiny_sdxl, faces, output_dir, max_train_steps=30, train_batch_size=1)
 
 

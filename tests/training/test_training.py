@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from helpers import arguments, train
 from orpo.data.dataset import DataOptions, load_pairs
-from orpo.data_source import encode_pairs
 from orpo.models.latent_diffusion import advise_tf32
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import compute_losses
 from orpo.training.window import Window
+from orpo.training_script import encode_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers import UNet2DConditionModel

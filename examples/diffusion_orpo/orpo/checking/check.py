@@ -1,4 +1,4 @@
-"""Looking at a whole data set, or at all samples of shards, and writing what was found."""
+"""Inspects a whole data set, or all samples of shards, and writes the findings."""
 
 import argparse
 import json
@@ -14,9 +14,10 @@ from ..data.dataset import DataOptions, load_pairs
 from ..data.files import as_given
 from ..data.folders import is_pair_folders, read_pair_folders
 from ..data.image import decode_image
-from ..data.pair import PreferencePair
+from ..data.pair import PairTransform, PreferencePair
 from ..data.table import LISTED, Table
-from ..shards.listing import find_shards, first_pairs
+from ..shards.listing import find_shards
+from ..shards.stream import ShardData
 from ..system.redaction import without_secrets
 from .contact_sheet import contact_sheet
 from .filtering import write_filtered
@@ -30,7 +31,7 @@ from .text import render
 SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]
 
 
-# Says how often each scorer agrees with the labels of pairs: the preferred image, the other one, and their prompt.
+# Says how often each scorer agrees with the labels. A pair is the preferred image, the other one, and their prompt.
 Judge = Callable[[Iterator[tuple[Image, Image, str]]], dict]
 
 
@@ -83,7 +84,7 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     try:
         source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
     except (ValueError, OSError):
-        return report, None  # told as the reason
+        return report, None  # reported as the reason
     _count(source, counts, args.num_workers)
     names, used = source.table.dataset.column_names, source.table.used
     columns = {
@@ -106,7 +107,7 @@ def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     counts.passed_over = found.passed_over
     for problem in found.problems:
         counts.add_problem(problem)
-    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED)
+    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED, reading=options.reading)
 
 
 def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
@@ -117,7 +118,8 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     """
     report = {"data": " ".join(map(without_secrets, args.dataset_path))}
     try:
-        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir))
+        with_sizes = PairTransform.from_flags(args).depends_on_sizes
+        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir, with_sizes))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
     if source.shards.encoding is not None:
@@ -138,7 +140,8 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
 
 def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, counts: PreferenceReport) -> str | None:
     held_out = args.num_validation_pairs if args.run_validation else 0
-    training = first_pairs(source.shards.pairs(), held_out, args.max_train_samples)[1]
+    transform = PairTransform.from_flags(args)
+    training = ShardData(source.shards, held_out, transform, 0, 1, args.max_bad_samples, args.max_train_samples).pairs
     total = sum(map(len, training))
     if total == 0:
         return f"No pairs are left to train on, after {source.shards.num_ties} ties and {held_out} held out."

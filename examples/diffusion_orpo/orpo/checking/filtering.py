@@ -1,4 +1,4 @@
-"""A copy of a data set without what the check complains of."""
+"""Copies a data set without the pairs that the check complains about."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +13,12 @@ FILE = "train.parquet"
 
 
 def write_filtered(folder: Path, source: PairSource, counts: PreferenceReport) -> dict:
-    """Writes the good pairs that neither contradict nor repeat another one, each with the place it is from.
+    """Writes the good pairs that neither contradict nor repeat another one, each with its place in the data set.
 
     Args:
         folder: gets `train.parquet`, with the preferred image as jpg_0.
-        source: of the pairs.
-        counts: all that was found of them.
+        source: the pairs.
+        counts: the findings about them.
 
     Returns:
         For the report: the file, how many pairs are in it, and how many were left out for which reason.

@@ -26,7 +26,7 @@ OUTPUT = FlagGroup(
         Flag("num_sample_pairs", "Pairs to show, chosen at random; 0: none.", int, 12, range=(0,)),
         Flag(
             "filter",
-            "New folder for a copy, as parquet, without what is complained of: contradictions, duplicates, pairs of an image "
+            "New folder for a copy, as parquet, without the pairs that it complains about: contradictions, duplicates, pairs of an image "
             "with itself, bad rows, low agreement; and without ties.",
             Path,
         ),

@@ -1,4 +1,4 @@
-"""What is looked at in a preference pair before training, and the processes that look."""
+"""Inspection of preference pairs before training, in several processes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What is counted of an image: its file's hash (64 bits), its size when upright, its format."""
+    """Facts about an image: its file's hash (64 bits), its size when upright, its format."""
 
     digest: int
     width: int
@@ -29,7 +29,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class InspectedPair:
-    """What is counted of a row or sample.
+    """Facts about a row or sample.
 
     Attributes:
         key: shard (0 in a data set) and place in it.
@@ -37,7 +37,7 @@ class InspectedPair:
             or LOW_AGREEMENT.
         prompt: None where it is bad, and of ties.
         winner, loser: None where they are bad, and of ties, which training doesn't decode.
-        problems: all that is wrong.
+        problems: everything that is wrong.
     """
 
     key: tuple[int, int]
@@ -49,7 +49,7 @@ class InspectedPair:
 
 
 def digest(content: bytes) -> int:
-    """64 bits of a hash: that two of 10 million files share it has a chance of 3 in a million."""
+    """64 bits of a hash: the chance that two of 10 million files share it is 3 in a million."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
@@ -90,7 +90,7 @@ class PairSource(Protocol):
 
 
 def inspect_all(source: PairSource, num_workers: int) -> Iterator[InspectedPair]:
-    """All rows or samples in order. Several processes look at parts of them; what is kept of a part is a few facts.
+    """All rows or samples in order. Several processes inspect parts of them, and keep a few facts about each.
 
     Args:
         source: what to look at.

@@ -6,7 +6,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 
-NO_LIMIT = 10**6  # transformers says 10^30 where a tokenizer's files name none
+NO_LIMIT = 10**6  # transformers says 10^30 if a tokenizer's files name none
 
 
 @dataclass
@@ -15,7 +15,7 @@ class PromptLengths:
 
     Attributes:
         tokenizer: of the pipeline.
-        limit: tokens that the text encoder is given, those that begin and end a text included.
+        limit: tokens that the text encoder gets, including those that begin and end a text.
         lengths: tokens of each prompt, in the order they came.
     """
 
@@ -49,7 +49,7 @@ def load_tokenizers(args) -> dict[str, PromptLengths]:
     Raises:
         ValueError: they can't be loaded, or there are none.
     """
-    from diffusers import DiffusionPipeline  # takes seconds, which a check without a pipeline needn't
+    from diffusers import DiffusionPipeline  # takes seconds, which a check without a pipeline doesn't need
 
     name, options = args.pretrained_model_name_or_path, {"revision": args.revision, "cache_dir": args.cache_dir}
     try:
@@ -70,7 +70,7 @@ def load_tokenizers(args) -> dict[str, PromptLengths]:
 
 
 def _limit(tokenizer: PreTrainedTokenizerBase, class_name: str, max_sequence_length: int | None) -> int:
-    """CLIP's text encoders have as many positions as its tokenizer says; of T5 the pipeline takes what it is told."""
+    """CLIP's text encoders have as many positions as its tokenizer says; with T5, the pipeline takes as many as it is told."""
     if "CLIP" in class_name or max_sequence_length is None:
         return tokenizer.model_max_length
     return max_sequence_length

@@ -1,4 +1,4 @@
-"""Pairs that stand in a data set more than once, those that contradict each other, and images that stand in many."""
+"""Pairs that appear more than once in a data set, those that contradict each other, and images that appear in many."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RepeatedPairs:
-    """What repeats, each pair given by its place in the arrays.
+    """Repetitions, with each pair given by its place in the arrays.
 
     Attributes:
-        duplicates: pairs that repeat an earlier one: the same images, prompt and winner; with the earlier one.
-        contradictions: groups of pairs of the same images and prompt, of which not all have the same winner.
+        duplicates: pairs that repeat an earlier one (same images, prompt and winner), with the earlier one.
+        contradictions: groups of pairs with the same images and prompt, but different winners.
         identical: pairs of an image with itself.
         num_images: different images.
         most_used: the images in most pairs: how many pairs, and the first of them.
@@ -51,7 +51,7 @@ def find_repeated(winners: np.ndarray, losers: np.ndarray, prompts: np.ndarray) 
 
 
 def _groups(*columns: np.ndarray) -> list[list[int]]:
-    """The rows that are alike in all columns, where there are more than one, each group in order."""
+    """Groups of two or more rows that are alike in all columns, each in order."""
     order = np.lexsort(columns)  # stable, so a group's rows stay in order
     rows = np.stack(columns, axis=1)[order]
     starts = np.flatnonzero(np.append(True, (rows[1:] != rows[:-1]).any(axis=1)))[: len(rows)]

@@ -1,4 +1,4 @@
-"""What is counted of a preference data set before training, and what of it is worth a look."""
+"""Counts of a preference data set before training, and notes on what deserves a look."""
 
 from array import array
 from collections import Counter
@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ..data.bad_pair import BadPair
+from ..data.buckets import assign
 from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..system.shapes import shapes_of_area, square
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths
 from .repeated_pairs import RepeatedPairs, find_repeated
@@ -17,8 +19,9 @@ SHOWN = 5  # rows that are named of each kind
 BATCH = 1000  # prompts to measure at a time
 SHORTER_SIDES = (256, 512, 768, 1024, 1536, 2048)  # pixels
 ASPECTS = (1 / 2, 2 / 3, 4 / 5, 0.95, 1 / 0.95, 5 / 4, 3 / 2, 2)  # width to height
-MANY_PAIRS, MANY_SHARE = 10, 0.01  # of one image, above which it's worth a look
-UNEVEN = 0.2  # share by which winners differ from losers in what no one meant to prefer
+MANY_PAIRS, MANY_SHARE = 10, 0.01  # of one image; more deserve a look
+WORTH_BUCKETS = 0.05  # of the images' area, which buckets would keep
+UNEVEN = 0.2  # share by which winners differ from losers in something nobody meant to prefer
 
 # Type codes of `array`: 64 bits signed and unsigned, 16 bits unsigned.
 COLUMNS = {
@@ -91,11 +94,11 @@ class PreferenceReport:
         return list(zip(self._columns["shard"], self._columns["place"]))
 
     def repeated_pairs(self) -> RepeatedPairs:
-        """What repeats among the good pairs, by their places in `good_keys`."""
+        """Repetitions among the good pairs, by their places in `good_keys`."""
         return find_repeated(*(np.asarray(self._columns[name]) for name in ("winner", "loser", "prompt")))
 
     def summary(self, where: Callable[[tuple[int, int]], str]) -> dict:
-        """All that was counted, ready for JSON.
+        """All counts, ready for JSON.
 
         Args:
             where: names a pair by its key.
@@ -148,9 +151,19 @@ class PreferenceReport:
             "aspect": {"bounds": ASPECTS} | _histograms(aspect, ASPECTS),
             "resolution": self.resolution,
             "enlarged": int(sum((sides < self.resolution).sum() for sides in shorter.values())),
+            "cut_away": self._cut_away(sizes),
             "winner_has_more_pixels": int((pixels["winner"] > pixels["loser"]).sum()),
             "winner_has_fewer_pixels": int((pixels["winner"] < pixels["loser"]).sum()),
         }
+
+    def _cut_away(self, sizes: dict[str, np.ndarray]) -> dict[str, float]:
+        """Share of the images' area that training cuts away, in squares and in aspect-ratio buckets; 0 where there is no pair."""
+        sides = [[sizes[f"{side}_height"], sizes[f"{side}_width"]] for side in ("winner", "loser")]
+        pairs = np.array(sides).transpose(2, 0, 1).astype(np.int64)
+        if len(pairs) == 0:
+            return {"square": 0.0, "buckets": 0.0}
+        shapes = {"square": square(self.resolution), "buckets": shapes_of_area(self.resolution)}
+        return {name: float(assign(pairs, of_name).cut.mean()) for name, of_name in shapes.items()}
 
     def _repeated(self, where: Callable[[tuple[int, int]], str]) -> dict:
         keys, repeated = self.good_keys, self.repeated_pairs()
@@ -173,7 +186,7 @@ class PreferenceReport:
 
 
 def _histograms(sides: dict[str, np.ndarray], bounds: tuple[float, ...]) -> dict[str, list[int]]:
-    """Of winners and losers, how many values lie below the first bound, between each two, and from the last one on."""
+    """How many values of winners and losers lie below the first bound, between each two, and above the last one."""
     return {
         side: np.bincount(np.searchsorted(bounds, values, side="right"), minlength=len(bounds) + 1).tolist()
         for side, values in sides.items()
@@ -181,7 +194,7 @@ def _histograms(sides: dict[str, np.ndarray], bounds: tuple[float, ...]) -> dict
 
 
 def notes(counts: dict) -> list[str]:
-    """What training takes without a word, and someone should look at before."""
+    """Notes on data that training accepts silently, but that somebody should look at before."""
     pairs, images, repeated = max(1, counts["pairs"]), counts["images"], counts["repeated"]
     found = []
     for name, tokens in counts["prompts"]["tokens"].items():
@@ -202,7 +215,7 @@ def notes(counts: dict) -> list[str]:
             found.append(what.format(repeated[kind]["count"]))
     most = repeated["most_used_images"][0]["pairs"] if repeated["most_used_images"] else 0
     if most >= MANY_PAIRS and most > MANY_SHARE * pairs:
-        found.append(f"One image stands in {most} of the {pairs} pairs: the model may learn it by heart.")
+        found.append(f"One image appears in {most} of the {pairs} pairs: the model may memorize it.")
     if counts["prompts"]["empty"]:
         found.append(f"Pairs with an empty prompt: {counts['prompts']['empty']}. They train the empty prompt.")
     if images["enlarged"]:
@@ -210,14 +223,20 @@ def notes(counts: dict) -> list[str]:
             f"{images['enlarged'] / (2 * pairs):.1%} of the images are smaller than --resolution={images['resolution']}:"
             " they are enlarged, and look soft."
         )
+    cut = images["cut_away"]
+    if cut["square"] - cut["buckets"] > WORTH_BUCKETS:
+        found.append(
+            f"A square crop cuts away {cut['square']:.0%} of the images' area, aspect-ratio buckets {cut['buckets']:.0%}: train"
+            " with --aspect_ratio_buckets, unless what is at the edges decides nothing."
+        )
     if counts["passed_over"]:
         listing = ", ".join(f"{number} {what}" for what, number in counts["passed_over"].items())
-        found.append(f"Passed over: {listing}.")
+        found.append(f"Skipped: {listing}.")
     return found + _uneven_notes(pairs, images)
 
 
 def _uneven_notes(pairs: int, images: dict) -> list[str]:
-    """Where winners can be told from losers by file alone, that is what training may learn."""
+    """Notes on winners that can be told from losers by the file alone: training may learn just that."""
     found = []
     for name, winners in images["formats"]["winners"].items():
         losers = images["formats"]["losers"].get(name, 0)
@@ -236,7 +255,7 @@ def _uneven_notes(pairs: int, images: dict) -> list[str]:
 
 
 def scorer_notes(scorers: dict) -> list[str]:
-    """Where no scorer sees the preference, it may be that there is none to learn."""
+    """A note if no scorer sees the preference: there may be none to learn."""
     if any(found["low"] > 0.5 for found in scorers["scorers"].values()):
         return []
     return [

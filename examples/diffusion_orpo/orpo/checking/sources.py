@@ -1,6 +1,6 @@
-"""Every pair of a data set or of shards, looked at as training does.
+"""Inspects every pair of a data set or of shards as training does.
 
-Training stops at the first bad row; here it's named and the next one is looked at.
+Training stops at the first bad row; here it is named, and the next one is inspected.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class RowSource:
     Attributes:
         table: all rows.
         max_pairs: pairs that training uses, the first ones. None: all.
-        decode: whether images are decoded, or known to be good.
+        decode: whether images are decoded; they need not be if they are known to be good.
     """
 
     table: Table

@@ -44,6 +44,9 @@ def _counts(report: dict) -> list[str]:
             f"{side} " + ", ".join(f"{name} {count:,}" for name, count in formats.items())
             for side, formats in report["images"]["formats"].items()
         ),
+        "cut away": "{square:.0%} of the images' area in squares, {buckets:.0%} in aspect-ratio buckets".format(
+            **report["images"]["cut_away"]
+        ),
         "duplicates": _groups(repeated["duplicates"], " = "),
         "contradicting": _groups(repeated["contradictions"], " against "),
     }

@@ -1,4 +1,4 @@
-"""Data sets that are not parquet files: folders of images, tables of JSON or CSV, what `save_to_disk` wrote.
+"""Data sets that are not parquet files: folders of images, tables of JSON or CSV, output of `save_to_disk`.
 
 Their rows are written as a parquet file first, so that any node can read any of them.
 """
@@ -15,6 +15,7 @@ from datasets import Features, Value
 from ..data.bad_pair import BadPair
 from ..data.image_files import read_image
 from ..data.table import Table
+from ..system.durable import written_whole
 
 
 logger = logging.getLogger(__name__)
@@ -24,25 +25,21 @@ SHOWN = 12  # missing images that a warning names
 
 
 def copy_folder(output_dir: str, cache_dir: str | None) -> Path:
-    """Where the copy lies: in the folder of the shards, which a cluster's nodes share, unless that is on S3."""
+    """The folder for the copy: that of the shards, which a cluster's nodes share, unless it is on S3."""
     return Path(cache_dir or tempfile.gettempdir()) if output_dir.startswith("s3://") else Path(output_dir)
 
 
 def write_copy(table: Table, folder: Path) -> Path:
-    """Writes a table's pairs as parquet, whole or not at all. An image that can't be read is left empty, and so a bad row.
+    """Writes a table's pairs as parquet, whole or not at all. An image that can't be read is left empty, which makes a bad row.
 
     Returns:
         The file. The same rows give the same bytes.
     """
-    file, partial = folder / f".{table.split}-rows.parquet", folder / f".{table.split}-rows.partial"
+    file = folder / f".{table.split}-rows.parquet"
     schema, missing = _schema(table), []
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for batch in _batches(table, missing):
-                writer.write_table(batch.cast(schema))
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(file) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for batch in _batches(table, missing):
+            writer.write_table(batch.cast(schema))
     if missing:
         more = f" And {len(missing) - SHOWN} more." if len(missing) > SHOWN else ""
         logger.warning(f"{table.name}: {len(missing)} images are missing: {'; '.join(missing[:SHOWN])}.{more}")

@@ -1,4 +1,4 @@
-"""What an actor of the converter does with `--encode`: images through the VAE, prompts through the text encoders.
+"""The converter's actors with `--encode`: they put images through the VAE, and prompts through the text encoders.
 
 Imported only where something is encoded, since torch and diffusers take memory that the converter's other tasks don't need.
 """
@@ -8,12 +8,15 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 
 from ..data.bad_pair import BadPair
+from ..data.buckets import assign
 from ..data.flags import IMAGES
-from ..data.pair import PairTransform
+from ..data.image import open_image, upright_size
+from ..data.pair import crop_image
 from ..models.checks import read_index
 from ..models.encoding_identity import encoding_identity
 from ..models.options import ModelOptions
@@ -25,15 +28,15 @@ from ..system.precision import DTYPES
 from .plan import EncodingJob
 
 
-PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt stand close together
+PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt are close together
 
 
 def plan_encoding(flags: list[str]) -> EncodingJob:
     """Finds the family by the model's folder, and reads the flags as its training script does.
 
     Raises:
-        ValueError: the model is of no family that is known.
-        OSError: it is not there.
+        ValueError: the model belongs to no known family.
+        OSError: it does not exist.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--pretrained_model_name_or_path")
@@ -58,8 +61,15 @@ def plan_encoding(flags: list[str]) -> EncodingJob:
 
 def describe(job: EncodingJob, encoded: bytes) -> Encoding:
     """The manifest's entry for an encoding, given one sample's `encoded.safetensors`."""
-    tensors = {name: (_name(value.dtype), tuple(value.shape)) for name, value in sorted(load(encoded).items())}
-    return Encoding(job.identity, LIBRARIES, tensors)
+    values = load(encoded)
+    tensors = {name: (_name(value.dtype), tuple(value.shape)) for name, value in sorted(values.items())}
+    shapes, moments = job.options.shapes, ()
+    if len(shapes) > 1:
+        channels, height, _ = values["moments_0"].shape
+        own = shapes[assign(values["original_sizes"].numpy()[None], shapes).buckets[0]]
+        downscale = own[0] // height
+        moments = tuple((channels, height // downscale, width // downscale) for height, width in shapes)
+    return Encoding(job.identity, LIBRARIES, tensors, moments)
 
 
 class RowEncoder:
@@ -73,7 +83,7 @@ class RowEncoder:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
         self.model = job.family.load(job.options, device, DTYPES[job.precision], denoiser=False)
-        self.transform = PairTransform(job.options.resolution)
+        self.shapes = job.options.shapes
         self.batch_rows = max(1, job.options.vae_encode_batch_size // 2)
         self.embeds = lru_cache(PROMPTS_KEPT)(self._embeds)
 
@@ -81,25 +91,18 @@ class RowEncoder:
         """Encodes a batch of rows.
 
         Args:
-            rows: of each row its name for errors, and its members: two images, prompt and labels.
+            rows: the name of each row, for errors, and its members: two images, prompt and labels.
 
         Yields:
             For each row, labels and prompt as they were and `encoded.safetensors`; or what is wrong with it.
         """
         crops = [self._crops(where, members) for where, members in rows]
-        good = [crop for crop in crops if not isinstance(crop, BadPair)]
-        pixels = [image for images, _, _ in good for image in images]
-        moments = iter(
-            self.model.encode_images(torch.stack(pixels).permute(0, 3, 1, 2)).cpu().unflatten(0, (-1, 2))
-            if good
-            else ()
-        )
-        for (where, members), crop in zip(rows, crops):
+        moments = self._moments(crops)
+        for (where, members), crop, of_images in zip(rows, crops, moments):
             if isinstance(crop, BadPair):
                 yield crop
                 continue
             _, original_sizes, corners = crop
-            of_images = next(moments)
             tensors = {
                 "moments_0": of_images[0],
                 "moments_1": of_images[1],
@@ -120,9 +123,24 @@ class RowEncoder:
         """Pixels, original sizes and corners of the crops of both images."""
         images = [members[name] for name in sorted(members) if name.startswith("jpg_")]
         try:
-            return tuple(zip(*(self.transform.image(image, f"{where}: jpg_{i}") for i, image in enumerate(images))))
+            sizes = np.array([[upright_size(open_image(image, where)) for image in images]])
+            shape = self.shapes[assign(sizes, self.shapes).buckets[0]]
+            return tuple(zip(*(crop_image(image, f"{where}: jpg_{i}", shape) for i, image in enumerate(images))))
         except BadPair as bad:
             return bad
+
+    def _moments(self, crops: list[tuple | BadPair]) -> list[torch.Tensor | None]:
+        """Of each row the moments of both images; those of a shape are encoded together."""
+        moments: list[torch.Tensor | None] = [None] * len(crops)
+        rows_of: dict[torch.Size, list[int]] = {}
+        for row, crop in enumerate(crops):
+            if not isinstance(crop, BadPair):
+                rows_of.setdefault(crop[0][0].shape, []).append(row)
+        for rows in rows_of.values():
+            pixels = torch.stack([image for row in rows for image in crops[row][0]]).permute(0, 3, 1, 2)
+            for row, of_images in zip(rows, self.model.encode_images(pixels).cpu().unflatten(0, (-1, 2))):
+                moments[row] = of_images
+        return moments
 
     def _embeds(self, prompt: str) -> dict[str, torch.Tensor]:
         return {name: rows[0].cpu() for name, rows in self.model.encode_prompts([prompt]).items()}

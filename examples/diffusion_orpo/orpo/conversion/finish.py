@@ -1,4 +1,4 @@
-"""What former runs of a conversion left, what becomes of it, and whether everything is there at the end."""
+"""The results of earlier runs of a conversion, the manifest at its end, and whether everything is complete."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from .plan import Job
 
 
 def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
-    """The shards of this plan that former runs completed, and whether the manifest lists the split.
+    """The shards of this plan that earlier runs completed, and whether the manifest lists the split.
 
     Raises:
         ValueError: the folder has shards of the split that follow another plan.
@@ -51,7 +51,7 @@ def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
 
 
 def check_totals(job: Job, shards: list[Shard]) -> str:
-    """Accounts for every row of the parquet files, and says what became of them.
+    """Accounts for every row of the parquet files; returns a summary.
 
     Raises:
         ValueError: rows went missing, or no pairs are left.
@@ -66,7 +66,9 @@ def check_totals(job: Job, shards: list[Shard]) -> str:
         f" ({'kept' if job.keep_ties else 'dropped'}){low}, and {len(bad_rows)} are bad."
     )
     if samples + len(bad_rows) + unclear + (0 if job.keep_ties else ties) != job.rows:
-        raise ValueError(f"{summary} That does not add up: did the files change? Empty {job.output_dir}, start again.")
+        raise ValueError(
+            f"{summary} That does not add up: did the files change? Empty {job.output_dir} and start again."
+        )
     if samples == 0:
         first = f" The first bad one: {bad_rows[0].reason}" if bad_rows else ""
         raise ValueError(f"{summary} So there is nothing to train on.{first}")
@@ -74,7 +76,7 @@ def check_totals(job: Job, shards: list[Shard]) -> str:
 
 
 def finish(job: Job, shards: list[Shard]) -> None:
-    """Writes the manifest, then removes what only a run that continues would need."""
+    """Writes the manifest, then removes files that only a continued run would need."""
     folder = open_folder(job.output_dir)
     names = [entry.path for entry in folder.get_file_info(FileSelector(""))]
     old = read_manifest(job.output_dir) if MANIFEST in names else Manifest()
@@ -85,7 +87,7 @@ def finish(job: Job, shards: list[Shard]) -> None:
 
 
 def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
-    """The manifest's entry for the encoding: what the first sample of all holds, every other one must hold, too."""
+    """The manifest's entry for the encoding: every sample must hold the same as the very first."""
     from ..shards.tar import walk_samples  # these import torch and diffusers
     from .encoder import describe
 
@@ -96,7 +98,7 @@ def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
 
 
 def verify(output_dir: str) -> None:
-    """Compares every shard with the manifest and prints what is wrong with them; exit status 1 if anything is."""
+    """Compares every shard with the manifest and prints what is damaged; exit status 1 if anything is."""
     shards = read_manifest(output_dir).shards
     folder = open_folder(output_dir)
     damage = list(filter(None, (find_damage(folder, shard) for shard in tqdm(shards, desc="Verifying"))))

@@ -47,11 +47,13 @@ TRAINING_FLAGS = (
     "revision",
     "variant",
     "resolution",
+    "aspect_ratio_buckets",
     "mixed_precision",
     "vae_encode_batch_size",
 )
 NOTES = {
     "resolution": "Pixels per side of the crops. Default: as in training, 1024 for SDXL.",
+    "aspect_ratio_buckets": "Crop each pair to one of several shapes, as in training. Default: squares.",
     "mixed_precision": "Precision that the training will run in. Default: no.",
     "vae_encode_batch_size": "Images that the VAE encodes at once. Default: 8.",
 }

@@ -1,4 +1,4 @@
-"""Parquet files of preference rows: finding a split's, on a disk, on S3 or on the Hub, and reading a few rows at a time."""
+"""Parquet files of preference rows: finds those of a split, on disk, on S3 or on the Hub, and reads a few rows at a time."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ SPLIT_NAME = r"(?:^|[^a-zA-Z])({})(?:[^a-zA-Z]|$)"
 USUAL_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 
 BATCH_ROWS = 8  # in memory at a time, next to what Parquet buffers
-READ_BYTES = 4 << 20  # at a time and column
+READ_BYTES = 4 << 20  # at a time, per column
 MAX_GROUP_BYTES = 1 << 40
 
 
@@ -40,11 +40,11 @@ class Listing:
     """The parquet files of a split.
 
     Attributes:
-        root: what `open_dataset` opens.
+        root: the argument for `open_dataset`.
         split: its name.
         files: in order, as paths below the root.
-        classes: names of the classes of ClassLabel columns, where the data set's card and not the files say so.
-        columns: of the files, where they are known; else each file's footer names them.
+        classes: names of the classes of ClassLabel columns, if they are in the data set's card and not in the files.
+        columns: those of all files, if they are known; otherwise each file's footer names them.
     """
 
     root: str
@@ -55,23 +55,23 @@ class Listing:
 
 
 def open_dataset(path: str) -> SubTreeFileSystem:
-    """A file system whose root is the data set: a folder, s3://bucket/prefix, or what the Hub has under that name."""
+    """A file system whose root is the data set: a folder, s3://bucket/prefix, or a data set of the Hub."""
     if path.startswith("s3://") or os.path.isdir(path):
         return open_folder(path)
     return SubTreeFileSystem(f"datasets/{path}", PyFileSystem(FSSpecHandler(HfFileSystem())))
 
 
 def list_files(path: str, config: str | None, split: str | None, reading: Reading = Reading()) -> Listing | Table:
-    """Finds the parquet files of a split: those that training from the same data set reads.
+    """Finds the parquet files of a split, the same ones that training reads.
 
     Args:
         path: a folder or file, s3://bucket/prefix, or a data set of the Hub.
         config: of a data set that has several.
         split: Default: the only one, else train.
-        reading: what flags say of the rows.
+        reading: how the flags say that rows are read.
 
     Returns:
-        The files; or, of a data set in another form, its pairs: where rows name files of images, or rank them, too.
+        The files; or the pairs of a data set in another form, such as one whose rows name image files or rank images.
 
     Raises:
         ValueError: the data set can't be read, holds no pairs, or has no such split; lists those there are.
@@ -80,6 +80,8 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
         raise ValueError(
             f"--dataset_path={without_secrets(path)} is a URL: name a folder, s3://bucket/prefix, or a data set of the Hub."
         )
+    if path.startswith("s3://") and reading.image_root is not None:
+        raise ValueError("--image_root means nothing for s3://: images there must be in the parquet files.")
     if path.startswith("s3://"):
         return _list_on_s3(path, split)
     path = as_given(path)
@@ -104,7 +106,7 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
 
 
 def _holds_pairs(listing: Listing, reading: Reading) -> bool:
-    """Whether each row of the files holds two images, or what it is instead is to be told by whoever reads the footers."""
+    """Whether each row holds two encoded images. Also true if it holds no pairs: `read_footer` says so."""
     with open_parquet(open_dataset(listing.root), listing.files[0]) as parquet:
         schema = parquet.schema_arrow
     try:
@@ -137,7 +139,7 @@ def _list_on_s3(url: str, split: str | None) -> Listing:
     nameless = splits.pop(None, [])
     if nameless and splits:
         raise ValueError(
-            f"{url}: the names of {', '.join(nameless[:3])} ({len(nameless)} files) say no split, those of the others do"
+            f"{url}: the names of {', '.join(nameless[:3])} ({len(nameless)} files) don't name a split, those of the others do"
             f" ({', '.join(splits)}). Put all files of a split into a folder of its name."
         )
     splits = splits or {"train": nameless}
@@ -161,10 +163,10 @@ def _split_of(file: str, split: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file's footer says.
+    """A file's footer.
 
     Attributes:
-        columns: that hold pairs.
+        columns: those that hold pairs.
         names: of all columns.
         groups: rows and uncompressed bytes, of all columns, of each row group.
         sha256: of the footer itself.
@@ -177,10 +179,10 @@ class Footer:
 
 
 def read_footer(folder: SubTreeFileSystem, file: str, listing: Listing, reading: Reading = Reading()) -> Footer:
-    """Reads a file's footer. What it says of columns is left alone: where that is damaged, Arrow ends the process.
+    """Reads a file's footer, but not its statistics of columns: if those are damaged, Arrow ends the process.
 
     Raises:
-        ValueError: it can't be read, contradicts itself, or the columns are others; names the file.
+        ValueError: it can't be read, contradicts itself, or has other columns; names the file.
     """
     with open_parquet(folder, file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
@@ -208,8 +210,8 @@ def _classes_in_file(schema: pa.Schema, file: str) -> dict[str, list[str]]:
         return {}
     try:
         return class_names(Features.from_arrow_schema(schema))
-    except Exception as error:  # of datasets, for whatever JSON there is
-        raise ValueError(f"{file} can't be read: datasets' metadata in it are broken ({error!r}).") from error
+    except Exception as error:  # datasets raises many kinds, depending on the JSON
+        raise ValueError(f"{file} can't be read: its metadata of datasets is broken ({error!r}).") from error
 
 
 @contextmanager

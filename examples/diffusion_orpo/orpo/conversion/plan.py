@@ -1,4 +1,4 @@
-"""Which rows make which shard, decided from the footers of the parquet files before any row is read."""
+"""Assigns rows to shards, from the footers of the parquet files, before any row is read."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ class EncodingJob:
         family: of the model.
         options: of the model; also resolution and batch size.
         precision: of the encoders: "no", "fp16" or "bf16".
-        identity: all that decides an encoding.
+        identity: everything that an encoding depends on.
     """
 
     family: type
@@ -49,15 +49,15 @@ class EncodingJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A planned conversion of one split: all that a task needs to know.
+    """A planned conversion of one split: everything that a task needs to know.
 
     Attributes:
         files: of the split, in order; a file's place here is part of its rows' keys.
         columns: of each file.
-        units: one a shard.
-        plan: fingerprint of what decides the shards' bytes: rows, their files' footers, keep_ties, and the encoding.
+        units: one per shard.
+        plan: fingerprint of everything that the shards' bytes depend on: rows, their files' footers, keep_ties, encoding.
         encoding: None where images pass through as they are.
-        copy: the rows as parquet, where the data set holds them in another form.
+        copy: the rows as parquet, if the data set holds them in another form.
     """
 
     dataset_path: str
@@ -94,14 +94,14 @@ def plan_job(
     Args:
         dataset_path, dataset_config_name, split: as for `list_files`.
         output_dir: gets the shards.
-        shard_size_mb: of a shard, about, in 10^6 bytes.
-        keep_ties: whether rows without a preference are written, too.
+        shard_size_mb: approximate size of a shard, in 10^6 bytes.
+        keep_ties: whether rows without a preference are written too.
         cache_dir: where shards wait for their upload to S3.
         encoding: how samples are encoded, if they are.
-        reading: what flags say of the rows.
+        reading: how the flags say that rows are read.
 
     Raises:
-        ValueError: files, split or columns are not there, files differ in them, or there are no rows.
+        ValueError: files, split or columns are missing, the files' columns differ, or there are no rows.
     """
     listing = list_files(dataset_path, dataset_config_name, split, reading)
     copy = None
@@ -136,7 +136,7 @@ def plan_job(
 def _check_alike(files: list[str], footers: list[Footer]) -> None:
     """
     Raises:
-        ValueError: a file has columns that the first one lacks, as training refuses it, or holds pairs in another way.
+        ValueError: a file has other columns than the first one, which training refuses, or holds pairs in another way.
     """
     for file, footer in zip(files, footers):
         more = [name for name in footer.names if name not in footers[0].names]

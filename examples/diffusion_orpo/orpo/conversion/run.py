@@ -1,4 +1,4 @@
-"""Converting: a task a shard, on Ray, each of which reads rows and writes their shard."""
+"""The conversion on Ray: one task per shard reads its rows and writes it."""
 
 import json
 import logging
@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 from ..data.bad_pair import BadPair
 from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
+from ..shards.sizes import pack_sizes
 from ..system.checksums import sha256_of
 from ..system.messages import printable
 from .parquet import read_rows
 from .plan import Job, Unit
-from .sample import add_sample, attempt, read_pair
+from .sample import add_sample, attempt, read_pair, sizes_of
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    package = Path(__file__).parents[1]  # a cluster's nodes need not have it: Ray hands it to them
+    package = Path(__file__).parents[1]  # a cluster's nodes may not have it: Ray sends it to them
     options = {"runtime_env": {"py_modules": [str(package)]}, "logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -57,9 +58,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         where = f"--ray_address={address}" if address else "Ray on this machine"
         raise ConnectionError(
-            f"{where} can't be used: {printable(str(error), 500)}. A cluster that asks for a token takes it from the"
+            f"{where} can't be used: {printable(str(error), 500)}. A cluster that requires a token takes it from the"
             " environment of this program and of every node: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or"
-            " RAY_AUTH_TOKEN_PATH (on the head node it lies in ~/.ray/auth_token)."
+            " RAY_AUTH_TOKEN_PATH (on the head node it is in ~/.ray/auth_token)."
         ) from error
     try:
         yield
@@ -90,7 +91,7 @@ def run(job: Job, finished: dict[str, Shard]) -> Iterator[Shard]:
 
 
 def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
-    """Reads the rows of a unit and writes its shard, then what the shard holds, for a run that continues this one.
+    """Reads the rows of a unit and writes its shard, then a summary of it, for a run that continues this one.
 
     Args:
         row: `item`, the unit's number.
@@ -101,22 +102,24 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
         `shard`: the manifest's entry, as JSON.
     """
     unit, folder = job.units[row["item"]], open_folder(job.output_dir)
-    labels, bad_rows, ties, samples = Counter(jpg_0=0, jpg_1=0, tie=0), [], [], 0
+    labels, bad_rows, ties, sizes = Counter(jpg_0=0, jpg_1=0, tie=0), [], [], []
     with written_whole(folder, unit.name, job.cache_dir) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
-            for file, number, result in convert_rows(unit, job, encoder):
+            for file, number, result, sizes_of_row in convert_rows(unit, job, encoder):
                 if isinstance(result, BadPair):
                     bad_rows.append(BadRow(file, number, str(result)))
                     continue
                 label, members = result
                 labels[LABELS[label]] += 1
                 if is_sample(result, job):
-                    ties += [samples] if label == TIE else []
+                    ties += [len(sizes)] if label == TIE else []
                     add_sample(tar, f"{job.split}-{job.files.index(file):05d}-{number:08d}", members)
-                    samples += 1
+                    sizes.append(sizes_of_row)
         with open(path, "rb") as file:
             digest, size = sha256_of(file), file.tell()
-    shard = Shard(unit.name, job.split, samples, size, digest, dict(labels), unit.source, bad_rows, ties)
+    shard = Shard(
+        unit.name, job.split, len(sizes), size, digest, dict(labels), unit.source, bad_rows, ties, pack_sizes(sizes)
+    )
     with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
     return {"shard": json.dumps(asdict(shard))}
@@ -138,8 +141,10 @@ class UnitEncoder:
         return convert_unit(row, self.job, self.encoder)
 
 
-def convert_rows(unit: Unit, job: Job, encoder) -> Iterator[tuple[str, int, tuple[float, dict[str, bytes]] | BadPair]]:
-    """Yields each row's file and number, and its label and the sample's members, or what is wrong with it."""
+def convert_rows(
+    unit: Unit, job: Job, encoder
+) -> Iterator[tuple[str, int, tuple[float, dict[str, bytes]] | BadPair, tuple[int, ...]]]:
+    """Yields each row's file and number, its label and the sample's members, or its problem; and its images' sizes."""
     rows = (
         (source.file, *row)
         for source in unit.source
@@ -151,15 +156,16 @@ def convert_rows(unit: Unit, job: Job, encoder) -> Iterator[tuple[str, int, tupl
             attempt(read_pair, job.columns[file], cells, f"{file}, row {number}", job.keep_ties)
             for file, number, cells in batch
         ]
+        sizes = [sizes_of(result[1]) if is_sample(result, job) else () for result in results]
         if encoder is not None:
             wanted = [i for i, result in enumerate(results) if is_sample(result, job)]
             named = [("{}, row {}".format(*places[i]), results[i][1]) for i in wanted]
             for i, members in zip(wanted, encoder.encode(named)):
                 results[i] = members if isinstance(members, BadPair) else (results[i][0], members)
-        for place, result in zip(places, results):
-            yield *place, result
+        for place, result, sizes_of_row in zip(places, results, sizes):
+            yield *place, result, sizes_of_row
 
 
 def is_sample(result: tuple | BadPair, job: Job) -> bool:
-    """Whether a row is to be written: it is good, enough agree on it, and it is no tie unless these are kept."""
+    """Whether a row is written: it is good, enough votes agree, and it is not a tie unless these are kept."""
     return not isinstance(result, BadPair) and result[0] != LOW_AGREEMENT and (result[0] != TIE or job.keep_ties)

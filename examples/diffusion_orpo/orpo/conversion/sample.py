@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ..data.bad_pair import BadPair
 from ..data.columns import Columns
-from ..data.image import MIN_SIDE, decode_at_least, open_image
+from ..data.image import MIN_SIDE, decode_at_least, open_image, upright_size
 from ..data.image_files import place_of_image
 from ..data.verdicts import LOW_AGREEMENT, TIE
 
@@ -23,7 +23,7 @@ def read_pair(
 
     Args:
         columns: of the table.
-        cells: of those of them that are used.
+        cells: of the columns that are used.
         where: names the row in errors.
         keep_ties: whether a tie becomes a sample, too. Else it has no members, as a pair of low agreement has none, and
             is not looked at.
@@ -42,7 +42,7 @@ def read_pair(
     members = {"original_prompt.txt": row.prompt.encode()}
     for name, column, image in zip(("jpg_0", "jpg_1"), columns.images, row.images):
         place = place_of_image(cells[column].as_py(), column, where)
-        decode_at_least(image, place, MIN_SIDE)
+        decode_at_least(image, place, (MIN_SIDE, MIN_SIDE))
         format = open_image(image, place).format
         members[f"{name}.{IMAGE_EXTENSIONS.get(format, format.lower())}"] = image
     members["label_0.txt"] = str(row.label).encode()
@@ -56,6 +56,12 @@ def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> Non
         entry = tarfile.TarInfo(f"{key}.{extension}")
         entry.size = len(content)
         tar.addfile(entry, io.BytesIO(content))
+
+
+def sizes_of(members: dict[str, bytes]) -> tuple[int, ...]:
+    """Heights and widths of a sample's images, upright."""
+    images = [members[name] for name in sorted(members) if name.startswith("jpg_")]
+    return tuple(side for image in images for side in upright_size(open_image(image, "")))
 
 
 def attempt(function, *args):

@@ -65,7 +65,7 @@ class Columns:
             where: names the table in errors.
             classes: names of the classes of each ClassLabel column.
             named: the columns that flags name, if any do.
-            min_agreement: see above.
+            min_agreement: see the class.
             paths: whether an image may be the path of its file, as text.
 
         Raises:
@@ -105,7 +105,7 @@ class Columns:
         return (*self.images, *self.verdict, *filter(None, [self.convention.group]), self.prompt)
 
     def of_pairs(self) -> "Columns":
-        """Of ranked images, the columns of the pairs that `RankedPairs` makes of them."""
+        """The columns of the pairs that `RankedPairs` makes of ranked images."""
         convention = self.convention.of_pairs()
         return Columns(convention, convention.verdict, {})
 

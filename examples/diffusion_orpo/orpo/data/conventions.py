@@ -20,14 +20,14 @@ class Convention:
 
     Attributes:
         name: for messages.
-        images: the first and the second image; or one column where images are ranked, and pairs made of them.
+        images: columns of the first and the second image; or one column of ranked images, which become pairs.
         prompt: of both.
-        verdict: columns that say which is preferred, and must be there.
-        hints: columns that say something about it too, where they are there.
-        label: reads those that are there. Its second argument is whether labels may be shares of votes. Raises BadPair.
-        marks: columns of which one must be there, since the others alone could mean something else.
-        votes: whether it can say how many agree.
-        group: of ranked images that have a row each, the column that tells whose they are; None where a row lists them.
+        verdict: required columns that say which is preferred.
+        hints: optional columns that also say something about it.
+        label: reads those that exist. Its second argument is whether labels may be shares of votes. Raises BadPair.
+        marks: at least one of these columns is required too, since the others alone could mean something else.
+        votes: whether the columns can tell how many voters agree.
+        group: the column that identifies the prompt, if ranked images have a row each; None if a row lists them.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Convention:
         return not self.is_ranked or is_list(schema.field(self.images[0]).type) == (self.group is None)
 
     def of_pairs(self) -> "Convention":
-        """Of a ranked convention, that of the pairs that `RankedPairs` makes."""
+        """The convention of the pairs that `RankedPairs` makes of ranked images."""
         return Convention(
             self.name, ("image_0", "image_1"), self.prompt, ("order_0", "order_1", "problem"), self.label
         )
 
 
 def _ranked(name: str, images: str, order: str, lower_is_better: bool, group: str | None = None) -> Convention:
-    label = partial(by_order, lower_is_better=lower_is_better)
+    label = partial(by_order, name=order, lower_is_better=lower_is_better, yes_or_no=order == "human_preference")
     return Convention(name, (images,), "prompt", (order,), label, group=group)
 
 
@@ -71,7 +71,7 @@ def _counted(name: str, votes: tuple[str, str]) -> Convention:
     return Convention(name, ("image1", "image2"), "prompt", votes, partial(by_votes, names=votes), votes=True)
 
 
-# What each says is documented where the comment names; cards and loading scripts are on huggingface.co/datasets.
+# Comments name the documents that define the columns; cards and loading scripts are on huggingface.co/datasets.
 CONVENTIONS = (
     Convention(
         "Pick-a-Pic",  # cards of kashif/pickascore and yuvalkirstain/pickapic_v2
@@ -119,7 +119,7 @@ CONVENTIONS = (
             ("file_path", "image_path", "image"), (("human_preference", False), ("rank", True), ("score", False))
         )
     ),
-    # ImageRewardDB.py, the other configurations, and its metadata: a row an image.
+    # ImageRewardDB.py, the other configurations, and its metadata: one row per image.
     *(
         _ranked("ImageRewardDB", images, order, lower_is_better, group="prompt_id")
         for images, (order, lower_is_better) in product(("image", "image_path"), (("rank", True), ("score", False)))

@@ -1,15 +1,19 @@
 """Pairs from a data set that fits on disk, in an order that seed and epoch decide: Hub, parquet, or image files."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import count
+from itertools import islice
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..system.shapes import Shape
 from ..system.signals import shield_worker
+from .buckets import assign, describe
+from .order import BatchOrder, given_of, permutation, position_of
 from .pair import PairTransform, collate_pairs, sample_seed
 from .reading import Reading
 from .rows import HELD_OUT_SEED, PreferenceRows, hold_out
@@ -68,15 +72,42 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
         ValueError: the split or columns are missing, or no pairs are left.
     """
     pairs, number = PreferenceRows.open(options.open_table()), options.num_held_out
+    check_held_out(pairs, number)
+    if options.max_pairs is not None:
+        pairs = pairs.select(np.arange(min(options.max_pairs + number, len(pairs))))
+    images, transform = pairs.check(), options.transform
+    pairs, note = put_in_buckets(pairs.with_images(images), transform)
+    check_held_out(pairs, number)
+    train, held_out = hold_out(pairs, number)
+    return PreferenceData(train, held_out, transform, options.num_workers, note=note)
+
+
+def check_held_out(pairs: PreferenceRows, number: int) -> None:
+    """Stops where holding out so many pairs leaves none to train on."""
     if number >= len(pairs):
         raise ValueError(
             f"--num_validation_pairs={number} leaves none of the {len(pairs)} pairs of {pairs.name} to train on."
         )
-    if options.max_pairs is not None:
-        pairs = pairs.select(np.arange(min(options.max_pairs + number, len(pairs))))
-    images = pairs.check()
-    train, held_out = hold_out(pairs.with_digests(images), images, number)
-    return PreferenceData(train, held_out, options.transform, options.num_workers)
+
+
+def put_in_buckets(pairs: PreferenceRows, transform: PairTransform) -> tuple[PreferenceRows, str]:
+    """Chooses each pair's shape, and leaves out those that would lose too much of an image.
+
+    Returns:
+        The pairs that are left, and what the log says of them.
+
+    Raises:
+        ValueError: none are left.
+    """
+    found = assign(pairs.sizes, transform.shapes)
+    kept = np.flatnonzero(found.cut.max(axis=1) <= transform.max_crop)
+    if len(kept) == 0:
+        raise ValueError(
+            f"--max_crop={transform.max_crop:g} leaves none of the {len(pairs)} pairs of {pairs.name}: the least that one of"
+            f" them loses of an image is {found.cut.max(axis=1).min():.2f}."
+        )
+    note = describe(found, transform.shapes, len(pairs) - len(kept), transform.max_crop)
+    return replace(pairs, buckets=found.buckets).select(kept), note
 
 
 @dataclass(frozen=True)
@@ -89,6 +120,7 @@ class PreferenceData:
         transform: of the training images; held-out images are cropped at the centre, and never mirrored.
         num_workers: processes that decode.
         encodings: cached ones of all images and prompts, or None.
+        note: what the log says of buckets and crops.
     """
 
     train: PreferenceRows
@@ -96,6 +128,7 @@ class PreferenceData:
     transform: PairTransform
     num_workers: int
     encodings: "Encodings | None" = None  # noqa: F821
+    note: str = ""
 
     @property
     def num_pairs(self) -> int:
@@ -114,7 +147,14 @@ class PreferenceData:
 
     def __str__(self) -> str:
         held_out = f", {len(self.held_out)} held out" if self.held_out else ""
-        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.left_out}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.left_out}{note}"
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes that pairs are trained in, the most frequent first."""
+        counts = Counter(self.train.buckets.tolist())
+        return [self.transform.shapes[bucket] for bucket, _ in counts.most_common()]
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
@@ -127,20 +167,34 @@ class PreferenceData:
             position: where to continue: that of any process's `PairBatches`; None for the start.
             rank, world_size: this process, and how many there are.
         """
-        start = position["pairs_seen"] if position else 0
-        order = EndlessOrder(self.num_pairs, batch_size, seed, start, rank, world_size)
-        loader = self._loader(self._samples(self.train, self.transform, seed), order)
-        return PairBatches(loader, pairs_seen=start, pairs_per_batch=batch_size * world_size)
+        order = self.order(batch_size, seed, position)
+        samples = self._samples(self.train, self.transform, seed)
+        keys = PairKeys(self.order(batch_size, seed, position), seed, self.num_pairs, rank, world_size)
+        return PairBatches(self._loader(samples, keys), order, self.transform.shapes, world_size)
+
+    def order(self, batch_size: int, seed: int, position: dict | None) -> BatchOrder:
+        """Which pairs make up each batch, from a position on."""
+        buckets, shapes = self.train.buckets, self.transform.shapes
+        return BatchOrder(
+            lambda epoch: buckets[permutation(seed, epoch, self.num_pairs)],
+            len(shapes),
+            batch_size,
+            given_of(position, shapes),
+        )
+
+    def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
+        """Pairs that a run has seen after so many epochs, with what fills the last batch of each bucket."""
+        return self.order(batch_size, seed, position).pairs_of(epochs)
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> DataLoader | None:
         """This process's share of the held-out pairs, once; None where there are none."""
         if self.held_out is None:
             return None
-        keys = [(0, index) for index in range(rank, len(self.held_out), world_size)]
-        batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-        return self._loader(
-            self._samples(self.held_out, PairTransform(self.transform.resolution), HELD_OUT_SEED), batches
-        )
+        own, batches = np.arange(rank, len(self.held_out), world_size), []
+        for bucket in range(len(self.transform.shapes)):
+            keys = [(0, index) for index in own[self.held_out.buckets[own] == bucket].tolist()]
+            batches += [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+        return self._loader(self._samples(self.held_out, self.transform.plain, HELD_OUT_SEED), batches)
 
     def _samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> torch.utils.data.Dataset:
         make = TransformedPairs if self.encodings is None else self.encodings.samples
@@ -164,25 +218,43 @@ class PairBatches:
 
     Attributes:
         loader: gives the batches.
-        pairs_seen: pairs that all processes together have been given.
-        pairs_per_batch: pairs that all processes together are given at a time.
+        order: of the batches of all processes, as far as they are given.
+        shapes: of the buckets.
+        world_size: processes.
         problems: for the progress bar; none, since the data set was checked before.
     """
 
     loader: DataLoader
-    pairs_seen: int
-    pairs_per_batch: int
+    order: BatchOrder
+    shapes: tuple[Shape, ...]
+    world_size: int
     problems: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[dict]:
         for batch in self.loader:
-            self.pairs_seen += self.pairs_per_batch
+            self.order.skip(self.world_size)
             yield batch
 
     @property
     def position(self) -> dict:
         """For the checkpoint: valid for any number of processes and any batch size."""
-        return {"pairs_seen": self.pairs_seen}
+        return position_of(self.order.given, self.shapes)
+
+
+@dataclass(frozen=True)
+class PairKeys:
+    """Batches of (epoch, index) for one process, for ever: every world_size-th of the order's."""
+
+    order: BatchOrder
+    seed: int
+    num_pairs: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        index_of = lru_cache(maxsize=2)(lambda epoch: permutation(self.seed, epoch, self.num_pairs))
+        for _, keys in islice(self.order, self.rank, None, self.world_size):
+            yield [(epoch, int(index_of(epoch)[place])) for epoch, place in keys]
 
 
 @dataclass(frozen=True)
@@ -195,31 +267,5 @@ class TransformedPairs(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        return self.transform(self.pairs[index], sample_seed(self.seed, epoch, index), self.pairs.where(index))
-
-
-@dataclass(frozen=True)
-class EndlessOrder:
-    """Batches of (epoch, index) for one process, for ever.
-
-    Each epoch is a permutation of the pairs that (seed, epoch) alone decides. Epochs are laid end to end, and cut
-    into steps of world_size * batch_size pairs. So every process has as many batches as the others, no batch is ever
-    short, and how many pairs were seen is all that a resumed run needs to know.
-    """
-
-    num_pairs: int
-    batch_size: int
-    seed: int
-    start: int
-    rank: int
-    world_size: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        @lru_cache(maxsize=2)  # a batch may straddle two epochs
-        def permutation(epoch: int) -> np.ndarray:
-            return np.random.default_rng((self.seed, epoch)).permutation(self.num_pairs)
-
-        for step in count():
-            first = self.start + (step * self.world_size + self.rank) * self.batch_size
-            places = (divmod(position, self.num_pairs) for position in range(first, first + self.batch_size))
-            yield [(epoch, int(permutation(epoch)[place])) for epoch, place in places]
+        bucket, where = int(self.pairs.buckets[index]), self.pairs.where(index)
+        return self.transform(self.pairs[index], bucket, sample_seed(self.seed, epoch, index), where)

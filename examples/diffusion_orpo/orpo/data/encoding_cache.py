@@ -1,7 +1,8 @@
 """Latents and prompt embeddings of a whole data set, made once and kept in datasets' cache.
 
-Each image is encoded once, however many pairs it appears in, and so is each prompt. The cache keeps the mean and log
-variance of the latents' distribution, so that each epoch samples new latents, as it does without a cache.
+Each image is encoded once, however many pairs it appears in (once per shape, with aspect-ratio buckets), and so is each
+prompt. The cache keeps the mean and log variance of the latents' distribution, so that each epoch samples new latents, as it
+does without a cache.
 
 The work is split into chunks that are cached separately: processes share them, and an interrupted run continues where
 it stopped.
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -33,10 +35,11 @@ from tqdm.auto import tqdm
 
 from ..system.libraries import LIBRARIES
 from ..system.processes import on_main_process, wait_for_reading
+from ..system.shapes import Shape
 from ..system.signals import shield_worker
 from .dataset import PreferenceData
 from .image import DECODER
-from .pair import TRANSFORM, PairTransform, sample_seed
+from .pair import TRANSFORM, PairTransform, crop_image, sample_seed
 from .rows import PreferenceRows
 
 
@@ -87,17 +90,17 @@ def cache_encodings(
         prompts.append("")
 
     cache = ChunkCache(accelerator, cache_dir, [on_main_process(accelerator, identify), TRANSFORM, DECODER, LIBRARIES])
-    encoder = Encoder(load_model, PairTransform(data.transform.resolution), vae_batch_size, data.num_workers)
+    encoder = Encoder(load_model, data.transform.shapes, vae_batch_size, data.num_workers)
     encodings = Encodings(
         images={
             flipped: cache.rows(
                 "mirrored images" if flipped else "images",
                 list(images),
-                lambda chunk: encoder.encode_images([images[digest] for digest in chunk], flipped),
+                lambda chunk: encoder.encode_images([(images[item], item[1]) for item in chunk], flipped),
             )
             for flipped in ((False, True) if data.transform.random_flip else (False,))
         },
-        image_rows={digest: row for row, digest in enumerate(images)},
+        image_rows={item: row for row, item in enumerate(images)},
         prompts=cache.rows("prompts", prompts, encoder.encode_prompts),
         prompt_rows={prompt: row for row, prompt in enumerate(prompts)},
     )
@@ -106,16 +109,17 @@ def cache_encodings(
 
 # Where an image was first found: the rows, the pair's index in them, and "winner" or "loser".
 Place = tuple[PreferenceRows, int, str]
+Item = tuple[bytes, int]  # an image's digest and its bucket: beside another image it may get another shape
 
 
-def find_images(splits: list[PreferenceRows]) -> dict[bytes, Place]:
-    """All different images, by their digests."""
-    images: dict[bytes, Place] = {}
+def find_images(splits: list[PreferenceRows]) -> dict[Item, Place]:
+    """All different images in the shapes that they are trained in, bucket by bucket."""
+    images: dict[Item, Place] = {}
     for pairs in splits:
-        for index, digests in enumerate(pairs.digests.tolist()):
+        for index, (digests, bucket) in enumerate(zip(pairs.digests.tolist(), pairs.buckets.tolist())):
             for side, digest in zip(("winner", "loser"), digests):
-                images.setdefault(digest, (pairs, index, side))
-    return images
+                images.setdefault((digest, bucket), (pairs, index, side))
+    return dict(sorted(images.items(), key=lambda image: image[0][1]))
 
 
 @dataclass
@@ -123,7 +127,7 @@ class Encoder:
     """Encodes images and prompts; the modules are loaded when they are first needed."""
 
     load_model: Callable[[], EncoderModel]
-    crop: PairTransform
+    shapes: tuple[Shape, ...]
     vae_batch_size: int
     num_workers: int
 
@@ -131,10 +135,13 @@ class Encoder:
     def model(self) -> EncoderModel:
         return self.load_model()
 
-    def encode_images(self, places: list[Place], flipped: bool) -> Iterator[dict[str, torch.Tensor]]:
+    def encode_images(self, places: list[tuple[Place, int]], flipped: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """Encodes images, given with the number of their shape; those of a shape follow one another."""
+        of_shapes = [list(group) for _, group in groupby(range(len(places)), key=lambda i: places[i][1])]
+        size = self.vae_batch_size
         crops = DataLoader(
-            CentreCrops(places, self.crop, flipped),
-            self.vae_batch_size,
+            CentreCrops(places, self.shapes, flipped),
+            batch_sampler=[group[i : i + size] for group in of_shapes for i in range(0, len(group), size)],
             num_workers=self.num_workers,
             worker_init_fn=shield_worker,
             generator=torch.Generator(),
@@ -156,17 +163,17 @@ class Encoder:
 class CentreCrops(torch.utils.data.Dataset):
     """Images as they go into the VAE, with original size and crop."""
 
-    places: list[Place]
-    transform: PairTransform
+    places: list[tuple[Place, int]]
+    shapes: tuple[Shape, ...]
     flipped: bool
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pairs, index, side = self.places[i]
+        (pairs, index, side), bucket = self.places[i]
         encoded, where = getattr(pairs[index], side), f"{pairs.where(index)}, {side}"
-        pixels, original_size, corner = self.transform.image(encoded, where, self.flipped)
+        pixels, original_size, corner = crop_image(encoded, where, self.shapes[bucket], self.flipped)
         return pixels, torch.tensor(original_size), torch.tensor(corner)
 
 
@@ -231,19 +238,20 @@ class Encodings:
 
     Attributes:
         images: their encodings, by whether they are mirrored.
-        image_rows: row of each image, by its digest.
+        image_rows: row of each image in each shape that it has.
         prompts: their encodings.
         prompt_rows: row of each prompt.
     """
 
     images: dict[bool, Dataset]
-    image_rows: dict[bytes, int]
+    image_rows: dict[Item, int]
     prompts: Dataset
     prompt_rows: dict[str, int]
 
     def samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> "EncodedPairs":
-        """The same pairs as `TransformedPairs` has under the same keys, with the same random choices."""
-        image_rows = np.array([[self.image_rows[digest] for digest in pair] for pair in pairs.digests.tolist()])
+        """The same pairs as `TransformedPairs`, under the same keys, with the same random choices."""
+        buckets = zip(pairs.digests.tolist(), pairs.buckets.tolist())
+        image_rows = np.array([[self.image_rows[digest, bucket] for digest in pair] for pair, bucket in buckets])
         prompt_rows = np.array([self.prompt_rows[prompt] for prompt in pairs.prompts()])
         empty_prompt_row = self.prompt_rows.get("")
         return EncodedPairs(self.images, image_rows, self.prompts, prompt_rows, empty_prompt_row, transform, seed)

@@ -68,6 +68,23 @@ IMAGES = FlagGroup(
             card=True,
         ),
         Flag(
+            "aspect_ratio_buckets",
+            "Crop each pair to the shape, of several, that cuts away least of its two images, instead of to a square. "
+            'Alone: shapes of the area of --resolution, from 1:2 to 2:1. Or list them, "height,width;height,width;...".',
+            nargs="?",
+            resume="same",
+            card=True,
+        ),
+        Flag(
+            "max_crop",
+            "Leave out, and count, pairs of which an image would lose more than this share of its area.",
+            float,
+            1.0,
+            range=(0, 1),
+            resume="same",
+            card=True,
+        ),
+        Flag(
             "random_crop",
             "Crop at random, both images of a pair alike. Default: the centre.",
             bool,

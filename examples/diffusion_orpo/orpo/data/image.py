@@ -8,6 +8,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..system.messages import printable
+from ..system.shapes import MAX_AREA, MAX_ASPECT, Shape
 from .bad_pair import BadPair
 
 
@@ -15,8 +16,7 @@ from .bad_pair import BadPair
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 MAX_FILE_BYTES = 1 << 28  # 256 MiB: more than MAX_PIXELS take uncompressed
-MAX_PIXELS = 1 << 26  # 8192 x 8192; Pillow takes 4 bytes for each
-MAX_ASPECT = 32  # longer side to shorter. Resizing makes the shorter side the resolution, whatever the longer becomes
+MAX_PIXELS = MAX_AREA  # 8192 x 8192; Pillow takes 4 bytes for each
 MIN_SIDE = 8  # pixels; the VAE makes one latent of 8 x 8
 MAX_SCANS = 100  # of a JPEG: a progressive one has about 10, and each costs a pass over all pixels
 
@@ -24,6 +24,7 @@ MAX_SCANS = 100  # of a JPEG: a progressive one has about 10, and each costs a p
 DECODER = f"2, Pillow {PIL.__version__}"
 
 EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # orientations of an image that lies on its side
 
 OTHER_MODES = {"I", "F", "LAB", "HSV"}  # the range of their values is unknown
 
@@ -84,31 +85,38 @@ def decode_image(encoded: bytes, where: str) -> Image.Image:
     return _decode(encoded, where, None).image
 
 
-def decode_at_least(encoded: bytes, where: str, side: int) -> Decoded:
-    """The same, but a JPEG is decoded at the smallest scale whose shorter side is not below `side`.
+def decode_at_least(encoded: bytes, where: str, shape: Shape) -> Decoded:
+    """The same, but a JPEG is decoded at the smallest scale at which it still covers `shape`.
 
     From each block of 8 x 8 pixels, which a JPEG stores as frequencies, 4 x 4, 2 x 2 or 1 x 1 pixels are made using the
     lowest frequencies only: half, a quarter or an eighth of its size, in less time than decoding and resizing take.
 
     Args:
         encoded, where: as for `decode_image`, and the same is raised.
-        side: pixels.
+        shape: height and width, of the upright image.
     """
-    return _decode(encoded, where, side)
+    return _decode(encoded, where, shape)
 
 
-def _decode(encoded: bytes, where: str, side: int | None) -> Decoded:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image of `open_image`, once it is upright."""
+    width, height = image.size
+    return (width, height) if image.getexif().get(EXIF_ORIENTATION, 1) in TURNED else (height, width)
+
+
+def _decode(encoded: bytes, where: str, shape: Shape | None) -> Decoded:
     image = open_image(encoded, where)
     width, height = image.size
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         # After rotation or mirroring, missing pixels would be at the left or the top.
-        can_shrink = side is not None and (orientation == 1 or width % 8 == height % 8 == 0)
-        drafted = image.draft(None, (side, side)) if can_shrink else None  # None for other formats too
+        can_shrink = shape is not None and (orientation == 1 or width % 8 == height % 8 == 0)
+        lying = shape and (shape if orientation in TURNED else shape[::-1])  # width and height, as the file has them
+        drafted = image.draft(None, lying) if can_shrink else None  # None for other formats too
         scale = round(width / drafted[1][2]) if drafted else 1
         ImageOps.exif_transpose(image, in_place=True)
         image.load()
-        original_size = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        original_size = (width, height) if orientation in TURNED else (height, width)
         return Decoded(_to_rgb(image), original_size, scale)
     except Exception as error:
         raise BadPair("undecodable image", f"not a readable image ({printable(str(error))})", where) from error

@@ -1,6 +1,9 @@
-"""The cells of a table that hold images: as encoded bytes, with a path beside them, or as the path of a file alone."""
+"""Cells that hold images: encoded bytes, a struct of bytes and a path, or the path of a file as text."""
 
+import os
+import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,29 +14,41 @@ from .bad_pair import BadPair
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The image files that a table may name. In a table from elsewhere, a path could be that of any file of this machine.
+    """The image files that a table may name. A table from elsewhere could name any file of this machine.
 
     Attributes:
-        listed: whether paths beside missing bytes may be opened, since their files were listed in a folder.
-        root: the folder that paths written as text start from, and must stay in. None: there are none.
+        listed: whether the paths of structs without bytes may be opened, since they come from listing a folder.
+        root: the folder that paths as text start from, and must stay in. None: text is not accepted.
     """
 
     listed: bool = False
     root: Path | None = None
 
     def find(self, name: str) -> Path:
-        """The file of a path that a table has as text.
+        """The file that a path as text stands for.
 
         Raises:
-            ValueError: it is not below the folder, be it by `..` or by a link.
+            ValueError: it is outside the folder, by `..` or by a link; or a URL, or something other than a file.
+            OSError: it does not exist, or can't be looked at.
         """
         if "://" in name:
             raise ValueError("it is a URL: download the images first")
-        root = self.root.resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
+        root = _real(str(self.root))
+        folder, file = os.path.split(os.path.join(root, name))
+        path = os.path.join(_real(folder), file)
+        if file in ("", os.curdir, os.pardir) or os.path.islink(path):
+            path = os.path.realpath(path)
+        if os.path.commonpath([root, path]) != root:
             raise ValueError(f"it is outside {root}: name a folder that holds all images by --image_root")
-        return path
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("it is not a file")
+        return Path(path)
+
+
+@lru_cache(10_000)
+def _real(folder: str) -> str:
+    """A folder with its links resolved. Cached, since a million images may be in it."""
+    return os.path.realpath(folder)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -56,10 +71,10 @@ def read_image(cell: pa.Scalar, column: str, where: str = "", files: ImageFiles 
         cell: holds them, is a struct of them and a path, or is a path.
         column: its name.
         where: names the row in errors.
-        files: that may be read.
+        files: those that may be read.
 
     Raises:
-        BadPair: there are none, or the path can't be read or must not be.
+        BadPair: there are none, or the file can't be read or is not allowed.
     """
     try:
         image = cell.as_py()

@@ -15,12 +15,11 @@ from PIL import Image
 
 from ..system.messages import printable
 from .bad_pair import BadPair
+from .folder_prompts import CAPTION_SUFFIXES, PROMPT_KEYS, is_text
 from .image import open_image
 
 
 METADATA = "metadata.jsonl"
-PROMPT_KEYS = ("prompt", "caption", "text")
-CAPTION_SUFFIXES = (".txt", ".caption")
 SHOWN = 20  # problems in an error
 
 
@@ -126,14 +125,14 @@ def _parse(line: str, where: str) -> ListedImage:
     if not isinstance(entry, dict):
         raise BadPair("bad line", "not a JSON object", where)
     name = entry.pop("file_name", None)
-    if not isinstance(name, str) or not name or not _is_utf8(name):
+    if not isinstance(name, str) or not name or not is_text(name):
         raise BadPair("bad line", f"file_name is {printable(repr(name))}, not the name of a file", where)
     prompts = {key: entry.pop(key) for key in PROMPT_KEYS if key in entry}
     if len(prompts) != 1:
         found = f"several prompts ({', '.join(prompts)})" if prompts else "no prompt"
         raise BadPair("bad prompt", f"{found}; one of {', '.join(PROMPT_KEYS)} is needed", where)
     ((key, prompt),) = prompts.items()
-    if not isinstance(prompt, str) or not _is_utf8(prompt):
+    if not isinstance(prompt, str) or not is_text(prompt):
         raise BadPair("bad prompt", f"{key} is {printable(repr(prompt))}, not text", where)
     return ListedImage(name, prompt, entry)
 
@@ -146,12 +145,3 @@ def _problem(folder: Path, name: str) -> str | None:
     except ValueError as error:
         return printable(str(error))
     return None
-
-
-def _is_utf8(text: str) -> bool:
-    """JSON may hold halves of characters, which neither a browser nor parquet takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -6,11 +6,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..system.shapes import Shape, shapes_from_flags
 from .image import decode_at_least
 
 
 # Part of the key of cached encodings. The number changes whenever an image would give other pixels.
 TRANSFORM = 1
+
+CENTRE = (0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -37,36 +40,51 @@ class PairTransform:
     """Turns an encoded pair into tensors. Both images share everything random.
 
     Attributes:
-        resolution: pixels a side of the result.
+        shapes: height and width in pixels of the buckets; a square alone is the default.
         random_crop: crop at a random place instead of the centre; both images at the same fraction of their room.
         random_flip: mirror with probability 1/2.
         proportion_empty_prompts: probability that the prompt becomes the empty string.
+        max_crop: share of an image's area that may be cut away; pairs that would lose more are left out.
     """
 
-    resolution: int
+    shapes: tuple[Shape, ...]
     random_crop: bool = False
     random_flip: bool = False
     proportion_empty_prompts: float = 0.0
+    max_crop: float = 1.0
 
     @classmethod
     def from_flags(cls, args) -> "PairTransform":
-        return cls(args.resolution, args.random_crop, args.random_flip, args.proportion_empty_prompts)
+        shapes = shapes_from_flags(args)
+        return cls(shapes, args.random_crop, args.random_flip, args.proportion_empty_prompts, args.max_crop)
 
-    def __call__(self, pair: PreferencePair, seed: int, where: str) -> dict:
+    @property
+    def depends_on_sizes(self) -> bool:
+        """Whether the sizes of a pair's images decide about its shape, or whether it is trained on."""
+        return len(self.shapes) > 1 or self.max_crop < 1
+
+    @property
+    def plain(self) -> "PairTransform":
+        """The same without anything random, for held-out pairs."""
+        return PairTransform(self.shapes, max_crop=self.max_crop)
+
+    def __call__(self, pair: PreferencePair, bucket: int, seed: int, where: str) -> dict:
         """Decodes and transforms one pair.
 
         Args:
             pair: the encoded pair.
+            bucket: number of the shape (H, W) that both images get.
             seed: decides flip, crop and empty prompt; also passed on, for the noise.
             where: names the pair in errors.
 
         Returns:
-            `pixel_values` uint8 (2, resolution, resolution, 3), winner first; `original_sizes` (2, 2) height and
-            width; `crop_top_lefts` (2, 2) in pixels after resizing; `prompt`; `seed`.
+            `pixel_values` uint8 (2, H, W, 3), winner first; `original_sizes` (2, 2) height and width; `crop_top_lefts`
+            (2, 2) in pixels after resizing; `prompt`; `seed`.
         """
         flipped, crop, is_empty = self.draw(seed)
         sides = [(pair.winner, f"{where}, winner"), (pair.loser, f"{where}, loser")]
-        pixels, original_sizes, corners = zip(*(self.image(encoded, name, flipped, crop) for encoded, name in sides))
+        shape = self.shapes[bucket]
+        pixels, original_sizes, corners = zip(*(crop_image(*side, shape, flipped, crop) for side in sides))
         return {
             "pixel_values": torch.stack(pixels),
             "original_sizes": torch.tensor(original_sizes),
@@ -78,34 +96,37 @@ class PairTransform:
     def draw(self, seed: int) -> tuple[bool, tuple[float, float], bool]:
         """Draws whether a pair is mirrored, where it is cropped, as (y, x) fractions of its room, and whether its prompt is empty."""
         flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
-        crop = (crop_y, crop_x) if self.random_crop else (0.5, 0.5)
+        crop = (crop_y, crop_x) if self.random_crop else CENTRE
         return bool(self.random_flip and flip < 0.5), crop, bool(empty < self.proportion_empty_prompts)
 
-    def image(
-        self, encoded: bytes, where: str, flipped: bool = False, crop: tuple[float, float] = (0.5, 0.5)
-    ) -> tuple[torch.Tensor, tuple[int, int], tuple[int, int]]:
-        """Decodes an image, resizes its shorter side, keeping the aspect ratio, and crops it.
 
-        Args:
-            encoded: the image file.
-            where: names it in errors.
-            flipped: whether to mirror it.
-            crop: place of the crop, (y, x) as fractions of its room.
+def crop_image(
+    encoded: bytes, where: str, shape: Shape, flipped: bool = False, crop: tuple[float, float] = CENTRE
+) -> tuple[torch.Tensor, tuple[int, int], tuple[int, int]]:
+    """Decodes an image, resizes it until it covers a shape, keeping the aspect ratio, and crops what stands out.
 
-        Returns:
-            Pixels uint8 (resolution, resolution, 3), original (height, width), and the crop's (top, left).
-        """
-        image, original_size, scale = decode_at_least(encoded, where, self.resolution)
-        size = [max(self.resolution, round(side * self.resolution / min(original_size))) for side in original_size]
-        pixels = torch.from_numpy(np.array(image))
-        factors = [scale * new / old for new, old in zip(size, original_size)]
-        if factors != [1, 1]:
-            pixels = resize(pixels, size, factors)
-        top, left = (round(u * (side - self.resolution)) for u, side in zip(crop, size))
-        if flipped:
-            pixels = pixels.flip(1)
-        pixels = pixels[top : top + self.resolution, left : left + self.resolution]
-        return pixels, original_size, (top, left)
+    Args:
+        encoded: the image file.
+        where: names it in errors.
+        shape: height and width of the result.
+        flipped: whether to mirror it.
+        crop: place of the crop, (y, x) as fractions of its room.
+
+    Returns:
+        Pixels uint8 (*shape, 3), original (height, width), and the crop's (top, left).
+    """
+    image, original_size, scale = decode_at_least(encoded, where, shape)
+    fits = 0 if shape[0] * original_size[1] >= shape[1] * original_size[0] else 1  # the side that needs no crop
+    size = [max(new, round(old * shape[fits] / original_size[fits])) for new, old in zip(shape, original_size)]
+    pixels = torch.from_numpy(np.array(image))
+    factors = [scale * new / old for new, old in zip(size, original_size)]
+    if factors != [1, 1]:
+        pixels = resize(pixels, size, factors)
+    top, left = (round(u * (side - new)) for u, side, new in zip(crop, size, shape))
+    if flipped:
+        pixels = pixels.flip(1)
+    pixels = pixels[top : top + shape[0], left : left + shape[1]]
+    return pixels, original_size, (top, left)
 
 
 def resize(pixels: torch.Tensor, size: list[int], factors: list[float]) -> torch.Tensor:
@@ -128,7 +149,7 @@ def resize(pixels: torch.Tensor, size: list[int], factors: list[float]) -> torch
 
 
 def collate_pairs(samples: list[dict]) -> dict:
-    """Stacks B pairs into a batch, the B winners before the B losers.
+    """Stacks B pairs of one shape into a batch, the B winners before the B losers.
 
     Args:
         samples: as `PairTransform` makes them, or, already encoded, with `moments` (2, 2C, h, w) in place of

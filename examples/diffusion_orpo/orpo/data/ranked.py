@@ -1,4 +1,4 @@
-"""Pairs of images that a data set ranks: either a row lists the images of a prompt, or each has a row of its own."""
+"""Pairs of images that a data set ranks: a row lists all images of a prompt, or each image has its own row."""
 
 import math
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ class RankedPairs:
 
     Attributes:
         convention: of the data set.
-        places: int64 (pairs, 4): row, and place in its list, of the first and of the second image.
-        orders: float64 (pairs, 2): rank or score of either.
-        problems: what is wrong with a pair, where something is.
-        alone: images that have no other one to be compared with.
+        places: int64 (pairs, 4): row and place in its list, for the first and for the second image.
+        orders: float64 (pairs, 2): rank or score of both.
+        problems: the bad pairs, with what is wrong with them.
+        alone: number of images that have no other one to be compared with.
     """
 
     convention: Convention
@@ -79,7 +79,7 @@ class RankedPairs:
         return self.column(dataset, name, pair, pair + 1)[0]
 
     def column(self, dataset: Dataset, name: str, start: int, stop: int) -> pa.Array | pa.ChunkedArray:
-        """Cells of one of the other columns, of several pairs."""
+        """The cells of several pairs in one of the other columns."""
         if name in ("order_0", "order_1"):
             return pa.array(self.orders[start:stop, int(name[-1])])
         if name == "problem":
@@ -122,7 +122,7 @@ def _grouped(dataset: Dataset, convention: Convention) -> Iterator[tuple[list, l
 
 
 def _choose(numbers: list[float | None], pairs_per_group: str) -> list[tuple[int, int]]:
-    """The images of a group to compare, by their places in it. One whose rank is bad is among them, so that it is told."""
+    """The images of a group to compare, by their places in it. Images with a bad rank are included, so that they get reported."""
     if len(numbers) < 2 or pairs_per_group == ALL:
         return list(combinations(range(len(numbers)), 2))
     bad = [i for i, number in enumerate(numbers) if number is None]

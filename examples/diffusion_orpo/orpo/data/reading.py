@@ -17,10 +17,10 @@ class Reading:
     """How rows are read, beyond what their columns say.
 
     Attributes:
-        named: the columns, where flags name them.
+        named: the columns, if flags name them.
         min_agreement: as in `Columns`.
         pairs_per_group: as for `RankedPairs`.
-        image_root: the folder that paths of images start from. None: that of the file which holds them.
+        image_root: the folder that paths of images start from. None: the table's own folder.
     """
 
     named: Convention | None = None
@@ -40,7 +40,7 @@ class Reading:
         return Columns.find(schema, where, classes, self.named, self.min_agreement, paths=files.root is not None)
 
     def files_below(self, folder: Path | None) -> ImageFiles:
-        """The images that paths may name in a table of this folder; None for one that is not on this machine."""
+        """The images that a table in this folder may name. None: the table is not on this machine, or in several folders."""
         return ImageFiles(root=self.image_root or folder)
 
 

@@ -28,6 +28,19 @@ SHOWN = 12  # missing files that an error names
 
 
 @dataclass(frozen=True)
+class CheckedImages:
+    """What a look at all images has found.
+
+    Attributes:
+        hashes: of both images of each pair, in the row's order.
+        sizes: their heights and widths, upright, in the same order (n, 2, 2).
+    """
+
+    hashes: list[tuple[bytes, bytes]]
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
 class PreferenceRows:
     """The rows of a data set that hold a preference.
 
@@ -36,8 +49,10 @@ class PreferenceRows:
         rows: numbers of the rows that hold a preference.
         winner_is_0: for each of those, whether the first image is the preferred one.
         num_ties: rows without a preference, which were left out.
-        num_unclear: rows of which too few voters prefer the same image, which were left out too.
+        num_unclear: rows on which too few voters agree; they were left out too.
         digests: hashes of the winner's and the loser's image (n, 2), each 16 bytes; None before they are known.
+        sizes: height and width of both, the winner first (n, 2, 2); None before they are known.
+        buckets: number of each pair's shape (n,); None before they are assigned.
     """
 
     table: Table
@@ -46,6 +61,8 @@ class PreferenceRows:
     num_ties: int = 0
     num_unclear: int = 0
     digests: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    buckets: np.ndarray | None = None
 
     @classmethod
     def open(cls, table: Table) -> "PreferenceRows":
@@ -84,13 +101,15 @@ class PreferenceRows:
         return len(self.rows)
 
     def select(self, indices: np.ndarray) -> "PreferenceRows":
-        digests = None if self.digests is None else self.digests[indices]
-        return replace(self, rows=self.rows[indices], winner_is_0=self.winner_is_0[indices], digests=digests)
+        per_pair = {name: getattr(self, name) for name in ("rows", "winner_is_0", "digests", "sizes", "buckets")}
+        return replace(self, **{name: value[indices] for name, value in per_pair.items() if value is not None})
 
-    def with_digests(self, images: list[tuple[bytes, bytes]]) -> "PreferenceRows":
-        """The same, with the hashes that `check` returned."""
-        digests = np.frombuffer(b"".join(hash for pair in images for hash in pair), dtype="V16").reshape(-1, 2)
-        return replace(self, digests=np.where(self.winner_is_0[:, None], digests, digests[:, ::-1]))
+    def with_images(self, images: "CheckedImages") -> "PreferenceRows":
+        """The same, knowing what `check` said of the images."""
+        digests = np.frombuffer(b"".join(hash for pair in images.hashes for hash in pair), dtype="V16").reshape(-1, 2)
+        order = np.where(self.winner_is_0[:, None], [0, 1], [1, 0])  # of winner and loser
+        pairs = np.arange(len(self))[:, None]
+        return replace(self, digests=digests[pairs, order], sizes=images.sizes[pairs, order])
 
     def prompts(self) -> list[str]:
         return [self.table.columns.read_prompt(cell, self.where(i)) for i, cell in enumerate(self._prompt_cells())]
@@ -109,11 +128,8 @@ class PreferenceRows:
         winner, loser = images if self.winner_is_0[index] else images[::-1]
         return PreferencePair(winner, loser, columns.read_prompt(cells[columns.prompt], where))
 
-    def check(self) -> list[tuple[bytes, bytes]]:
+    def check(self) -> "CheckedImages":
         """Looks at every prompt and decodes every image. datasets' cache remembers the images that passed.
-
-        Returns:
-            A hash of either image of each pair.
 
         Raises:
             BadPair: names the first bad row.
@@ -143,30 +159,33 @@ class PreferenceRows:
             )
             .with_format(None)
         )
-        hashes = {
-            (row, place): hash
-            for (row, places), found in zip(images.by_row.items(), checked["hashes"])
-            for place, hash in zip(places, found)
+        found = {
+            (row, place): (hash, size)
+            for (row, places), hashes, sizes in zip(images.by_row.items(), checked["hashes"], checked["sizes"])
+            for place, hash, size in zip(places, hashes, sizes)
         }
-        return [tuple(hashes[tuple(place)] for place in pair) for pair in images.places.tolist()]
+        pairs = [[found[tuple(place)] for place in pair] for pair in images.places.tolist()]
+        hashes = [(first[0], second[0]) for first, second in pairs]
+        return CheckedImages(hashes, np.array([[size for _, size in pair] for pair in pairs]).reshape(-1, 2, 2))
 
     def _versions_of_files(self, images: PlacedImages) -> str | None:
-        """Changes with the files that the table names by path; None where it holds the images.
+        """A hash that changes with the files that the table names by path; None if it holds the images.
 
         Raises:
-            ValueError: some are not there; names them.
+            ValueError: files are missing; names them.
         """
         data, files = self.table.dataset.data, self.table.files
         columns = [data.column(name) for name in images.columns]
         if not any(names_files(column.type) for column in columns):
             return None
-        digest, missing = hashlib.blake2b(digest_size=16), {}
+        digest, missing, seen = hashlib.blake2b(digest_size=16), {}, set()
         for row, places in images.by_row.items():
             for place in places:
                 cell, _ = cell_of_image([column[row] for column in columns], images.columns, place)
                 path = cell.as_py() if is_text(cell.type) else None
-                if not path:
+                if not path or path in seen:
                     continue
+                seen.add(path)
                 try:
                     stat = files.find(path).stat()
                     digest.update(f"{path}\0{stat.st_size} {stat.st_mtime_ns}\0".encode())
@@ -204,29 +223,27 @@ def _check_images(
     decoder: str,
     versions: str | None,
 ) -> dict:
-    """Decodes the images of a row that are used, and hashes them.
+    """Decodes the images of a row that are used: their hashes, and heights and widths.
 
     `decoder` and `versions` are part of what the cache knows the result by.
     """
-    hashes, names = [], tuple(images.column_names)
+    hashes, sizes, names = [], [], tuple(images.column_names)
     for place in used[index]:
         cell, column = cell_of_image([images[name][0] for name in names], names, place)
         encoded = read_image(cell, column, f"{name}, row {rows[index]}", files)
-        decode_image(encoded, place_of_image(cell.as_py(), column, f"{name}, row {rows[index]}"))
+        image = decode_image(encoded, place_of_image(cell.as_py(), column, f"{name}, row {rows[index]}"))
         hashes.append(hashlib.blake2b(encoded, digest_size=16).digest())
-    return {"hashes": hashes}
+        sizes.append([image.height, image.width])
+    return {"hashes": hashes, "sizes": sizes}
 
 
-def hold_out(
-    pairs: PreferenceRows, images: list[tuple[bytes, bytes]], number: int
-) -> tuple[PreferenceRows, PreferenceRows | None]:
+def hold_out(pairs: PreferenceRows, number: int) -> tuple[PreferenceRows, PreferenceRows | None]:
     """Splits off at most `number` pairs, such that no image of theirs is trained on.
 
     Where an image appears in several pairs, as in Pick-a-Pic, all of these pairs go to the same side.
 
     Args:
-        pairs: all of them.
-        images: a hash of either image of each pair.
+        pairs: all of them, with digests.
         number: of pairs to hold out.
 
     Returns:
@@ -238,11 +255,12 @@ def hold_out(
     if number == 0:
         return pairs, None
     together = UnionFind()
-    for image_0, image_1 in images:
-        together.union(image_0, image_1)
+    images = pairs.digests.tolist()
+    for winner, loser in images:
+        together.union(winner, loser)
     groups: dict[bytes, list[int]] = {}
-    for index, (image_0, _) in enumerate(images):
-        groups.setdefault(together[image_0], []).append(index)
+    for index, (winner, _) in enumerate(images):
+        groups.setdefault(together[winner], []).append(index)
     held_out: list[int] = []
     groups_in_order = list(groups.values())
     for i in np.random.default_rng(HELD_OUT_SEED).permutation(len(groups_in_order)):

@@ -28,10 +28,10 @@ class Table:
     Attributes:
         dataset: its rows, images undecoded.
         name: for messages.
-        columns: what they mean; of ranked images, what those of their pairs would mean.
+        columns: what they mean; for ranked images, the columns of their pairs.
         split: that the rows are from; "train" where there are none.
-        files: that images may be read from, where a path stands in their place.
-        ranked: the pairs that are made of ranked images. None where each row is a pair.
+        files: the image files that cells may name.
+        ranked: the pairs made of ranked images. None if each row is a pair.
     """
 
     dataset: Dataset
@@ -87,13 +87,13 @@ class Table:
         return {name: self.ranked.cell(self.dataset, pair, name) for name in columns}
 
     def column(self, name: str, start: int, stop: int) -> pa.Array | pa.ChunkedArray:
-        """Cells of several pairs, of a column other than images."""
+        """The cells of several pairs in a column other than images."""
         if self.ranked is None:
             return self.dataset.data.column(name).slice(start, stop - start)
         return self.ranked.column(self.dataset, name, start, stop)
 
     def labels(self) -> Iterator[float | BadPair]:
-        """Of each pair its label, or what is wrong with it."""
+        """The label of each pair, or what is wrong with it."""
         names = self.columns.verdict
         columns = [self.column(name, 0, len(self)) for name in names]
         for cells in zip(*columns) if names else repeat((), len(self)):
@@ -116,7 +116,7 @@ class PlacedImages:
 
     Attributes:
         columns: that hold them.
-        places: int64 (pairs, 2, 2): of either image, its row and its place there: a column's, or in the cell's list.
+        places: int64 (pairs, 2, 2): row and place of both images. The place is that of the column, or in the cell's list.
     """
 
     columns: tuple[str, ...]
@@ -124,7 +124,7 @@ class PlacedImages:
 
     @cached_property
     def by_row(self) -> dict[int, list[int]]:
-        """The places that are used, of each row that has some."""
+        """The places that are used in each row."""
         found: dict[int, list[int]] = {}
         for row, place in np.unique(self.places.reshape(-1, 2), axis=0).tolist():
             found.setdefault(row, []).append(place)
@@ -153,7 +153,7 @@ def open_table(
         config: of a data set that has several.
         split: Default: the only one, else train.
         cache_dir: of datasets; None for the default.
-        reading: what flags say of the rows.
+        reading: how the flags say that rows are read.
 
     Raises:
         ValueError: they can't be read, or hold no pairs.
@@ -163,7 +163,8 @@ def open_table(
         raise ValueError(f"--image_root={reading.image_root} is not a folder.")
     if is_pair_folders(path):
         _refuse_splits(f"{name} has chosen/ and rejected/", config, split)
-        return Table.of(load_pair_folders(Path(path), cache_dir), f"{name} (chosen, rejected)", files=LISTED)
+        dataset = load_pair_folders(Path(path), cache_dir)
+        return Table.of(dataset, f"{name} (chosen, rejected)", files=LISTED, reading=reading)
     if os.path.isfile(path):
         _refuse_splits(f"{name} is a file", config, split)
         reader = _reader(path)

@@ -1,4 +1,4 @@
-"""Which of two images is preferred, as the columns of each kind of table say it.
+"""Reads which of two images is preferred from the columns of each kind of table.
 
 A verdict is read from the cells of the columns that a convention names in `verdict` and `hints`, by name.
 """
@@ -18,11 +18,11 @@ CLOSE = 1e-6  # shares that differ by less are the same one
 
 
 class Verdict(NamedTuple):
-    """What a row says of its two images.
+    """A row's verdict on its two images.
 
     Attributes:
         label: 1.0 where the first is preferred, 0.0 where the second is, 0.5 for a tie.
-        agreement: share of the votes that are for the preferred one; None where the row counts no votes.
+        agreement: share of the votes that are for the preferred one; None if the row has no votes.
     """
 
     label: float
@@ -86,7 +86,7 @@ def pick_a_pic(row: dict[str, object], shares: bool) -> Verdict:
     return Verdict(verdict.label, votes.get("votes_0" if verdict.label else "votes_1", 0) / total)
 
 
-# As label_preferences.py writes them beside its label, which follows from them.
+# label_preferences.py writes them beside its label, which follows from them.
 JUDGES_VOTES = ("votes_0", "votes_1", "votes_tie", "votes_bad")
 
 
@@ -115,27 +115,33 @@ def hpd_v3(row: dict[str, object], shares: bool) -> Verdict:
 
 
 def by_votes(row: dict[str, object], shares: bool, names: tuple[str, str]) -> Verdict:
-    """Two columns that hold the votes for either image, or their weight."""
+    """Two columns with the number or the weight of the votes for each image."""
     said = " and ".join(f"{name} is {row[name]!r}" for name in names)
     return _votes(*(_number(row[name]) for name in names), said)
 
 
-def by_order(row: dict[str, object], shares: bool, lower_is_better: bool) -> Verdict:
-    """Ranks or scores of either image, as `RankedPairs` gives them."""
+def by_order(
+    row: dict[str, object], shares: bool, name: str, lower_is_better: bool, yes_or_no: bool = False
+) -> Verdict:
+    """Ranks or scores of both images, from `RankedPairs`; or whether each is preferred, 1 or 0."""
     if row["problem"] is not None:
         raise BadPair("bad label", printable(row["problem"]), advice="Correct the ranking, or remove its images.")
     first, second = row["order_0"], row["order_1"]
+    if yes_or_no and not {first, second} <= {0.0, 1.0}:
+        raise BadPair(
+            "bad label", f"{name} is {first:g} and {second:g}", advice="Write 1 for the preferred image, else 0."
+        )
     return Verdict(_prefer(second, first) if lower_is_better else _prefer(first, second))
 
 
 def _votes(first: float, second: float, said: str) -> Verdict:
     if not (0 <= first < math.inf and 0 <= second < math.inf):
-        raise BadPair("bad label", printable(said), advice="Write the votes for either image, or remove the pair.")
+        raise BadPair("bad label", printable(said), advice="Write the votes for each image, or remove the pair.")
     return _majority(first, second)
 
 
 def _majority(first: float, second: float) -> Verdict:
-    """Without a vote, or with as many for either, no image is preferred."""
+    """No votes, or equally many for both, make a tie."""
     if abs(first - second) < CLOSE * (first + second) or first == second:
         return Verdict(TIE)
     return Verdict(_prefer(first, second), max(first, second) / (first + second))
@@ -146,7 +152,7 @@ def _prefer(first: float, second: float) -> float:
 
 
 def _number(value: object) -> float:
-    """NaN where it is none."""
+    """The value as a number; NaN if it is not one."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -154,7 +160,7 @@ def _number(value: object) -> float:
 
 
 def _flag(row: dict[str, object], name: str) -> bool | None:
-    """A column of yes and no; None where it says nothing."""
+    """The value of a boolean column; None where it is empty."""
     value = row.get(name)
     if value is None:
         return None

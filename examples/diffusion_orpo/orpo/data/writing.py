@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..system.durable import rename, sync
+from ..system.durable import written_whole
 
 
 ROWS_AT_ONCE = 100  # a row group: a few hundred MB of large images at the most
@@ -29,11 +29,9 @@ def write_pairs(path: Path, rows: Iterable[dict], more_columns: dict[str, str] |
         [("jpg_0", pa.binary()), ("jpg_1", pa.binary()), ("label_0", pa.float64()), ("caption", pa.string())]
         + [(name, pa.type_for_alias(kind)) for name, kind in (more_columns or {}).items()]
     )
-    partial, rows, count = path.with_name(f".{path.name}.partial"), iter(rows), 0
-    with pq.ParquetWriter(partial, schema) as writer:
+    rows, count = iter(rows), 0
+    with written_whole(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         while batch := list(islice(rows, ROWS_AT_ONCE)):
             writer.write_table(pa.Table.from_pylist(batch, schema))
             count += len(batch)
-    sync(partial)
-    rename(partial, path)
     return count

@@ -1,4 +1,4 @@
-"""The page that shows an evaluation: one HTML file with all images in it, that asks nothing of the network."""
+"""The page that shows an evaluation: one HTML file with all images in it, which makes no network requests."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from .results import FEW_PROMPTS
 
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MAX_SIDE = 512  # pixels of an image in the page; the files have them all
+MAX_SIDE = 512  # pixels of an image in the page; the files have the full size
 
 
 def render_page(results: dict, images: list[tuple[Path, Path]]) -> str:

@@ -1,4 +1,4 @@
-"""Scores of the drawn images, and what they say of base against LoRA: as JSON, and as text."""
+"""Scores of the drawn images, and the comparison of base and LoRA: as JSON, and as text."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..drawing.images import Request, read_image
 from ..scoring.image_statistics import warning
 from ..scoring.names import scorer_label
 from ..scoring.scorers import load_scorer, score_images
 from ..scoring.win_rate import compare_scores
-from .images import Request, read_image
 
 
 SCORED_AT_ONCE = 16
@@ -32,13 +32,13 @@ def score_folders(name: str, folders: dict[str, Path], requests: list[Request], 
 
 
 def make_results(settings: dict, requests: list[Request], scores: dict, statistics: dict, warnings: list[str]) -> dict:
-    """What `results.json` holds.
+    """The content of `results.json`.
 
     Args:
         settings: how images were drawn; stored as they are.
         requests: the images, prompt by prompt.
         scores, statistics: name to scores of base and LoRA (2, images).
-        warnings: what makes the verdicts doubtful.
+        warnings: reasons to doubt the verdicts.
 
     Returns:
         `settings`, `num_prompts`, `num_pairs`, `warnings`; `scorers`: name to the fields of a `Comparison`, with its verdict;

@@ -9,12 +9,13 @@ from typing import Protocol
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from ..drawing.images import Draw, draw_images, make_requests, missing, open_folder
+from ..drawing.prompts import read_prompts
 from ..scoring.image_statistics import STATISTICS
 from ..scoring.names import scorer_label
 from ..scoring.scorers import check_scorer
-from .images import Draw, draw_images, make_requests, missing, open_folder, write_atomically
+from ..system.durable import write_text
 from .page import render_page
-from .prompts import read_prompts
 from .results import make_results, score_folders, summary
 
 
@@ -25,21 +26,21 @@ class Contestants(Protocol):
     """A base model and a LoRA for it."""
 
     def settings(self) -> tuple[dict, dict, list[str]]:
-        """What decides the base's images, what the LoRA's besides, and what makes a verdict doubtful."""
+        """What decides the base's images, what else decides the LoRA's, and warnings that make a verdict doubtful."""
 
     def load(self) -> dict[str, Draw]:
-        """What draws with either, as "base" and as "lora"."""
+        """Functions that draw without and with the LoRA, as "base" and as "lora"."""
 
 
 def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace, object], Contestants]) -> None:
-    """Draws what is not drawn yet, scores all of it, and writes results and page.
+    """Draws the images that are missing, scores all of them, and writes results and page.
 
     Args:
         args: the flags.
-        open_model: finds base and LoRA of the flags, and loads no weights; takes the device, too.
+        open_model: finds base and LoRA from the flags and the device, without loading weights.
 
     Raises:
-        ValueError: model, LoRA, prompts or scorers can't be used, or a folder holds images of other settings.
+        ValueError: model, LoRA, prompts or scorers can't be used, or a folder holds images that were drawn differently.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     prompts = read_prompts(args)
@@ -57,7 +58,7 @@ def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace,
     if any(missing(folder, requests) for folder in folders.values()):
         for side, draw in model.load().items():
             draw_images(draw, folders[side], requests, args.batch_size, name=side)
-        del draw  # and the pipeline with it: a scorer needs the memory
+        del draw  # and with it the pipeline: a scorer needs the memory
     if not state.is_main_process:
         return
 
@@ -68,7 +69,7 @@ def evaluate(args: argparse.Namespace, open_model: Callable[[argparse.Namespace,
     }
     settings = base | lora | {"lora_weights": args.lora_weights, "scorers": args.scorers, "versions": versions}
     results = make_results(settings, requests, scores, statistics, warnings)
-    write_atomically(args.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(args.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     page = render_page(results, [tuple(folders[side] / r.name for side in ("base", "lora")) for r in requests])
-    write_atomically(args.output_dir / "index.html", page)
+    write_text(args.output_dir / "index.html", page)
     print(summary(results), f"Look at the pairs: {args.output_dir / 'index.html'}", sep="\n")

@@ -1,4 +1,4 @@
-"""How far judges agree: the share of equal answers, and Cohen's kappa, which says how much of it is more than chance."""
+"""How far judges agree: the share of equal answers, and Cohen's kappa, which corrects it for chance."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -17,7 +17,7 @@ class Agreement:
         about: "choice" in pairs; "best" or "worst" in rankings.
         questions: that both answered.
         share: of equal answers, 0 to 1.
-        kappa: 1 for full agreement, 0 for that of chance; None where both always said the same, so that nothing tells.
+        kappa: 1 for full agreement, 0 for chance; None if both always gave the same answer, which leaves it undefined.
     """
 
     judges: tuple[str, str]
@@ -52,7 +52,7 @@ def agreements(votes: dict[str, dict[str, Vote]]) -> list[Agreement]:
 
 
 def _answer(vote: Vote, about: str) -> Hashable:
-    """An answer that does not depend on where the images stood.
+    """An answer that does not depend on the images' positions.
 
     Their names differ from question to question, so kappa's categories are their ranks in the alphabet of names.
     """

@@ -1,4 +1,4 @@
-"""Votes as a preference data set: a row for every two images that were judged, with the votes for either."""
+"""Votes as a preference data set: a row for every two images that were judged, with the votes for each."""
 
 import json
 from collections import Counter
@@ -13,11 +13,11 @@ from .votes import Vote
 
 @dataclass
 class JudgedPair:
-    """Two images in the order of the listing, and what the judges said of them.
+    """Two images in the order of the listing, and the judges' votes.
 
     Attributes:
         images: both.
-        votes: how many said "0" or "1" for either image, "tie", or "bad".
+        votes: how many said "0" or "1" for one of the images, "tie", or "bad".
     """
 
     images: tuple[ListedImage, ListedImage]
@@ -36,15 +36,15 @@ class JudgedPair:
 def judged_pairs(images: list[ListedImage], votes: dict[str, dict[str, Vote]]) -> tuple[list[JudgedPair], int, int]:
     """Counts the votes.
 
-    Of a ranking, best and worst make a pair. A ranking without a best image makes none.
+    The best and the worst image of a ranking make a pair. A ranking without a best image makes none.
 
     Args:
         images: the listing.
         votes: judge to question to vote.
 
     Returns:
-        The pairs, in the order of the listing; the number of rankings that make none; and of votes on images that
-        are not listed any more.
+        The pairs, in the order of the listing; the number of rankings that make none; and the number of votes on images
+        that are no longer listed.
     """
     place = {image.name: i for i, image in enumerate(images)}
     pairs: dict[tuple[int, int], JudgedPair] = {}
@@ -68,7 +68,7 @@ def export(folder: Path, pairs: list[JudgedPair], output_dir: Path, card: str) -
     """Writes `train.parquet`, and a README.md that says where it comes from.
 
     Args:
-        folder: that the images are in.
+        folder: the one with the images.
         pairs: at least one.
         output_dir: a new folder, or one that this function wrote.
         card: text of the README.md.
@@ -84,7 +84,7 @@ def export(folder: Path, pairs: list[JudgedPair], output_dir: Path, card: str) -
     write_pairs(output_dir / "train.parquet", _rows(folder, pairs), EXTRA_COLUMNS)
 
 
-# The block at the top is what datasets looks for in a README.md.
+# datasets looks for the block at the top of a README.md.
 MARK = "---\ntags:\n- preference\n---\n# Preferences judged with label_preferences.py"
 
 EXTRA_COLUMNS = {

@@ -12,10 +12,10 @@ FLAGS = [
                 "Folder of the images: with a metadata.jsonl, or with a caption file beside each image. Votes go there.",
                 required=True,
             ),
-            Flag("judge", "Who judges.", default="me"),
+            Flag("judge", "Name of the judge.", default="me"),
             Flag(
                 "ranking",
-                "Show so many images of a prompt, and take the best, then the worst. Default: show two.",
+                "Show this many images of a prompt, and ask for the best, then the worst. Default: show two.",
                 int,
                 range=(3, 9),
             ),
@@ -26,8 +26,8 @@ FLAGS = [
                 0.2,
                 range=(0, 1),
             ),
-            Flag("seed", "Of the sides on which images stand, and of the order.", int, 0),
-            Flag("port", "Port of the page; 0 for any that is free.", int, 8765, range=(0, 65535)),
+            Flag("seed", "Seed of the images' sides and of the order of questions.", int, 0),
+            Flag("port", "Port of the page; 0 for any free one.", int, 8765, range=(0, 65535)),
         ),
     ),
     FlagGroup(

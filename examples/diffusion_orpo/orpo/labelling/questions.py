@@ -1,4 +1,4 @@
-"""What is asked: two images of a prompt, or k of them to rank, in an order that a seed decides."""
+"""The questions: two images of a prompt, or k of them to rank, in an order that a seed decides."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ class Question:
     """Images of a prompt that are judged together.
 
     Attributes:
-        id: follows from prompt and names, so that images that are added later change no other question.
+        id: follows from prompt and names, so that images that are added later do not change other questions.
         prompt: what all of them show.
         images: two, or those to rank.
     """
@@ -36,7 +36,7 @@ def make_questions(images: list[ListedImage], size: int) -> tuple[list[Question]
         size: images in a question.
 
     Returns:
-        The questions, and how many images are in none, as too few of their prompt are left.
+        The questions, and how many images are in none, since too few of their prompt are left.
     """
     by_prompt: dict[str, list[ListedImage]] = {}
     for image in images:
@@ -54,16 +54,16 @@ def fraction(*key: object) -> float:
 
 
 def places(question: Question, seed: int, judge: str) -> list[int]:
-    """Which image stands where, from left to right: half of the judges see the sides of a pair the other way round."""
+    """The images' positions from left to right: half of the judges see the sides of a pair the other way round."""
     return sorted(range(len(question.images)), key=lambda i: fraction("place", seed, judge, question.id, i))
 
 
 def order(questions: list[Question], seed: int, judge: str, overlap: float) -> list[Question]:
-    """The questions in the order in which a judge meets them.
+    """The questions in the order in which a judge sees them.
 
-    Those that everybody answers come in the same order for all, spread evenly over the others, so that judges agree on
-    something to compare however far they get. The others come in an order of the judge's own: two judges at work at
-    once rarely meet at one.
+    Those that everybody answers come in the same order for all, spread evenly over the others, so that judges have answers
+    to compare however far they get. The others come in an order of the judge's own: two judges who work at the same time
+    rarely get the same one.
 
     Args:
         questions: all of them.

@@ -1,16 +1,18 @@
 """The page's server: one judge, on this machine only.
 
-Starlette, with uvicorn, and not Gradio: the page is keys and two large images, which Gradio's components would only
-stand in the way of, and these two and what they need weigh a hundredth of it.
+It uses Starlette and uvicorn, not Gradio: the page is keys and two large images, for which Gradio's components would only
+be in the way, and these two with their requirements are a hundredth of its size.
 
-Who asks must know the token, which is in the printed address and then in a cookie, as Jupyter does it; and must have asked
-by this machine's name, which no other site's page can, even if that site's name leads here (DNS rebinding).
+A request must carry the token, which is in the printed address and then in a cookie, as in Jupyter; and must be addressed to
+this machine's name, which no other site's page can do, even if that site's name leads here (DNS rebinding).
 """
 
 import hmac
 import secrets
 import signal
 import socket
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -45,25 +47,29 @@ def open_socket(port: int) -> socket.socket:
     """Listens on the loopback interface.
 
     Args:
-        port: 0 for any that is free.
+        port: 0 for any free one.
 
     Raises:
         ValueError: the port is in use, or this user may not have it.
     """
     listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restarted server would wait for a minute
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # otherwise a restarted server would wait for a minute
     try:
         listener.bind((HOST, port))
         listener.listen()
     except OSError as error:
         listener.close()
-        raise ValueError(f"--port={port} can't be had: {error.strerror}. Name another one, or 0 for any.") from error
+        raise ValueError(
+            f"--port={port} can't be opened: {error.strerror}. Choose another one, or 0 for any free one."
+        ) from error
     return listener
 
 
 def serve(session: Session, folder: Path, listener: socket.socket, token: str) -> None:
     """Serves the page until the process is told to end (Ctrl-C, SIGTERM)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which uvicorn calls when it has ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn calls it when it has ended
     config = uvicorn.Config(make_app(session, folder, listener.getsockname()[1], token), log_level="warning")
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -76,82 +82,114 @@ def new_token() -> str:
 
 
 def make_app(session: Session, folder: Path, port: int, token: str) -> Starlette:
-    """The page, its images and its three requests.
+    """The page, its images and its three requests."""
+    page = Page(session, folder, f"label-preferences-{port}", token)
+    routes = [
+        Route("/", page.show),
+        *(Route(f"/{name}", partial(_static, name)) for name in ("page.js", "page.css")),
+        Route("/state", page.state),
+        Route("/image/{question:str}/{place:int}", page.image),
+        Route("/answer", page.answer, methods=["POST"]),
+        Route("/undo", page.undo, methods=["POST"]),
+    ]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False), Middleware(Headers)]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _explain})
 
-    Requests that change something are answered one after the other: they never give way to the event loop between
-    reading the session and writing the vote.
+
+@dataclass(frozen=True)
+class Page:
+    """Answers the requests of one judge's page.
+
+    Requests that change something are handled one after the other: they never yield to the event loop between reading the
+    session and writing the vote.
+
+    Attributes:
+        session: of the judge.
+        folder: of the images.
+        cookie: its name has the port, since a browser has one set of cookies for all ports of a machine.
+        token: that requests must carry.
     """
-    cookie = f"label-preferences-{port}"  # a browser has one set of cookies for all ports of a machine
 
-    def is_allowed(request: Request) -> bool:
-        given = request.query_params.get("token") or request.cookies.get(cookie) or ""
-        return hmac.compare_digest(given.encode(), token.encode())
+    session: Session
+    folder: Path
+    cookie: str
+    token: str
 
-    def page(request: Request) -> Response:
-        if not is_allowed(request):
+    def show(self, request: Request) -> Response:
+        if not self._is_allowed(request):
             raise HTTPException(403, "Open the address that label_preferences.py printed: it holds a token.")
         if "token" in request.query_params:
             response = RedirectResponse("/", 303)
-            response.set_cookie(cookie, token, httponly=True, samesite="strict")
+            response.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
             return response
         return FileResponse(PAGE / "page.html")
 
-    def image(request: Request) -> Response:
-        _require(is_allowed(request))
-        question = session.question(request.path_params["question"])
+    def image(self, request: Request) -> Response:
+        self._require(request)
+        question = self.session.question(request.path_params["question"])
         place = request.path_params["place"]
         if question is None or place >= len(question.images):
             raise HTTPException(404, "There is no such image.")
-        name = session.shown(question)[place].name
+        name = self.session.shown(question)[place].name
         try:
-            path = image_path(folder, name)
+            path = image_path(self.folder, name)
             with Image.open(path) as opened:
                 media_type = opened.get_format_mimetype()
         except (OSError, ValueError) as error:
             raise HTTPException(404, f"{name} can't be read any more: {error}") from error
         return FileResponse(path, media_type=media_type)
 
-    def state(request: Request) -> Response:
-        _require(is_allowed(request))
-        return JSONResponse(_state(session))
+    def state(self, request: Request) -> Response:
+        self._require(request)
+        return JSONResponse(_state(self.session))
 
-    async def answer(request: Request) -> Response:
-        given = await _json(request, is_allowed)
+    async def answer(self, request: Request) -> Response:
+        given = await self._json(request)
         try:
-            taken = session.answer(
+            taken = self.session.answer(
                 given["question"], given["choice"], given.get("best"), given.get("worst"), given["seconds"]
             )
         except (KeyError, TypeError, ValueError) as error:
             raise HTTPException(400, f"Not an answer: {error}") from error
         except OSError as error:
             raise HTTPException(507, f"The vote could not be written: {error}") from error
-        return JSONResponse(_state(session) | {"taken": taken})
+        return JSONResponse(_state(self.session) | {"taken": taken})
 
-    async def undo(request: Request) -> Response:
-        await _json(request, is_allowed)
+    async def undo(self, request: Request) -> Response:
+        await self._json(request)
         try:
-            taken = session.undo()
+            taken = self.session.undo()
         except OSError as error:
             raise HTTPException(507, f"The vote could not be taken back: {error}") from error
-        return JSONResponse(_state(session) | {"taken": taken})
+        return JSONResponse(_state(self.session) | {"taken": taken})
 
-    def static(name: str) -> Route:
-        return Route(f"/{name}", lambda request: FileResponse(PAGE / name))
+    def _is_allowed(self, request: Request) -> bool:
+        given = request.query_params.get("token") or request.cookies.get(self.cookie) or ""
+        return hmac.compare_digest(given.encode(), self.token.encode())
 
-    app = Starlette(
-        routes=[
-            Route("/", page),
-            static("page.js"),
-            static("page.css"),
-            Route("/state", state),
-            Route("/image/{question:str}/{place:int}", image),
-            Route("/answer", answer, methods=["POST"]),
-            Route("/undo", undo, methods=["POST"]),
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False), Middleware(Headers)],
-        exception_handlers={HTTPException: _explain},
-    )
-    return app
+    def _require(self, request: Request) -> None:
+        if not self._is_allowed(request):
+            raise HTTPException(403, "The server was restarted: open the address that it printed.")
+
+    async def _json(self, request: Request) -> dict:
+        """The body of a request that changes something.
+
+        Another site's page can't send its content type without this server's permission.
+        """
+        self._require(request)
+        if request.headers.get("content-type") != "application/json":
+            raise HTTPException(415, "Send JSON.")
+        try:
+            given = await request.json()
+        except ValueError as error:
+            raise HTTPException(400, f"Not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise HTTPException(400, "Not a JSON object.")
+        return given
+
+
+def _static(name: str, request: Request) -> Response:
+    return FileResponse(PAGE / name)
 
 
 class Headers:
@@ -167,28 +205,6 @@ class Headers:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-def _require(allowed: bool) -> None:
-    if not allowed:
-        raise HTTPException(403, "The server was started anew: open the address that it printed.")
-
-
-async def _json(request: Request, is_allowed) -> dict:
-    """The body of a request that changes something.
-
-    Its type is one that another site's page can't send without this server's leave.
-    """
-    _require(is_allowed(request))
-    if request.headers.get("content-type") != "application/json":
-        raise HTTPException(415, "Send JSON.")
-    try:
-        given = await request.json()
-    except ValueError as error:
-        raise HTTPException(400, f"Not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise HTTPException(400, "Not a JSON object.")
-    return given
 
 
 async def _explain(request: Request, error: HTTPException) -> Response:

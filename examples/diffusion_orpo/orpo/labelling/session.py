@@ -1,4 +1,4 @@
-"""One judge at work: what is asked next, what becomes of an answer, how far it is."""
+"""One judge at work: the next question, the handling of answers, the progress."""
 
 import json
 import math
@@ -19,7 +19,7 @@ PACE_OF = 20  # votes; a median, so that a break does not count
 
 @dataclass(frozen=True)
 class Settings:
-    """What all judges of a folder have in common.
+    """Settings that all judges of a folder share.
 
     Attributes:
         images_per_question: 2, or the images that are ranked.
@@ -50,8 +50,8 @@ class Settings:
             changes = differences(stored, asdict(self))
             if changes:
                 raise ValueError(
-                    f"{folder} is being judged with other settings ({'; '.join(changes)}). Give the same ones; or move"
-                    f" {path.parent} away to begin anew."
+                    f"{folder} is being judged with other settings ({'; '.join(changes)}). Use the same ones, or move"
+                    f" {path.parent} away to start over."
                 ) from None
         finally:
             partial.unlink()
@@ -83,20 +83,20 @@ class Session:
         self._log.close()
 
     def answer(self, question: str, choice: str, best: int | None, worst: int | None, seconds: float) -> bool:
-        """Takes an answer, and goes on when it is on disk.
+        """Takes an answer, and asks the next question once it is on disk.
 
         Args:
-            question: id of the one that is answered. An answer to any other than the one that is asked is left alone: it
-                came twice, or from a page that was left open.
+            question: id of the one that is answered. An answer to any question but the current one is ignored: it came
+                twice, or from a page that was left open.
             choice: "best", "tie" or "bad".
             best, worst: places from the left, from 0, if the choice is "best".
-            seconds: that it took.
+            seconds: the time it took.
 
         Returns:
-            Whether it was taken.
+            Whether it was accepted.
 
         Raises:
-            ValueError: it is no answer to the question.
+            ValueError: it is not an answer to the question.
             OSError: it can't be written. The question stays.
         """
         if self.asked is None or question != self.asked.id:
@@ -115,7 +115,7 @@ class Session:
         return True
 
     def undo(self) -> bool:
-        """Takes the last answer back, and asks again; returns whether there was one."""
+        """Takes the last answer back and asks again; returns whether there was one."""
         vote = self._log.undo()
         if vote is not None:
             self._ask(self._by_id.get(vote.question))
@@ -129,7 +129,7 @@ class Session:
         return self._by_id.get(id)
 
     def upcoming(self) -> Question | None:
-        """What will be asked next, so that its images can be loaded now."""
+        """The next question, so that its images can be loaded now."""
         return next((question for question in self._open() if question is not self.asked), None)
 
     @property
@@ -149,7 +149,7 @@ class Session:
         self.asked = question or next(self._open(), None)
 
     def _open(self):
-        """The questions that this judge has still to answer."""
+        """The questions that this judge still has to answer."""
         for question in self._questions:
             if question.id not in self._log.votes and (
                 question.id not in self._answered_by_others

@@ -1,7 +1,7 @@
 """Votes on disk: a file of JSON lines for each judge, to which lines are only ever added.
 
 A vote is on disk (`fsync`) before the judge sees the next question. A line that a killed process left half-written was
-never answered for: it is cut off when the file is opened again. An undone vote stays, followed by the line that undoes it.
+never confirmed: it is cut off when the file is opened again. An undone vote stays, followed by the line that undoes it.
 """
 
 import errno
@@ -23,15 +23,15 @@ CHOICES = ("best", "tie", "bad")
 
 @dataclass(frozen=True)
 class Vote:
-    """What a judge said to a question.
+    """A judge's answer to a question.
 
     Attributes:
         question: its id.
         choice: "best" where one is preferred, "tie" for no preference, "bad" where all images are.
         best: name of the preferred image; else None.
-        worst: of the worst one: in a pair, the other one.
+        worst: name of the worst one; in a pair, the other one.
         shown: names of the images from left to right.
-        seconds: from its showing to the vote, as the page measured it.
+        seconds: from showing the question to the vote, as the page measured it.
         time: of the vote, in ISO 8601.
     """
 
@@ -48,14 +48,14 @@ class VoteLog:
     """A judge's file, which one process at a time may add to.
 
     Attributes:
-        votes: those that hold, by question, in the order in which they were given.
+        votes: those that count, by question, in the order in which they were given.
     """
 
     def __init__(self, folder: Path, judge: str) -> None:
-        """Opens the file, and cuts off what was not written to its end.
+        """Opens the file, and cuts off a line that was not fully written.
 
         Raises:
-            ValueError: the judge's name can't be that of a file, another process has the file, or it is damaged.
+            ValueError: the judge's name can't be a file name, another process holds the file, or it is damaged.
         """
         check_judge(judge)
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ class VoteLog:
             holder = printable(self._owner.read().strip())
             self._owner.close()
             raise ValueError(
-                f"{judge} is already judging this folder, in {holder}. Go on there, stop it, or name somebody else as"
+                f"{judge} is already judging this folder, in {holder}. Continue there, stop it, or name somebody else as"
                 " --judge: several judges may work at once."
             ) from error
         self._owner.truncate(0)
@@ -101,7 +101,7 @@ class VoteLog:
         self.votes[vote.question] = vote
 
     def undo(self) -> Vote | None:
-        """Takes back the last vote that holds, and returns it; None where there is none."""
+        """Takes back the last vote that counts, and returns it; None if there is none."""
         if not self.votes:
             return None
         question = next(reversed(self.votes))
@@ -111,7 +111,7 @@ class VoteLog:
     def _write(self, entry: dict) -> None:
         """
         Raises:
-            OSError: the disk is full or gone. The file is as it was before.
+            OSError: the disk is full or gone. The file is unchanged.
         """
         line = json.dumps(entry).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
@@ -144,7 +144,7 @@ def read_votes(folder: Path) -> dict[str, dict[str, Vote]]:
 def check_judge(name: str) -> None:
     """
     Raises:
-        ValueError: a judge's name is not one that every file system takes.
+        ValueError: a judge's name is not one that every file system accepts.
     """
     if not re.fullmatch(r"[\w][\w.@+-]{0,63}", name):
         raise ValueError(
@@ -165,8 +165,8 @@ def _read(path: Path, content: bytes) -> dict[str, Vote]:
                 raise ValueError(f"choice {vote.choice!r} of {vote.best!r}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number} is damaged ({printable(repr(error))}). Mend it, or remove the line: its vote is"
-                " then asked for again."
+                f"{path}, line {number} is damaged ({printable(repr(error))}). Fix it, or remove the line: its question is"
+                " then asked again."
             ) from error
         votes.pop(vote.question, None)
         votes[vote.question] = vote

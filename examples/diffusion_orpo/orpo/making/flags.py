@@ -1,9 +1,10 @@
-"""The flags of make_preferences.py."""
+"""The flags of make_preferences.py that other scripts don't have."""
 
 import argparse
 import math
 
-from ..scoring.names import BUILT_IN, scorer_label
+from ..drawing.flags import PROMPTS, check_prompts
+from ..scoring.names import BUILT_IN, repeated_label
 from ..system.flags import Flag, FlagGroup
 
 
@@ -12,50 +13,25 @@ WINNERS = FlagGroup(
     (
         Flag(
             "winners_dir",
-            "Folder of your own images, each with a caption file (fox.txt for fox.png), or with a metadata.jsonl: every one"
-            " of them is preferred to what the model draws from its caption. Takes the place of prompts and scorers.",
+            "Folder of your own images, each with a caption file (fox.txt for fox.png), or with a metadata.jsonl: each of"
+            " them is preferred to the model's images of its caption. Takes the place of prompts and scorers.",
             is_source=True,
         ),
     ),
 )
 
-MODEL = FlagGroup(
+LORA = FlagGroup(
     "model",
     (
-        Flag(
-            "pretrained_model_name_or_path",
-            "Path to pretrained model or model identifier from huggingface.co/models.",
-            required=True,
-            is_source=True,
-        ),
-        Flag(
-            "pretrained_vae_model_name_or_path",
-            "Path or identifier of a VAE to use instead of the model's own, such as madebyollin/sdxl-vae-fp16-fix.",
-            is_source=True,
-        ),
-        Flag("revision", "Revision of the pretrained model."),
-        Flag("variant", "Variant of the pretrained model's files, e.g. fp16."),
-        Flag("cache_dir", "Folder for downloaded models."),
         Flag(
             "lora_weights",
             "A trained LoRA to draw with, for a second round: a folder, a file, or a name on the Hub.",
             is_source=True,
         ),
-        Flag("lora_scale", "Strength of the LoRA.", float, 1.0, range=(0,)),
-        Flag(
-            "prediction_type",
-            "What the U-Net predicts, where the training was told so. Default: what the model's scheduler says.",
-            choices=("epsilon", "v_prediction"),
-        ),
-        Flag(
-            "dtype",
-            "Precision to draw in. Default: fp16 on a GPU, fp32 on a CPU.",
-            choices=("fp32", "fp16", "bf16"),
-        ),
     ),
 )
 
-DRAWING = FlagGroup(
+NUMBER = FlagGroup(
     "drawing",
     (
         Flag(
@@ -65,18 +41,6 @@ DRAWING = FlagGroup(
             lambda args: 4 if args.winners_dir is None else 1,
             range=(1,),
         ),
-        Flag("resolution", "Pixels a side. Default: what the model was made for.", int, range=(8,)),
-        Flag("num_inference_steps", "Sampling steps per image.", int, 30, range=(1,)),
-        Flag("guidance_scale", "Classifier-free guidance.", float, 5.0, range=(0,)),
-        Flag("max_sequence_length", "Tokens of a prompt that T5 reads, in families that have it.", int, range=(1,)),
-        Flag(
-            "seed",
-            "Seed of the first image; each further one has the next. Another round wants others.",
-            int,
-            0,
-            range=(0,),
-        ),
-        Flag("batch_size", "Images drawn at once, and scored at once.", int, 4, range=(1,)),
     ),
 )
 
@@ -97,7 +61,9 @@ JUDGING = FlagGroup(
             default="consensus",
             choices=("consensus", "sum"),
         ),
-        Flag("weights", "Of the scorers, in their order, for --combine=sum. Default: all alike.", float, nargs="+"),
+        Flag(
+            "weights", "Weights of the scorers, in their order, for --combine=sum. Default: equal.", float, nargs="+"
+        ),
         Flag(
             "min_margin",
             "By how much an image must be better, in standard deviations of a scorer among the images of a prompt.",
@@ -107,7 +73,7 @@ JUDGING = FlagGroup(
         ),
         Flag(
             "pairs",
-            "Of each prompt the pair that differs most (best against worst, with one scorer), or all with the margin.",
+            "The pair of each prompt that differs most (best against worst, with one scorer), or all with the margin.",
             default="best_worst",
             choices=("best_worst", "all"),
         ),
@@ -115,8 +81,8 @@ JUDGING = FlagGroup(
     ),
 )
 
-# A script adds the flags that choose prompts.
-MAKING = [WINNERS, MODEL, DRAWING, JUDGING]
+# A script adds the flags of the model, and of drawing with it.
+MAKING = [PROMPTS, WINNERS, LORA, NUMBER, JUDGING]
 WITHOUT_WINNERS = ("prompt_file", "dataset_name", "scorers")
 
 
@@ -128,14 +94,9 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
             parser.error(f"{', '.join(given)}: means nothing with --winners_dir, which brings prompts and winners.")
     elif args.num_images_per_prompt < 2:
         parser.error("--num_images_per_prompt must be at least 2: images of a prompt are compared with each other.")
-    if args.prompt_file is not None and args.dataset_name is not None:
-        parser.error("--prompt_file and --dataset_name: choose one.")
-    if args.prompt_file is not None and not args.prompt_file.exists():
-        parser.error(f"--prompt_file={args.prompt_file} does not exist.")
-    if args.scorers is not None:
-        labels = [scorer_label(name) for name in args.scorers]
-        if len(set(labels)) < len(labels):
-            parser.error(f"--scorers: names must differ; got {', '.join(labels)}.")
+    check_prompts(parser, args)
+    if (label := repeated_label(args.scorers or ())) is not None:
+        parser.error(f"--scorers: names must differ; {label} is given twice.")
     if args.weights is not None:
         if args.combine != "sum" or len(args.weights) != len(args.scorers or ()):
             parser.error("--weights: one for each of the --scorers, with --combine=sum.")

@@ -1,4 +1,4 @@
-"""From scores to pairs: which images of a prompt differ enough, in the eyes of all scorers or of their sum."""
+"""From scores to pairs: which images of a prompt differ enough, according to all scorers or to their sum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..drawing.images import Request, read_image
 from ..scoring.names import scorer_label
 from ..scoring.scorers import load_scorer, score_images
-from .drawing import Request
-from .usable import read_drawn
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ScoredPair:
 
 
 def score(name: str, folder: Path, requests: Sequence[Request], batch_size: int) -> np.ndarray:
-    """A scorer's scores of images (N,), which all processes share and all get.
+    """A scorer's scores of images (N,). All processes share the work, and get the result.
 
     Raises:
         ValueError: the scorer fails, or a score is not finite.
@@ -45,7 +44,7 @@ def score(name: str, folder: Path, requests: Sequence[Request], batch_size: int)
     ) as bar:
         for i in range(0, len(mine), batch_size):
             batch = mine[i : i + batch_size]
-            images = [read_drawn(folder / requests[j].name) for j in batch]
+            images = [read_image(folder / requests[j].name) for j in batch]
             found += zip(batch, score_images(name, scorer, images, [requests[j].prompt for j in batch]))
             bar.update(len(batch))
     scores = np.empty(len(requests))
@@ -55,13 +54,13 @@ def score(name: str, folder: Path, requests: Sequence[Request], batch_size: int)
 
 
 def margins(scores: np.ndarray, groups: np.ndarray, weights: Sequence[float] | None) -> list[ScoredPair]:
-    """All pairs of images of a prompt that scorers tell apart.
+    """All pairs of images of a prompt that the scorers tell apart.
 
     Args:
         scores: (scorers, N).
         groups: (N,) the prompt of each image.
         weights: of the scorers, for their weighted mean; None for consensus: all prefer the same image, and the margin
-            is the least of theirs.
+            is their smallest.
     """
     spread = np.array([_spread_within(row, groups) for row in scores])
     relative = scores / np.where(spread > 0, spread, 1)[:, None]
@@ -80,7 +79,7 @@ def margins(scores: np.ndarray, groups: np.ndarray, weights: Sequence[float] | N
 
 
 def choose(pairs: list[ScoredPair], groups: np.ndarray, min_margin: float, best_worst: bool) -> list[ScoredPair]:
-    """Those with the margin; of each prompt the one that differs most, if wanted."""
+    """Those with the margin; if wanted, only the one of each prompt that differs most."""
     enough = [pair for pair in pairs if abs(pair.margin) >= min_margin]
     if not best_worst:
         return enough

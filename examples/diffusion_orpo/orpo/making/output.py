@@ -1,4 +1,4 @@
-"""What make_preferences.py leaves behind: the images' listing, and the pairs as parquet."""
+"""The output of make_preferences.py: the images' listing, and the pairs as parquet."""
 
 import argparse
 import json
@@ -10,7 +10,8 @@ import numpy as np
 from ..data.image import decode_image
 from ..data.listing import METADATA, ListedImage, image_path
 from ..data.writing import write_pairs
-from .drawing import Request, write_text
+from ..drawing.images import Request
+from ..system.durable import write_text
 from .judging import ScoredPair, choose, margins
 
 
@@ -41,8 +42,8 @@ def write_judged(
     pairs = choose(margins(values, groups, weights), groups, args.min_margin, args.pairs == "best_worst")
     if not pairs:
         raise ValueError(
-            f"No pair of images differs by --min_margin={args.min_margin:g} in the eyes of {', '.join(scores)}. The"
-            f" images are in {images}: start again with a smaller margin, fewer scorers, or more images of each prompt."
+            f"No pair of images differs by --min_margin={args.min_margin:g} according to {', '.join(scores)}. The"
+            f" images are in {images}: start again with a smaller margin, fewer scorers, or more images per prompt."
         )
     more = ABOUT | {"margin": "float64"} | {f"score_{name}_{i}": "float64" for name in scores for i in (0, 1)}
     path = _pairs_file(args.output_dir)
@@ -75,13 +76,13 @@ def _judged_rows(
 def write_against_winners(
     folder: Path, winners: list[ListedImage], images: Path, requests: list[Request], model: str
 ) -> str:
-    """Writes pairs of which the first image is the user's and wins; returns a sentence about them.
+    """Writes pairs in which the first image is the user's and wins; returns a sentence about them.
 
     Raises:
-        ValueError: an image of the user's can't be decoded, or no image of the model's is left.
+        ValueError: one of the user's images can't be decoded, or none of the model's images is left.
     """
     if not requests:
-        raise ValueError(f"No image in {images} is of use: all are black, of one colour, or drawn twice.")
+        raise ValueError(f"No image in {images} is usable: all are black, of one colour, or drawn twice.")
     path = _pairs_file(images.parent)
     count = write_pairs(path, _winner_rows(folder, winners, images, requests, model), ABOUT)
     return f"{count} pairs of {len(winners)} winners in {path.parent}."

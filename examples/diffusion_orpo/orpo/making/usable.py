@@ -1,34 +1,33 @@
-"""Which drawn images are of use: not black or of one colour, and not drawn twice."""
+"""Which drawn images are usable: not black or of one colour, and not drawn twice."""
 
 import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from .drawing import Request
+from ..drawing.images import Request, read_image
 
 
 FLAT = 2.0  # standard deviation of all values, 0 to 255. A picture has ten times as much; rounding has less than one
 
 
 def usable(folder: Path, requests: list[Request]) -> tuple[list[Request], Counter[str]]:
-    """Leaves out what can't be compared.
+    """Leaves out images that can't be compared.
 
     Args:
         folder: of the images.
         requests: all that were drawn.
 
     Returns:
-        Those to use, in order, and how many were left out for what.
+        Those to use, in order, and how many were left out for each reason.
 
     Raises:
         ValueError: an image is broken.
     """
     kept, left_out, seen = [], Counter(), set()
     for request in requests:
-        pixels = np.asarray(read_drawn(folder / request.name))
+        pixels = np.asarray(read_image(folder / request.name))
         key = (request.prompt, hashlib.blake2b(pixels.tobytes()).digest())
         if pixels.max() == 0:
             left_out["black"] += 1
@@ -40,15 +39,3 @@ def usable(folder: Path, requests: list[Request]) -> tuple[list[Request], Counte
             seen.add(key)
             kept.append(request)
     return kept, left_out
-
-
-def read_drawn(path: Path) -> Image.Image:
-    """Reads a drawn image.
-
-    Raises:
-        ValueError: it is broken.
-    """
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} can't be read ({error}). Remove it and start again: it is drawn anew.") from error

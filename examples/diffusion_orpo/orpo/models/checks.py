@@ -1,4 +1,4 @@
-"""Whether a model is what a family trains, seen from its configuration files, before any weights are loaded."""
+"""Checks from a model's configuration files, before any weights are loaded, whether a family can train it."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def read_index(options: ModelOptions, pipeline: str = "StableDiffusionXLPipeline
         pipeline: its probable class, for the advice on single files.
 
     Raises:
-        ValueError: it is a single file, or no pipeline.
+        ValueError: it is a single file, or not a pipeline.
     """
     source = options.pretrained_model_name_or_path
     flag = options.named_source
@@ -81,10 +81,10 @@ def check_modules(options: ModelOptions, index: dict, needed: tuple[str, ...]) -
 
 
 def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Module:
-    """One of diffusers' models from its configuration, without memory for weights.
+    """One of diffusers' models, built from its configuration without memory for weights.
 
     Raises:
-        ValueError: its configuration can't be read, or is of no class that diffusers has.
+        ValueError: its configuration can't be read, or names a class that diffusers lacks.
     """
     library, class_name = index[module]
     source = options.pretrained_model_name_or_path
@@ -120,7 +120,7 @@ def check_sequence_length(options: ModelOptions, encoder: str) -> None:
 
 
 def find_modules(denoiser: torch.nn.Module, layer: str) -> dict[str, torch.nn.Module]:
-    """The modules, by name, that a name of --lora_layers stands for."""
+    """The modules, by name, that an entry of --lora_layers stands for."""
     return {name: module for name, module in denoiser.named_modules() if name and fnmatch(f".{name}", f"*.{layer}")}
 
 
@@ -133,7 +133,7 @@ def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: lis
         layers: names, or ends of names, of its modules.
 
     Raises:
-        ValueError: one stands for none, or for others.
+        ValueError: one stands for no module, or for modules that can't have a LoRA.
     """
     if layers == [""]:
         raise ValueError("--lora_layers is empty: name modules of the denoiser, as in --lora_layers=to_q,to_k,to_v.")
@@ -152,7 +152,7 @@ def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: lis
 
 
 def warn_of_distillation(options: ModelOptions, scheduler) -> None:
-    """Says so where a model draws in a few steps by distillation, which training on ordinary noise does not know of."""
+    """Warns if a model is distilled to draw in a few steps, which training on ordinary noise does not preserve."""
     source = options.pretrained_model_name_or_path
     by_name = re.search(DISTILLED, Path(source).name if Path(source).exists() else source, re.IGNORECASE)
     if by_name or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):

@@ -19,7 +19,7 @@ class DDPM:
     Attributes:
         scheduler: with the schedule, and the type of prediction.
         snr_gamma: of min-SNR weights, or None.
-        sampler_config: what the sampler's configuration has to say, too.
+        sampler_config: entries that the sampler's configuration needs too.
     """
 
     scheduler: DDPMScheduler
@@ -31,7 +31,7 @@ class DDPM:
         """Reads the schedule of a model.
 
         Raises:
-            ValueError: the model has noise of another kind, or predicts something else than noise or velocity.
+            ValueError: the model has another kind of noise, or predicts something other than noise or velocity.
         """
         source = options.pretrained_model_name_or_path
         config = DDPMScheduler.load_config(source, subfolder="scheduler", **options.source_options)
@@ -80,14 +80,14 @@ class DDPM:
 
 
 def check_is_ddpm(config: dict, source: str) -> None:
-    """Checks that a model's sampler follows a schedule of betas, whatever its steps through it are.
+    """Checks that a model's sampler follows a schedule of betas, with any steps.
 
     Args:
         config: of the model's scheduler.
         source: of the model, for messages.
 
     Raises:
-        ValueError: the model was trained on noise of another kind, or the schedule is not there.
+        ValueError: the model was trained on another kind of noise, or the schedule is missing.
     """
     name = config.get("_class_name", "of no class")
     scheduler_class = getattr(diffusers, name, None)
@@ -95,15 +95,15 @@ def check_is_ddpm(config: dict, source: str) -> None:
     if not has_betas or config.get("use_flow_sigmas"):
         kind = f"{name} with use_flow_sigmas" if has_betas else name
         raise ValueError(
-            f"{source} has the scheduler {kind}: it was trained on noise of another kind (EDM or flow matching, for"
-            " instance) than DDPM's, which this script adds, and would be spoilt by it. Choose a model with DDPM's noise."
+            f"{source} has the scheduler {kind}: it was trained on another kind of noise (EDM or flow matching, for"
+            " instance) than DDPM's, which this script adds, and would be damaged by it. Choose a model with DDPM's noise."
         )
     if config.get("trained_betas") is None:
         missing = [field for field in ("beta_start", "beta_end", "beta_schedule") if field not in config]
         if missing:
             raise ValueError(
                 f"The scheduler of {source} lacks {', '.join(missing)} in scheduler_config.json: complete it from the model"
-                " that this one was made of."
+                " that this one was derived from."
             )
         known = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
         if config["beta_schedule"] not in known:

@@ -22,20 +22,20 @@ def find_family(args: argparse.Namespace) -> Family:
     """The registered family of the base model that the flags name.
 
     Raises:
-        ValueError: there is no such model, or it is of another family.
+        ValueError: there is no such model, or it belongs to no registered family.
     """
     index = read_index(ModelOptions.from_flags(args))
     if index.get("_class_name") not in FAMILIES:
         raise ValueError(
             f"--pretrained_model_name_or_path={printable(args.pretrained_model_name_or_path)} is a"
-            f" {index.get('_class_name')}. Known are {', '.join(FAMILIES)}."
+            f" {index.get('_class_name')}. It must be one of {', '.join(FAMILIES)}."
         )
     return FAMILIES[index["_class_name"]]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides an image beside prompt and seed; each field is the flag of its name."""
+    """Everything that decides an image besides prompt and seed; each field is the flag of its name."""
 
     pretrained_model_name_or_path: str
     pretrained_vae_model_name_or_path: str | None
@@ -52,7 +52,7 @@ class Drawing:
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace, family: Family, device: torch.device) -> "Drawing":
-        """Takes the flags, and where they are not given the defaults of family and device.
+        """Takes the flags, and the defaults of family and device for those that were not given.
 
         Raises:
             ValueError: the family can't draw at the resolution, or doesn't know a flag.
@@ -80,13 +80,14 @@ class Drawing:
         scale = f" x {self.lora_scale:g}" if lora and self.lora_scale != 1 else ""
         return f"{self.pretrained_model_name_or_path}{lora}{scale}"
 
-    @property
-    def options(self) -> ModelOptions:
+    def options(self, cache_dir: str | None = None) -> ModelOptions:
+        """Of the base model."""
         return ModelOptions(
             self.pretrained_model_name_or_path,
             self.pretrained_vae_model_name_or_path,
             self.revision,
             self.variant,
+            cache_dir,
             resolution=self.resolution,
         )
 
@@ -104,7 +105,7 @@ def load_pipeline(
         modules["vae"] = model.vae_class.module_class.from_pretrained(
             drawing.pretrained_vae_model_name_or_path, dtype=dtype, cache_dir=cache_dir
         )
-    index = read_index(drawing.options, family.pipeline)
+    index = read_index(drawing.options(cache_dir), family.pipeline)
     absent = [name for name in model.optional_modules if is_absent(index, name)]
     pipeline = model.pipeline_class.from_pretrained(
         drawing.pretrained_model_name_or_path,

@@ -1,4 +1,4 @@
-"""What decides an encoding: which VAE, which text encoders, at which resolution and precision.
+"""The identity of an encoding: VAE, text encoders, resolution and precision.
 
 Two encodings of the same identity are the same numbers, up to the libraries and the device that made them.
 """
@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from ..system.checksums import sha256
+from ..system.shapes import name_of
 from .checks import is_absent, read_index
 from .options import ModelOptions
 from .vae import vae_source
@@ -20,7 +21,7 @@ MOMENTS = "normalised"
 
 
 def encoding_identity(family: type, options: ModelOptions, dtype: torch.dtype) -> dict[str, str]:
-    """What decides the moments and prompt embeddings of a run, read from files alone: no model is loaded.
+    """Everything that a run's moments and prompt embeddings depend on, read from files only: no model is loaded.
 
     Args:
         family: the class of the model family, such as `StableDiffusionXL`.
@@ -33,7 +34,9 @@ def encoding_identity(family: type, options: ModelOptions, dtype: torch.dtype) -
     source, arguments = vae_source(options)
     identity = {
         "family": family.slug,
-        "resolution": str(options.resolution),
+        "resolution": " ".join(map(name_of, options.shapes))
+        if options.aspect_ratio_buckets
+        else str(options.resolution),
         "precision": str(dtype).removeprefix("torch."),
         "moments": MOMENTS,
         "vae": module_identity(source, **arguments),
@@ -53,7 +56,7 @@ def encoding_identity(family: type, options: ModelOptions, dtype: torch.dtype) -
 
 
 def base_identity(family: type, options: ModelOptions, predicts: str) -> dict[str, str]:
-    """What a LoRA is trained for: all modules by content, and what the denoiser predicts.
+    """Identifies the base of a LoRA: all modules by content, and the prediction type.
 
     A local model's files are read in whole, at about 1.3 GB/s of one core: 5 to 10 seconds for SDXL in fp16.
 
@@ -76,7 +79,7 @@ def module_identity(
     variant: str | None = None,
     cache_dir: str | None = None,
 ) -> str:
-    """Tells a module's weights from others: for a local folder the checksum of its files, else the commit on the Hub.
+    """Identifies a module's weights: by a checksum of its files in a local folder, else by the commit on the Hub.
 
     Args:
         source: folder, or name on the Hub.

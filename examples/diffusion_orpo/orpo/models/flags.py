@@ -76,7 +76,7 @@ MODEL = FlagGroup(
             "init_lora_weights",
             "A LoRA to start from, in place of one that changes nothing, as for a second round on pairs drawn with it: folder, "
             "file or name on the Hub, from diffusers, PEFT or kohya's scripts, for the modules and of the rank that the run "
-            "trains. A resumed run goes on from its checkpoint.",
+            "trains. A resumed run continues from its checkpoint.",
             resume="warn",
             card=True,
         ),
@@ -111,7 +111,7 @@ DDPM_FLAGS = FlagGroup(
         ),
         Flag(
             "snr_gamma",
-            "Weighs each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
+            "Weigh each pair by min-SNR with this gamma (arXiv 2303.09556; 5.0 is usual). Default: no weighting.",
             float,
             range=(1e-6,),
             resume="warn",
@@ -125,8 +125,8 @@ FLOW_MATCHING_FLAGS = FlagGroup(
     (
         Flag(
             "weighting_scheme",
-            "How noise levels count: logit_normal and mode draw some timesteps more often, sigma_sqrt and cosmap draw "
-            "all alike and weigh the loss, none does neither.",
+            "How noise levels are weighted: logit_normal and mode draw some timesteps more often, sigma_sqrt and cosmap "
+            "draw all equally and weigh the loss, none does neither.",
             default="logit_normal",
             choices=("logit_normal", "mode", "sigma_sqrt", "cosmap", "none"),
             resume="warn",

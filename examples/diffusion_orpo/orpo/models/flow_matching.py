@@ -20,7 +20,7 @@ class FlowMatching:
     Attributes:
         scheduler: with the timesteps, 1000 sigma, shifted as the model's sampler shifts them.
         weighting_scheme, logit_mean, logit_std, mode_scale: as the flags of these names.
-        sampler_config: what the sampler's configuration has to say, too: nothing.
+        sampler_config: entries that the sampler's configuration needs too: none.
     """
 
     scheduler: FlowMatchEulerDiscreteScheduler
@@ -43,8 +43,8 @@ class FlowMatching:
         if not name.startswith("FlowMatch") or config.get("invert_sigmas"):
             kind = f"{name} with invert_sigmas" if config.get("invert_sigmas") else name
             raise ValueError(
-                f"{source} has the scheduler {kind}, and this script trains on the noise of flow matching alone, as"
-                " FlowMatchEulerDiscreteScheduler has it."
+                f"{source} has the scheduler {kind}, and this script trains only on the noise of flow matching, that of"
+                " FlowMatchEulerDiscreteScheduler."
             )
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         return cls(scheduler, options.weighting_scheme, options.logit_mean, options.logit_std, options.mode_scale)

@@ -44,7 +44,7 @@ class Flux(LatentDiffusion):
         if self.denoiser.config.guidance_embeds:
             guidance = torch.full((count,), self.options.guidance_scale, device=self.device)
         # Tokens of 2x2 latents: (2B, h/2 * w/2, 4C), with their places in the image; all of a prompt's are at the origin.
-        with self.device:  # or the places would be made on the CPU, and the step would wait for their copy
+        with self.device:  # otherwise the places would be made on the CPU, and the step would wait for their copy
             image_ids = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype)
             text_ids = torch.zeros(prompt_embeds.shape[1], 3, dtype=self.dtype)
         model_pred = denoiser(

@@ -75,7 +75,7 @@ class Flux2Klein(LatentDiffusion):
         guidance = None
         if self.denoiser.config.guidance_embeds:
             guidance = torch.full((count,), self.options.guidance_scale, device=self.device)
-        with self.device:  # or the positions would be made on the CPU, and the step would wait for their copy
+        with self.device:  # otherwise the positions would be made on the CPU, and the step would wait for their copy
             text_ids = self.pipeline_class._prepare_text_ids(prompt_embeds)  # (2B, tokens, 4)
             image_ids = self.pipeline_class._prepare_latent_ids(noisy_latents)  # (2B, h * w, 4)
         model_pred = denoiser(

@@ -1,4 +1,4 @@
-"""A LoRA to start from: of diffusers, PEFT, or kohya's scripts, whatever its alpha was."""
+"""A LoRA to start from, by diffusers, PEFT, or kohya's scripts, whatever its alpha was."""
 
 import re
 
@@ -34,28 +34,17 @@ def read_initial_lora(
         state_dict, alphas, metadata = read_lora_file(
             options.init_lora_weights, pipeline_class, denoiser.config, options.cache_dir
         )
-    except Exception as error:  # of safetensors, of json, of the Hub, and of diffusers' conversions
+    except Exception as error:  # safetensors, json, the Hub and diffusers' conversions raise many kinds
         raise ValueError(f"{flag} can't be read as a LoRA: {printable(str(error))}") from error
     if any(name.startswith("text_encoder") for name in state_dict):
         raise ValueError(
             f"{flag} holds a LoRA for the text encoder too, which this script does not train: the result would draw other"
-            " images than the file does. Start from one for the denoiser alone."
+            " images than the file does. Start from one for the denoiser only."
         )
     state_dict, alphas, metadata = (_of_denoiser(values, denoiser_name) for values in (state_dict, alphas, metadata))
-    layers: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in convert_unet_state_dict_to_peft(state_dict).items():
-        match = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-        if match is None:
-            raise ValueError(
-                f"{flag} holds {printable(name)}: it is no plain LoRA, but of a kind that can't be trained on."
-            )
-        layers.setdefault(match[1], {})[match[2]] = value.float()
+    layers = _layers(flag, state_dict)
     _check_modules(flag, options, denoiser_name, denoiser, layers)
-    ranks = {len(layer["A"]) for layer in layers.values()}
-    if ranks != {options.rank}:
-        found = " and ".join(map(str, sorted(ranks)))
-        advice = f"give --rank={found}" if len(ranks) == 1 else "this script trains one rank for all modules"
-        raise ValueError(f"{flag} has rank {found}, and --rank={options.rank}: {advice}.")
+    _check_rank(flag, options.rank, layers)
     of_module = {
         name.split(".lora_A.")[0].removesuffix(".alpha"): float(value)
         for name, value in convert_unet_state_dict_to_peft(alphas).items()
@@ -72,6 +61,27 @@ def _of_denoiser(values: dict, denoiser_name: str) -> dict:
     return {name.removeprefix(f"{denoiser_name}."): value for name, value in values.items()}
 
 
+def _layers(flag: str, state_dict: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Module to its "A" and "B", in float32."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in convert_unet_state_dict_to_peft(state_dict).items():
+        match = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        if match is None:
+            raise ValueError(
+                f"{flag} holds {printable(name)}: it is not a plain LoRA, but of a kind that can't be trained further."
+            )
+        layers.setdefault(match[1], {})[match[2]] = value.float()
+    return layers
+
+
+def _check_rank(flag: str, rank: int, layers: dict[str, dict[str, torch.Tensor]]) -> None:
+    ranks = {len(layer["A"]) for layer in layers.values()}
+    if ranks != {rank}:
+        found = " and ".join(map(str, sorted(ranks)))
+        advice = f"give --rank={found}" if len(ranks) == 1 else "this script trains one rank for all modules"
+        raise ValueError(f"{flag} has rank {found}, and --rank={rank}: {advice}.")
+
+
 def _check_modules(flag: str, options: ModelOptions, denoiser_name: str, denoiser, layers: dict) -> None:
     names = [name for name, _ in denoiser.named_modules()]
     wanted, found = _matching(names, options.lora_layer_names), set(layers)
@@ -85,7 +95,7 @@ def _check_modules(flag: str, options: ModelOptions, denoiser_name: str, denoise
     if found != wanted:
         raise ValueError(
             f"{flag} is for {len(found)} modules of the {denoiser_name}, and --lora_layers names {len(wanted)}:"
-            f" {len(found - wanted)} of the file's are not among them, {len(wanted - found)} are missing in the file."
+            f" {len(found - wanted)} of the file's are not among them, {len(wanted - found)} are missing from the file."
             f"{_advice(names, found)}"
         )
     for name, layer in layers.items():
@@ -100,7 +110,7 @@ def _matching(names: list[str], layers: list[str]) -> set[str]:
 
 
 def _advice(names: list[str], found: set[str]) -> str:
-    """The --lora_layers that name just these modules, where a few do."""
+    """The --lora_layers that name exactly these modules, if a few names suffice."""
     ends: list[str] = []
     for name in sorted(found):
         parts = name.split(".")
@@ -111,7 +121,7 @@ def _advice(names: list[str], found: set[str]) -> str:
 
 
 def _alpha(module: str, of_module: dict[str, float], metadata: dict, rank: int) -> float:
-    """The file's alpha of a module, which is scaled by alpha / rank; the rank where the file says nothing."""
+    """The file's alpha of a module, which is scaled by alpha / rank; the rank if the file doesn't say."""
     if module in of_module:
         return of_module[module]
     if "lora_alpha" not in metadata:

@@ -1,4 +1,4 @@
-"""What all model families share: a frozen pipeline with a LoRA in its denoiser. A family is a class on top of this one.
+"""The base of all model families: a frozen pipeline with a LoRA in its denoiser. A family is a subclass.
 
 A family says which pipeline it is, how prompts become embeddings, and how its denoiser is called: see `sdxl.py`.
 """
@@ -13,6 +13,7 @@ from peft import set_peft_model_state_dict
 
 from diffusers import DiffusionPipeline
 
+from ..system.shapes import Shape
 from ..system.transfer import to_device
 from .checks import (
     build_empty,
@@ -80,7 +81,6 @@ class LatentDiffusion:
     pipeline_options: dict = {}
     inference_dtype = "float16"
     lora_file = LORA_FILE
-    options_class = ModelOptions
 
     def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
         self.options, self.device, self.dtype = options, device, dtype
@@ -239,7 +239,7 @@ class LatentDiffusion:
             self.free_encoders()
 
     def free_encoders(self) -> None:
-        """Gives back the memory of VAE and text encoders."""
+        """Frees the memory of VAE and text encoders."""
         self.pipeline.register_modules(**dict.fromkeys(self.encoder_names))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -256,7 +256,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the VAE says of images: mean and log variance of the distribution of normalised latents.
+        """Encodes images with the VAE: mean and log variance of the distribution of normalised latents.
 
         Args:
             pixel_values: uint8 (N, 3, H, W).
@@ -284,7 +284,7 @@ class LatentDiffusion:
         return sample_latents(moments, generators)
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """What the text encoders say of B prompts, by name; every tensor has B rows."""
+        """Embeddings of B prompts, by name; every tensor has B rows."""
         raise NotImplementedError
 
     def predict(
@@ -305,34 +305,35 @@ class LatentDiffusion:
         raise NotImplementedError
 
     @torch.no_grad()
-    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float):
-        """Draws one image at the training resolution.
+    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float, shape: Shape | None = None):
+        """Draws one image.
 
         Args:
             prompt: what to draw.
             seed: of the initial noise.
             steps: of the sampler.
             guidance_scale: of classifier-free guidance.
+            shape: height and width. Default: the training resolution, a square.
 
         Returns:
             A PIL image.
         """
         if self.validation_model is not None:
-            return self.validation_model.draw(prompt, seed, steps, guidance_scale)
-        resolution = self.options.resolution
+            return self.validation_model.draw(prompt, seed, steps, guidance_scale, shape)
+        height, width = shape or (self.options.resolution, self.options.resolution)
         latents = self.pipeline(
             prompt=prompt,
-            height=resolution,
-            width=resolution,
+            height=height,
+            width=width,
             num_inference_steps=steps,
             generator=torch.Generator().manual_seed(seed),
             output_type="latent",
             **self.guidance_options(guidance_scale),
             **self.call_options,
         ).images
-        side = resolution // self.vae.downscale
+        height, width = height // self.vae.downscale, width // self.vae.downscale
         # The VAE may be float32 beside a denoiser in half precision, so it decodes here and not in the pipeline.
-        image = self.vae.decode(self.pipeline.vae, self.unpack_latents(latents, side, side))
+        image = self.vae.decode(self.pipeline.vae, self.unpack_latents(latents, height, width))
         return self.pipeline.image_processor.postprocess(image.float())[0]
 
     def unpack_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -344,7 +345,7 @@ class LatentDiffusion:
         save_lora(self.pipeline_class, self.denoiser_name, self.denoiser, directory)
 
     def load_lora(self, directory: Path) -> None:
-        """Reads what `save_lora` wrote into the LoRA that is there.
+        """Reads the file of `save_lora` into the existing LoRA.
 
         Raises:
             ValueError: the file's modules are not those of this LoRA.
@@ -352,7 +353,7 @@ class LatentDiffusion:
         load_lora(self.denoiser_name, self.denoiser, directory)
 
     def start_from_initial_lora(self) -> None:
-        """Reads --init_lora_weights into the LoRA that is there.
+        """Reads --init_lora_weights into the existing LoRA.
 
         Raises:
             ValueError: see `read_initial_lora`.
@@ -395,7 +396,7 @@ class LatentDiffusion:
 
 
 def advise_tf32(vae_dtype: torch.dtype, device: torch.device, allow_tf32: bool) -> None:
-    """Says so where a VAE is to run in float32 on a GPU that could do it in TF32, several times as fast, and will not."""
+    """Advises --allow_tf32 if a VAE will run in float32 on a GPU that could use TF32, several times as fast."""
     if vae_dtype == torch.float32 and device.type == "cuda" and not allow_tf32:
         if torch.cuda.get_device_capability(device) >= (8, 0):
             logger.warning(

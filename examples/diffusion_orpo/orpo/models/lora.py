@@ -15,7 +15,7 @@ from .options import ModelOptions
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-# What decides a LoRA's output. PEFT refuses fields that it does not know yet, so no others go into the file.
+# The fields that a LoRA's output depends on. PEFT refuses fields that it does not know, so no others go into the file.
 METADATA_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
 
 
@@ -34,7 +34,7 @@ def add_lora(denoiser: torch.nn.Module, options: ModelOptions) -> None:
 
 
 def _target_modules(denoiser: torch.nn.Module, layers: list[str]) -> list[str]:
-    """Names as PEFT takes them, which knows no wildcards."""
+    """Names for PEFT, which has no wildcards."""
     return [name for layer in layers for name in (find_modules(denoiser, layer) if "*" in layer else [layer])]
 
 
@@ -61,7 +61,7 @@ def save_lora(pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Modul
 
 
 def load_lora(denoiser_name: str, denoiser: torch.nn.Module, directory: Path) -> None:
-    """Reads what `save_lora` wrote into the LoRA that is there.
+    """Reads the file of `save_lora` into the existing LoRA.
 
     Raises:
         ValueError: the file's modules are not those of this LoRA.
@@ -74,6 +74,6 @@ def load_lora(denoiser_name: str, denoiser: torch.nn.Module, directory: Path) ->
     if expected != found:
         raise ValueError(
             f"{directory} holds a LoRA for other modules than --lora_layers names:"
-            f" {len(expected - found)} tensors are missing, {len(found - expected)} are not known."
+            f" {len(expected - found)} tensors are missing, {len(found - expected)} are unknown."
         )
     set_peft_model_state_dict(denoiser, state_dict)

@@ -1,4 +1,4 @@
-"""What a LoRA's file holds, in diffusers' names, whoever wrote it; no model is needed."""
+"""Reads a LoRA's file, by whatever program it was written, into diffusers' names; no model is needed."""
 
 import hashlib
 import inspect
@@ -40,7 +40,7 @@ def read_lora_file(
     file = folder / LORA_FILE if folder.is_dir() else folder
     if file.is_file():
         with safe_open(file, "pt") as opened:
-            if any("dora_scale" in name for name in opened.keys()):  # diffusers would pass over it
+            if any("dora_scale" in name for name in opened.keys()):  # diffusers would ignore it
                 raise ValueError("it is a DoRA")
     parameters = inspect.signature(pipeline_class.lora_state_dict).parameters
     arguments = {"return_lora_metadata": True, "cache_dir": cache_dir}
@@ -53,7 +53,7 @@ def read_lora_file(
 
 
 def lora_digest(state_dict: dict[str, torch.Tensor], alphas: dict, metadata: dict) -> str:
-    """Tells a LoRA from others by all that decides what it does, and not by its name."""
+    """Identifies a LoRA by everything that decides its effect, not by its name."""
     numbers = {name: float(value) for name, value in sorted(alphas.items())}
     digest = hashlib.sha256(json.dumps([numbers, metadata], sort_keys=True, default=sorted).encode())
     for name, value in sorted(state_dict.items()):
@@ -81,10 +81,10 @@ def check_fit(flag: str, modules: set[str], denoiser: torch.nn.Module, denoiser_
         denoiser_name, model: for messages.
 
     Returns:
-        A warning where a part of the LoRA has no place in the model, or None.
+        A warning if a part of the LoRA has no place in the model, or None.
 
     Raises:
-        ValueError: none of it has.
+        ValueError: none of it fits.
     """
     unknown = sorted(modules - {name for name, _ in denoiser.named_modules()})
     if not unknown and modules:
@@ -95,4 +95,4 @@ def check_fit(flag: str, modules: set[str], denoiser: torch.nn.Module, denoiser_
     )
     if len(unknown) == len(modules):
         raise ValueError(f"{flag} does not fit the model: {found}.")
-    return f"{flag} fits only in part: {found}. The images show the rest of it, which nobody trained to stand alone."
+    return f"{flag} fits only in part: {found}. The images show only the rest, which was not trained to work alone."

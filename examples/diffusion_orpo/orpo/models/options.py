@@ -1,9 +1,10 @@
-"""What a model needs to know of the flags."""
+"""The flags that a model needs."""
 
 import argparse
 from dataclasses import dataclass, fields
 
 from ..system.messages import printable
+from ..system.shapes import Shape, parse_shapes
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class ModelOptions:
     variant: str | None = None
     cache_dir: str | None = None
     resolution: int = 1024
+    aspect_ratio_buckets: str | bool | None = None
     vae_encode_batch_size: int = 8
     # The LoRA, and the frozen weights that it is added to.
     rank: int = 4
@@ -52,6 +54,11 @@ class ModelOptions:
     def from_flags(cls, args: argparse.Namespace) -> "ModelOptions":
         """Takes the fields from the flags that a script has."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls) if field.name in args})
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Heights and widths of the images that it trains on, in pixels."""
+        return parse_shapes(self.aspect_ratio_buckets, self.resolution)
 
     @property
     def named_source(self) -> str:

@@ -1,8 +1,8 @@
 """A trained LoRA for ComfyUI, AUTOMATIC1111 and other programs that don't read diffusers' adapter metadata.
 
-U-Nets get kohya's names, `lora_unet_down_blocks_1_...`, with an `.alpha` for each module: the only ones that these programs
-all know. Transformers keep diffusers' names, which ComfyUI reads; alpha / rank is multiplied into their weights, since
-diffusers' own loaders of some families refuse an `.alpha` beside such names. So either file loads in diffusers, too.
+U-Nets get kohya's names, `lora_unet_down_blocks_1_...`, with an `.alpha` for each module: the only ones that all of these
+programs know. Transformers keep diffusers' names, which ComfyUI reads; alpha / rank is multiplied into their weights, since
+diffusers' own loaders of some families refuse an `.alpha` beside such names. So both files load in diffusers too.
 """
 
 import json
@@ -36,7 +36,7 @@ def write_for_other_programs(lora: Path, target: Path) -> None:
         state_dict = load_file(lora)
         with safe_open(lora, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except Exception as error:  # safetensors' own type, OSError, and those of json
+    except Exception as error:  # safetensors' own type, OSError, or one of json
         raise ValueError(f"{lora} can't be read as a LoRA: {printable(str(error))}") from error
     prefixes = {name.split(".")[0] for name in state_dict}
     if prefixes == {"unet"}:

@@ -1,4 +1,4 @@
-"""Prompts that are drawn again and again are encoded once: then the text encoders need not be loaded for them any more."""
+"""Prompts that are drawn repeatedly are encoded once, after which the text encoders need not be loaded for them."""
 
 from diffusers import DiffusionPipeline
 
@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 class PromptMemory:
     """Remembers what pipelines' `encode_prompt` returned. Every pipeline of diffusers calls it to draw.
 
-    What it holds is on the device: for SDXL 0.6 MB a prompt.
+    Its content is on the device: 0.6 MB per prompt for SDXL.
     """
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class PromptMemory:
         return set(prompts) <= self._prompts
 
     def attach(self, pipeline: DiffusionPipeline) -> None:
-        """Lets the pipeline encode what is not remembered, and nothing else."""
+        """Makes the pipeline encode only prompts that are not remembered."""
         encode_prompt = pipeline.encode_prompt
 
         def remembered(*args, **kwargs):

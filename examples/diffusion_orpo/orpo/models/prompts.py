@@ -1,4 +1,4 @@
-"""Prompts on their way into text encoders, and what is said of those that are cut."""
+"""Tokens for text encoders, and the warning about prompts that are truncated."""
 
 import logging
 
@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class FirstTruncation(logging.Filter):
-    """Lets it be said once, and not at every step, that a prompt is cut which is longer than the tokenizer takes.
+    """Reports only the first prompt that is truncated, not one at every step.
 
-    The tokenizer's own warning is not let through: it expects errors of the uncut prompt, which no encoder sees.
+    The tokenizer's own warning is dropped: it warns of errors with the full prompt, which no encoder sees.
     """
 
     seen = False
@@ -33,7 +33,7 @@ first_truncation = FirstTruncation()
 
 
 def report_first_truncation(*loggers: str) -> None:
-    """Keeps these loggers, and those of tokenizers, from reporting more than the first prompt that is cut."""
+    """Keeps these loggers, and those of tokenizers, from reporting more than the first truncated prompt."""
     for name in (__name__, "transformers.tokenization_utils_base", *loggers):
         logging.getLogger(name).addFilter(first_truncation)
 

@@ -1,8 +1,8 @@
 """Frozen base weights in 8 or 4 bits, by bitsandbytes through diffusers' quantization config.
 
 PEFT's `prepare_model_for_kbit_training`, which diffusers' scripts call here, is left out. It freezes the base, which is
-frozen already; it makes inputs need gradients for checkpointing that is reentrant, and diffusers' is not; and it casts what
-stays in half precision (norms, biases, convolutions) to float32. These weights were rounded when they were loaded, autocast
+frozen already; it makes inputs need gradients for checkpointing that is reentrant, and diffusers' is not; and it casts the
+parts that stay in half precision (norms, biases, convolutions) to float32. These weights were rounded when they were loaded, autocast
 computes norms in float32 in any case, and SDXL's would take 0.6 GiB more.
 """
 
@@ -17,7 +17,7 @@ from .options import ModelOptions
 
 
 def quantization_options(options: ModelOptions, denoiser_name: str, dtype: torch.dtype) -> dict:
-    """What a pipeline's `from_pretrained` needs to load its denoiser's linear layers quantized.
+    """Arguments of a pipeline's `from_pretrained` that load its denoiser's linear layers quantized.
 
     Args:
         options: of the model; `quantize_base` is "8bit" (LLM.int8, arXiv 2208.07339) or "nf4" (QLoRA's normal float with
@@ -26,7 +26,7 @@ def quantization_options(options: ModelOptions, denoiser_name: str, dtype: torch
         dtype: that quantized weights are multiplied in, and of all that is not quantized.
 
     Returns:
-        Arguments for `from_pretrained`, none where nothing is to be quantized.
+        Arguments for `from_pretrained`; empty if nothing is quantized.
 
     Raises:
         ImportError: bitsandbytes is not installed.

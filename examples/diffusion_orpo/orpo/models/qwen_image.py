@@ -59,7 +59,7 @@ class QwenImage(LatentDiffusion):
         prompt_embeds, mask = self.pipeline.encode_prompt(
             prompts, device=self.device, max_sequence_length=self.options.max_sequence_length
         )
-        if mask is None:  # the pipeline's word for prompts of one length
+        if mask is None:  # the pipeline returns None for prompts of one length
             mask = torch.ones(prompt_embeds.shape[:2], dtype=torch.long, device=self.device)
         missing = self.options.max_sequence_length - mask.shape[1]
         return {

@@ -1,10 +1,11 @@
-"""The model families there are, each registered once: what is known of them without loading torch or diffusers."""
+"""The model families, each registered once, as far as they are known without loading torch or diffusers."""
 
 import argparse
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from ..system.flags import Flag, FlagGroup
+from ..system.shapes import name_of, shapes_from_flags
 from .flags import DDPM_FLAGS, FLOW_MATCHING_FLAGS, GUIDANCE_SCALE, MODEL, max_sequence_length
 
 
@@ -38,7 +39,7 @@ class Family:
 
     @property
     def flags(self) -> list[FlagGroup]:
-        """Of the model, and of what it does with noise."""
+        """Of the model and of its noise process."""
         return [MODEL, FlagGroup(MODEL.title, self.more_flags), self.noise_flags]
 
     @property
@@ -51,6 +52,16 @@ class Family:
         """Stops with a message where the family can't do what the flags say."""
         if args.resolution % self.resolution_step != 0:
             parser.error(f"--resolution must be a multiple of {self.resolution_step}; got {args.resolution}.")
+        try:
+            shapes = shapes_from_flags(args)
+        except ValueError as error:
+            parser.error(str(error))
+        wrong = [name_of(shape) for shape in shapes if any(side % self.resolution_step for side in shape)]
+        if wrong:
+            parser.error(
+                f"--aspect_ratio_buckets: sides must be multiples of {self.resolution_step} for {self.name}, and"
+                f" {', '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not."
+            )
         if args.quantize_base is not None and args.bnb_quantization_config_path is not None:
             parser.error(
                 "--quantize_base and --bnb_quantization_config_path quantize the same weights: give one of them."

@@ -6,6 +6,7 @@ import torch
 
 from diffusers import StableDiffusion3Pipeline
 
+from ..system.shapes import name_of
 from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
 from .registry import SD3
@@ -26,6 +27,17 @@ class StableDiffusion3(LatentDiffusion):
         version = "sd3.5" if "3.5" in self.options.pretrained_model_name_or_path else "sd3"
         return version, f"{version}-diffusers"
 
+    def check_denoiser(self, config: dict) -> None:
+        super().check_denoiser(config)
+        longest = config["pos_embed_max_size"] * config["patch_size"] * self.vae.downscale
+        wrong = [name_of(shape) for shape in self.options.shapes if max(shape) > longest]
+        if wrong:
+            flag = "aspect_ratio_buckets" if self.options.aspect_ratio_buckets else "resolution"
+            raise ValueError(
+                f"--{flag}: {', '.join(wrong)} can't be trained at: {self.options.pretrained_model_name_or_path} knows positions"
+                f" in an image up to {longest} pixels a side."
+            )
+
     @property
     def call_options(self) -> dict:
         return {"max_sequence_length": self.options.max_sequence_length}
@@ -40,7 +52,7 @@ class StableDiffusion3(LatentDiffusion):
 
     def _load_pipeline(self, **modules) -> None:
         super()._load_pipeline(**modules)
-        if self.denoiser is not None:  # what --compile compiles; diffusers names the blocks of its other models
+        if self.denoiser is not None:  # for --compile; diffusers itself names the blocks of its other models
             self.denoiser._repeated_blocks = ["JointTransformerBlock"]
         elif self.absent_modules:  # the pipeline asks its denoiser how wide T5's hidden states, zeros here, would be
             self.pipeline.transformer = SimpleNamespace(config=self.empty_denoiser.config)

@@ -38,7 +38,8 @@ class StableDiffusionXL(LatentDiffusion):
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
     ) -> torch.Tensor:
         # Each image keeps its own original size and crop: (height, width, top, left, target height, target width).
-        target_sizes = torch.full_like(batch["original_sizes"], self.options.resolution)
+        target_size = [side * self.vae.downscale for side in noisy_latents.shape[2:]]
+        target_sizes = torch.tensor(target_size).expand_as(batch["original_sizes"])
         time_ids = torch.cat([batch["original_sizes"], batch["crop_top_lefts"], target_sizes], dim=1)
         added_conditions = {
             "text_embeds": embeds["pooled_prompt_embeds"].repeat(2, 1),

@@ -89,7 +89,7 @@ class Vae:
         mean, log_variance = self.moments(module, images).float().chunk(2, dim=1)
         shift, scale = self.statistics(module)
         log_scale = scale.log() if torch.is_tensor(scale) else math.log(scale)
-        log_variance = log_variance.clamp(-30, 20) - 2 * log_scale  # diffusers' limits, of latents as they come
+        log_variance = log_variance.clamp(-30, 20) - 2 * log_scale  # diffusers' limits, for raw latents
         return torch.cat([(mean - shift) / scale, log_variance], dim=1).to(module.dtype)
 
     def decode(self, module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:

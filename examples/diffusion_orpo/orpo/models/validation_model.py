@@ -14,7 +14,7 @@ from .options import ModelOptions
 
 
 def validation_options(options: ModelOptions) -> ModelOptions:
-    """The options of the model that draws: those of the one that trains, but for what belongs to that checkpoint alone."""
+    """The options of the model that draws: those of the one that trains, except those that belong to its checkpoint."""
     return replace(
         options,
         pretrained_model_name_or_path=options.validation_model_path,

@@ -1,4 +1,4 @@
-"""Published checkpoints of other libraries' layouts, as transformers' modules: open_clip, BLIP, linear heads."""
+"""Loads published checkpoints with other libraries' layouts into transformers' modules: open_clip, BLIP, linear heads."""
 
 import math
 import re
@@ -72,7 +72,7 @@ BLIP_NAMES = (
 
 
 def load_blip_vision(weights: dict[str, torch.Tensor]) -> BlipVisionModel:
-    """The ViT of salesforce/BLIP: 64 channels a head, epsilon 1e-6, and sizes that the weights tell."""
+    """The ViT of salesforce/BLIP: 64 channels per head, epsilon 1e-6, and sizes that follow from the weights."""
     hidden_size, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
     patches = weights["pos_embed"].shape[1] - 1
     model = BlipVisionModel(

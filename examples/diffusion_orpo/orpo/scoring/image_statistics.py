@@ -1,4 +1,4 @@
-"""How over-optimised LoRAs show: colours too strong, and detail that is too crisp or gone.
+"""Signs of an over-optimised LoRA: colours that are too strong, detail that is too crisp or gone.
 
 The functions take images as a scorer does. They say what an image is like, not how good it is: no value is best.
 """
@@ -42,7 +42,7 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     return np.asarray(image.convert(mode), dtype=np.float64) / 255
 
 
-# What is said of a LoRA whose images moved: name, function, words for more and for less.
+# Of each statistic: the function, and the sentences for a LoRA that has more of it and less.
 STATISTICS = {
     "saturation": (saturation, "Colours are much stronger than the base's", "Colours are much paler than the base's"),
     "high_frequency": (

@@ -36,8 +36,8 @@ class LabelJudge:
             pairs: at least one.
 
         Returns:
-            How many `pairs` there are; of each of the `scorers` the share of pairs on which it agrees with the label (a
-            tie counts half), with a 95 % interval; and the shares on which `all_agree`, and `none_agrees`.
+            `pairs`, their number; `scorers`, with the share of pairs on which each agrees with the label (a tie counts
+            half) and its 95 % interval; `all_agree` and `none_agrees`, the shares of pairs on which they do.
 
         Raises:
             ValueError: a scorer fails, or a score is not finite.
@@ -65,7 +65,7 @@ class LabelJudge:
 
 
 def interval(won: np.ndarray, prompts: list[str]) -> tuple[float, float]:
-    """95 % interval of the mean of `won` (pairs,), by drawing prompts anew, each with all of its pairs.
+    """95 % interval of the mean of `won` (pairs,), by resampling prompts, each with all of its pairs.
 
     Pairs of one prompt are not independent of each other.
     """
@@ -76,7 +76,7 @@ def interval(won: np.ndarray, prompts: list[str]) -> tuple[float, float]:
         draws = rng.integers(len(counts), size=(AT_ONCE, len(counts)))
         means.append(sums[draws].sum(axis=1) / counts[draws].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [LOW, HIGH])
-    # With no pair to the contrary, every resample looks the same: the exact binomial interval says what may be missed.
+    # If all pairs agree, every resample looks the same: the exact binomial interval says what may have been missed.
     if (won == 1).all():
         low = LOW ** (1 / len(counts))
     if (won == 0).all():

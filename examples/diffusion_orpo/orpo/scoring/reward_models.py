@@ -88,7 +88,7 @@ class ClipSimilarity:
     Attributes:
         model: a CLIP.
         tokenizer: its own; prompts are cut to 77 tokens.
-        prepare: (images, size) -> pixels, what the authors do to an image.
+        prepare: (images, size) -> pixels, the authors' preprocessing.
         scale: of the score.
     """
 
@@ -133,7 +133,7 @@ def load_hpsv2(device) -> ClipSimilarity:
 
 @dataclass
 class Aesthetic:
-    """A linear head on the normalized image embedding of CLIP ViT-L/14; the prompt plays no part."""
+    """A linear head on the normalized image embedding of CLIP ViT-L/14; the prompt is ignored."""
 
     clip: CLIPVisionModelWithProjection
     head: nn.Sequential
@@ -195,7 +195,7 @@ def load_image_reward(device) -> ImageReward:
         BlipTextConfig(
             **{name: text_config[name] for name in names},
             encoder_hidden_size=vision.config.hidden_size,
-            is_decoder=True,  # gives it the layers that look at the image; `forward` masks nothing all the same
+            is_decoder=True,  # gives it the layers that look at the image; `forward` still masks nothing
         ),
         add_pooling_layer=False,
     )
@@ -207,7 +207,7 @@ def load_image_reward(device) -> ImageReward:
     return ImageReward(vision.to(device).eval(), text.to(device).eval(), tokenizer, head.to(device))
 
 
-# Name: how it is loaded, and what of the Hub it needs, as `hf download` takes it.
+# Name: how it is loaded, and which files of the Hub it needs, as `hf download` takes them.
 TOKENIZER = '--include "*.json"'
 REWARD_MODELS = {
     "pickscore": (load_pickscore, ("yuvalkirstain/PickScore_v1", f"{CLIP_H} {TOKENIZER}")),

@@ -1,4 +1,4 @@
-"""What judges images: callables that take images and their prompts and return a score each, the higher the better.
+"""Judges of images: callables that take images and their prompts and return a score for each, the higher the better.
 
     def my_scorer(images: list[PIL.Image.Image], prompts: list[str]) -> list[float]: ...
 
@@ -31,7 +31,7 @@ def load_scorer(name: str, device: torch.device | str) -> Scorer:
         device: where a built-in scorer runs.
 
     Raises:
-        ValueError: there is no such scorer, or its weights can't be had; says what to do.
+        ValueError: there is no such scorer, or its weights can't be loaded; says what to do.
     """
     if name in STATISTICS:
         return STATISTICS[name][0]
@@ -39,15 +39,15 @@ def load_scorer(name: str, device: torch.device | str) -> Scorer:
         load, repositories = REWARD_MODELS[name]
         try:
             return load(device)
-        except (OSError, ValueError) as error:  # what transformers and huggingface_hub raise where a file is missing
+        except (OSError, ValueError) as error:  # raised by transformers and huggingface_hub for a missing file
             commands = ", ".join(f"`hf download {repository}`" for repository in repositories)
             raise ValueError(
-                f"Scorer {name}: its weights can't be had. They come from the Hub by themselves; {commands} fetches them"
-                f" beforehand, for a machine without a network. The reason: {error}"
+                f"Scorer {name}: its weights can't be loaded. They are downloaded from the Hub when needed; for a machine without"
+                f" a network, fetch them beforehand with {commands}. The reason: {error}"
             ) from error
     if ":" not in name:
         raise ValueError(
-            f"Scorer {name!r} is not known. Built in are {', '.join(BUILT_IN)}; name one of your own as"
+            f"Unknown scorer {name!r}. Built in are {', '.join(BUILT_IN)}; name your own as"
             " my_module:my_function or path/to/file.py:my_function."
         )
     return _import_scorer(name)
@@ -69,11 +69,11 @@ def score_images(name: str, scorer: Scorer, images: list[Image], prompts: list[s
 
 
 def check_scorer(name: str, resolution: int) -> None:
-    """Loads a scorer, and lets it score two grey images, so that what is missing or broken is known at the start.
+    """Loads a scorer, and lets it score two grey images, so that anything missing or broken is found at the start.
 
     Args:
         name: of the scorer.
-        resolution: pixels a side, as the images to come.
+        resolution: pixels per side of the images that it will get.
 
     Raises:
         ValueError: the scorer can't be used.

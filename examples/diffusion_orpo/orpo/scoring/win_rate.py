@@ -34,7 +34,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """How the LoRA scores: "higher" or "lower" where the interval of the win rate leaves one half out."""
+        """How the LoRA scores: "higher" or "lower" if the interval of the win rate excludes one half."""
         if self.win_rate_low > 0.5:
             return "higher"
         return "lower" if self.win_rate_high < 0.5 else "undecided"
@@ -53,7 +53,7 @@ def compare_scores(base: np.ndarray, lora: np.ndarray) -> Comparison:
     won = (np.sign(difference) + 1) / 2
     wins_per_prompt = won.mean(axis=1)
     win_rate_low, win_rate_high = bootstrap_interval(wins_per_prompt)
-    # With no prompt to the contrary, every resample looks the same: the exact binomial interval says what may be missed.
+    # If all prompts agree, every resample looks the same: the exact binomial interval allows for what they may miss.
     if (won == 1).all():
         win_rate_low = LOW ** (1 / len(won))
     if (won == 0).all():

@@ -6,7 +6,7 @@ chosen by seed, epoch and the bad sample's number, so that it is the same howeve
 read afresh, which costs opening a shard.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -51,10 +51,10 @@ def decode(shards: Shards, transform: PairTransform, arrival: Arrival, seed: int
         if arrival.members is None:
             raise BadPair("unreadable", "the shard ends or is cut off before it")
         if shards.encoding is not None:
-            sample = read_encoded(shards.encoding, arrival.members, seed)
+            sample = read_encoded(shards.encoding, arrival.members, arrival.bucket, seed)
         else:
             pair = to_pair(arrival.members)
-            sample = pair and transform(pair, seed, where)
+            sample = pair and transform(pair, arrival.bucket, seed, where)
         if sample is None:
             raise BadPair("unlisted tie", "it is a tie that the manifest does not list")
         return sample
@@ -71,12 +71,14 @@ class PairDecoder(Dataset):
     Attributes:
         shards: all of them.
         pairs: the places of the pairs to train on, for each shard.
+        buckets: the numbers of the samples' shapes, for each shard.
         transform: for the images, where the shards hold any.
         seed: of transform and noise.
     """
 
     shards: Shards
     pairs: list[np.ndarray]
+    buckets: list[np.ndarray]
     transform: PairTransform
     seed: int
 
@@ -89,13 +91,18 @@ class PairDecoder(Dataset):
             return self._stand_in(arrival, index, seed), Problem(arrival.epoch, arrival.shard, arrival.ordinal, bad)
 
     def _stand_in(self, arrival: Arrival, index: int, seed: int) -> dict:
-        candidates = [shard for shard, ordinals in enumerate(self.pairs) if len(ordinals)]
+        """Another pair in the same shape: images of any, encodings of the same bucket."""
+        pairs = self.pairs
+        if self.shards.encoding is not None:
+            pairs = [places[of_shard[places] == arrival.bucket] for places, of_shard in zip(pairs, self.buckets)]
+        candidates = [shard for shard, ordinals in enumerate(pairs) if len(ordinals)]
         rng = np.random.default_rng((self.seed, arrival.epoch, index, len(candidates)))
         for _ in range(TRIES):
             shard = int(rng.choice(candidates))
-            run = Run(shard, rng.choice(self.pairs[shard][:FIRST], size=1))
+            run = Run(shard, rng.choice(pairs[shard][:FIRST], size=1))
+            other = replace(next(read_run(self.shards, arrival.epoch, run)), bucket=arrival.bucket)
             try:
-                return decode(self.shards, self.transform, next(read_run(self.shards, arrival.epoch, run)), seed)
+                return decode(self.shards, self.transform, other, seed)
             except BadPair:
                 continue
         raise ValueError(

@@ -2,7 +2,7 @@
 
 `encoded.safetensors` holds `moments_0` and `moments_1` (2C, h, w), mean and log variance of each image's latents;
 `original_sizes` and `crop_top_lefts` (2, 2); and the prompt's embeddings as `embeds.*`. All samples of a split have the same
-dtypes and shapes, which its manifest lists, so that anything else is known to be bad.
+dtypes, and all of a bucket the same shapes, which its manifest lists, so that anything else is known to be bad.
 """
 
 import torch
@@ -19,12 +19,13 @@ MEMBER = "encoded.safetensors"
 MAX_SIDE = 1 << 24  # of an original image, and of a crop's offset; float32 represents every integer up to here
 
 
-def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> dict | None:
+def read_encoded(encoding: Encoding, members: dict[str, bytes], bucket: int, seed: int) -> dict | None:
     """Reads an encoded sample, as `collate_pairs` takes it; None for a tie.
 
     Args:
         encoding: the manifest's entry.
         members: as `walk_samples` gives them.
+        bucket: number of its shape.
         seed: of the noise.
 
     Raises:
@@ -38,13 +39,12 @@ def read_encoded(encoding: Encoding, members: dict[str, bytes], seed: int) -> di
     except Exception as error:  # SafetensorError, and KeyError for a dtype that torch does not know
         raise BadPair("bad encoding", printable(str(error))) from error
     found = {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if found != encoding.tensors:
-        name = next(
-            name for name in sorted(found.keys() | encoding.tensors) if found.get(name) != encoding.tensors.get(name)
-        )
+    expected = encoding.tensors_of(bucket)
+    if found != expected:
+        name = next(name for name in sorted(found.keys() | expected) if found.get(name) != expected.get(name))
         raise BadPair(
             "bad encoding",
-            f"{printable(name)} is {found.get(name, 'missing')}, the manifest says {encoding.tensors.get(name, 'nothing')}",
+            f"{printable(name)} is {found.get(name, 'missing')}, the manifest says {expected.get(name, 'nothing')}",
         )
     for name, tensor in tensors.items():
         if tensor.is_floating_point():

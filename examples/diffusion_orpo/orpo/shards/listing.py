@@ -1,4 +1,4 @@
-"""Which shards there are, how many samples each holds, and which of these are ties: by manifest, or by a look at each."""
+"""Lists shards, how many samples each holds, and which of these are ties: from the manifest, or by reading each shard."""
 
 import glob
 import json
@@ -20,12 +20,13 @@ from .encoded_sample import MEMBER
 from .manifest import MANIFEST, Encoding, read_encodings
 from .opening import is_remote, open_url, shard_name
 from .sample import IMAGES, LABEL, PROMPT
+from .sizes import find_sizes, unpack_sizes
 from .ties import find_ties
 
 
 logger = logging.getLogger(__name__)
 
-MAX_SHARD_SAMPLES = 10**7  # far more than a shard holds; what a manifest says decides how much memory is taken
+MAX_SHARD_SAMPLES = 10**7  # far more than a shard holds; the manifest's number decides how much memory is taken
 COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 
@@ -38,15 +39,17 @@ class Shards:
         counts: samples in each.
         ties: places of the ties in each; empty where there are none.
         encoding: of all samples; None where they hold images.
+        sizes: of each shard's samples the heights and widths of both images (samples, 4); empty where they don't matter.
     """
 
     urls: tuple[str, ...]
     counts: np.ndarray
     ties: tuple[np.ndarray, ...] = ()
     encoding: Encoding | None = None
+    sizes: tuple[np.ndarray, ...] = ()
 
     def pairs(self) -> list[np.ndarray]:
-        """Of each shard, the places of the samples that are not ties."""
+        """The places of the samples that are not ties, for each shard."""
         ties = self.ties or [()] * len(self.counts)
         return [np.setdiff1d(np.arange(count), of_shard) for count, of_shard in zip(self.counts, ties)]
 
@@ -55,7 +58,7 @@ class Shards:
         return sum(map(len, self.ties))
 
     def where(self, shard: int, ordinal: int, members: dict | None) -> str:
-        """Names a sample in messages: by its key, or by its place where it can't be read."""
+        """Names a sample in messages: by its key, or by its place if it can't be read."""
         return f"{without_secrets(self.urls[shard])}, {printable(str(members['__key__'])) if members else f'sample {ordinal}'}"
 
 
@@ -65,7 +68,7 @@ def first_pairs(
     """Splits the pairs of shards, given by their places in each, into the first ones, held out, and those to train on.
 
     Args:
-        pairs: of `Shards.pairs`.
+        pairs: from `Shards.pairs`.
         num_held_out: how many to hold out.
         max_pairs: how many to train on, at most; None for all.
     """
@@ -78,32 +81,37 @@ def first_pairs(
 
 @dataclass(frozen=True)
 class Listed:
-    """What a manifest says of a shard.
+    """A manifest's entry for a shard.
 
     Attributes:
         samples: in it.
         ties: places of the ties; None where the manifest does not say.
         sha256: of the file, where the manifest says so.
         encoding: of its samples; None where they hold images.
+        sizes: of the samples' images; None where the manifest does not say.
     """
 
     samples: int
     ties: list[int] | None = None
     sha256: str | None = None
     encoding: Encoding | None = None
+    sizes: np.ndarray | None = None
 
 
-def find_shards(patterns: list[str], num_samples: int | None = None, cache_dir: str | None = None) -> Shards:
+def find_shards(
+    patterns: list[str], num_samples: int | None = None, cache_dir: str | None = None, with_sizes: bool = False
+) -> Shards:
     """Lists the shards and what is in them, by the manifest beside them; without one, by reading every shard once.
 
     Args:
         patterns: folders, paths with braces or wildcards, `s3://` and `https://` URLs with braces, `pipe:` commands.
-        num_samples: what the caller believes there are.
-        cache_dir: where it is kept what a look at a shard has found; None for the folder of `datasets`.
+        num_samples: the number that the caller expects.
+        cache_dir: keeps the results of reading shards; None for the folder of `datasets`.
+        with_sizes: whether the sizes of images are asked for.
 
     Raises:
-        ValueError: nothing is there, a shard is named twice or is not in the manifest, shards of several kinds are
-            mixed, or there are not `num_samples`.
+        ValueError: there are no shards, one is named twice or is not in the manifest, shards of several kinds are mixed,
+            or the number of samples is not `num_samples`.
         OSError: a URL can't be read, or a command fails.
     """
     urls = tuple(url for pattern in patterns for url in _expand(pattern))
@@ -121,11 +129,12 @@ def find_shards(patterns: list[str], num_samples: int | None = None, cache_dir: 
             f"{without_secrets(urls[0])} and {without_secrets(urls[odd])} hold different things: images, or encodings"
             " of different models or settings. Train from one kind."
         )
-    return Shards(urls, np.array(counts), tuple(ties), encodings[0])
+    sizes = _sizes(urls, listed, counts, cache_dir) if with_sizes else ()
+    return Shards(urls, np.array(counts), tuple(ties), encodings[0], sizes)
 
 
 def _counts_and_ties(urls: tuple[str, ...], listed: list[Listed | None], cache_dir: str | None) -> tuple[list, list]:
-    """Samples and ties of each shard. A shard of which no manifest tells both is read."""
+    """Samples and ties of each shard. A shard is read unless a manifest gives both."""
     unknown = sum(entry is None or entry.ties is None for entry in listed)
     if unknown:
         logger.warning(
@@ -144,13 +153,36 @@ def _counts_and_ties(urls: tuple[str, ...], listed: list[Listed | None], cache_d
     return counts, ties
 
 
+def _sizes(
+    urls: tuple[str, ...], listed: list[Listed | None], counts: list[int], cache_dir: str | None
+) -> tuple[np.ndarray, ...]:
+    """Sizes of each shard's images. A shard of which no manifest tells them is read."""
+    unknown = sum(entry is None or entry.sizes is None for entry in listed)
+    if unknown and listed[0] and listed[0].encoding:
+        raise ValueError(
+            "--aspect_ratio_buckets, --max_crop: these encoded shards don't say how large their images were. Encode them"
+            " again: convert_to_webdataset.py --encode."
+        )
+    if unknown:
+        logger.warning(
+            f"No manifest says how large the images of {unknown} shards are: each is read once, and the answer is kept."
+        )
+    sizes = []
+    for url, entry, count in tqdm(list(zip(urls, listed, counts)), desc="Measuring images", disable=not unknown):
+        sizes.append(find_sizes(url, count, cache_dir) if entry is None or entry.sizes is None else entry.sizes)
+    return tuple(sizes)
+
+
 def _same_encoding(a: Encoding | None, b: Encoding | None) -> bool:
-    """Whether samples of both may stand in one batch. Libraries may differ."""
-    return a is b or (a is not None and b is not None and (a.identity, a.tensors) == (b.identity, b.tensors))
+    """Whether samples of both may be in one batch. Libraries may differ."""
+    if a is None or b is None:
+        return a is b
+    # Of a square's shape there is one, which is among `tensors`; of buckets' shapes, any sample's.
+    return (a.identity, a.moments, a.tensors_of(0)) == (b.identity, b.moments, b.tensors_of(0))
 
 
 def _refuse_repeated(urls: tuple[str, ...], listed: list[Listed | None]) -> None:
-    """Stops where a shard is named twice, or a copy of it: its pairs would count twice.
+    """Stops if a shard, or a copy of it, is named twice: its pairs would count twice.
 
     Raises:
         ValueError: names both.
@@ -212,10 +244,10 @@ def _refuse_compressed(pattern: str, paths: Iterable[str]) -> None:
 
 
 def _listed(urls: tuple[str, ...]) -> list[Listed | None]:
-    """What the manifests beside the shards say of each; None where there is no manifest.
+    """The entry of each shard in the manifest beside it; None where there is no manifest.
 
     Raises:
-        ValueError: a manifest can't be read as one, or does not list a shard that lies beside it.
+        ValueError: a manifest is malformed, or does not list a shard that is beside it.
     """
     manifests = {manifest_url: read_listing(manifest_url) for manifest_url in dict.fromkeys(map(_manifest_url, urls))}
     listed = []
@@ -232,13 +264,13 @@ def _listed(urls: tuple[str, ...]) -> list[Listed | None]:
 
 
 def _manifest_url(url: str) -> str:
-    """Where the manifest lies if there is one: beside the shard, in the same words."""
+    """Where the manifest is, if there is one: beside the shard, addressed in the same way."""
     before, _, after = url.rpartition(shard_name(url))
     return f"{before}{MANIFEST}{after}"
 
 
 def read_listing(manifest_url: str) -> dict[str, Listed] | None:
-    """What a manifest, of this converter or another one, says of each shard, by the shard's name; None if there is none.
+    """The entries of a manifest, from this converter or another one, by the shard's name; None if there is none.
 
     Raises:
         ValueError: it is not a manifest of shards.
@@ -249,7 +281,7 @@ def read_listing(manifest_url: str) -> dict[str, Listed] | None:
             if isinstance(stream, Pipe):
                 stream.wait_for_child()
     except OSError as error:
-        logger.warning(f"No manifest can be had ({error}): every shard is read once to count its samples.")
+        logger.warning(f"No manifest can be read ({error}): every shard is read once to count its samples.")
         return None
     try:
         entries = json.loads(content)
@@ -273,4 +305,14 @@ def _read_entry(shard: dict, encodings: dict[str, Encoding]) -> Listed:
     digest = shard.get("sha256")
     if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{name} has the checksum {printable(repr(digest))}")
-    return Listed(samples, ties, digest, encodings.get(shard.get("split")))
+    return Listed(samples, ties, digest, encodings.get(shard.get("split")), _read_sizes(shard, name))
+
+
+def _read_sizes(shard: dict, name: str) -> np.ndarray | None:
+    """The images' sizes, where the manifest has them."""
+    if shard.get("sizes") is None:
+        return None
+    sizes = unpack_sizes(shard["sizes"])
+    if len(sizes) != shard["samples"]:
+        raise ValueError(f"{name} has sizes of {len(sizes)} samples")
+    return sizes

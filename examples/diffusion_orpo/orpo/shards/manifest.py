@@ -1,4 +1,4 @@
-"""The manifest: what a folder of shards holds, on this machine or on S3. And how files get there whole."""
+"""The manifest lists the content of a folder of shards, on this machine or on S3. And how files get there whole."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pyarrow.fs import FileType, LocalFileSystem, S3FileSystem, SubTreeFileSystem
 
+from ..system import durable
 from ..system.checksums import sha256_of
 from ..system.messages import printable
 from ..system.redaction import without_secrets
@@ -53,8 +54,9 @@ class Shard:
         labels: good rows by who is preferred, `jpg_0`, `jpg_1` or `tie`; ties count here even where they were dropped;
             and `low_agreement`, where some were, which always are.
         source: the rows that it was made from, in order.
-        bad_rows: those among them that are in no count of `labels`.
-        ties: places of the ties among the samples; None in manifests of earlier versions, which don't say.
+        bad_rows: those among them that `labels` does not count.
+        ties: places of the ties among the samples; None in manifests of earlier versions, which don't record them.
+        sizes: of the samples' images, as `pack_sizes` makes it; None in manifests of earlier versions.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Shard:
     source: list[Source]
     bad_rows: list[BadRow]
     ties: list[int] | None = None
+    sizes: list[str] | None = None
 
     @classmethod
     def from_dict(cls, entry: dict) -> "Shard":
@@ -77,17 +80,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the samples of a split hold in place of images and embeddings of their prompts.
+    """Encoded content of a split's samples, in place of images and prompts.
 
     Attributes:
-        identity: what decides them: VAE, text encoders, resolution, precision.
+        identity: everything that they depend on: VAE, text encoders, resolution, precision.
         libraries: versions that made them.
-        tensors: those of a sample, by name: dtype and shape.
+        tensors: dtype and shape of each of a sample's tensors, by name.
+        moments: shapes of its moments, one for each aspect-ratio bucket; empty where there is a square alone.
     """
 
     identity: dict[str, str]
     libraries: dict[str, str]
     tensors: dict[str, tuple[str, tuple[int, ...]]]
+    moments: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def from_dict(cls, entry: dict) -> "Encoding":
@@ -102,7 +107,17 @@ class Encoding:
         for name, (dtype, shape) in tensors.items():
             if dtype not in DTYPES and name not in sizes or not all(type(n) is int and n > 0 for n in shape):
                 raise ValueError(f"the encoding's {printable(name)} is of {printable(repr((dtype, shape)))}")
-        return cls(entry["identity"], entry["libraries"], tensors)
+        moments_of_buckets = tuple(tuple(shape) for shape in entry.get("moments", ()))
+        if not all(len(shape) == 3 and all(type(n) is int and n > 0 for n in shape) for shape in moments_of_buckets):
+            raise ValueError(f"the encoding's moments are {printable(repr(moments_of_buckets))}")
+        return cls(entry["identity"], entry["libraries"], tensors, moments_of_buckets)
+
+    def tensors_of(self, bucket: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What a sample of a bucket must hold."""
+        if not self.moments:
+            return self.tensors
+        dtype = self.tensors["moments_0"][0]
+        return self.tensors | dict.fromkeys(("moments_0", "moments_1"), (dtype, self.moments[bucket]))
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,7 @@ class Manifest:
 
     Attributes:
         shards: ordered by split and name.
-        plans: for each split the fingerprint of the plan that its shards follow, so that no two plans get mixed.
+        plans: the fingerprint of each split's plan, so that no two plans get mixed.
         encodings: of those splits that hold encoded samples.
     """
 
@@ -163,17 +178,13 @@ def written_whole(folder: SubTreeFileSystem, name: str, work_dir: str | None = N
         work_dir: where files wait for their upload. Default: the system's temporary folder.
     """
     if is_local(folder):
-        partial = Path(folder.base_path, f".{name}.partial")
-    else:
-        partial = Path(work_dir or tempfile.gettempdir(), f".{folder.base_path}{name}.partial".replace("/", "-"))
+        with durable.written_whole(Path(folder.base_path, name)) as partial:
+            yield partial
+        return
+    partial = Path(work_dir or tempfile.gettempdir(), f".{folder.base_path}{name}.partial".replace("/", "-"))
     try:
         yield partial
-        if is_local(folder):
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, Path(folder.base_path, name))
-        else:
-            _upload(partial, folder, name)
+        _upload(partial, folder, name)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -186,7 +197,7 @@ def _upload(path: Path, folder: SubTreeFileSystem, name: str) -> None:
             shutil.copyfileobj(source, target, CHUNK_BYTES)
             target.close()
         except BaseException:
-            target.close()  # Arrow knows no abort: closing publishes what there is
+            target.close()  # Arrow has no abort: closing publishes what there is
             folder.delete_file(name)
             raise
 
@@ -198,12 +209,12 @@ def read_manifest(url: str) -> Manifest:
         url: local folder, or s3://bucket/prefix.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         ValueError: it is not a manifest, or of another version.
     """
     folder = open_folder(url)
     if folder.get_file_info(MANIFEST).type == FileType.NotFound:
-        raise FileNotFoundError(f"{url} has no {MANIFEST}: make its shards with convert_to_webdataset.py, to the end.")
+        raise FileNotFoundError(f"{url} has no {MANIFEST}: run convert_to_webdataset.py to the end to make it.")
     with folder.open_input_stream(MANIFEST) as file:
         content = file.read()
     try:
@@ -215,7 +226,7 @@ def read_manifest(url: str) -> Manifest:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{url}/{MANIFEST} can't be read ({printable(repr(error))}): convert the data set anew."
+            f"{url}/{MANIFEST} can't be read ({printable(repr(error))}): convert the data set again."
         ) from error
 
 
@@ -223,7 +234,7 @@ def read_encodings(entries: dict) -> dict[str, Encoding]:
     """The encodings in a manifest's entries, by split.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: they are none.
+        KeyError, TypeError, ValueError, AttributeError: they are malformed.
     """
     return {split: Encoding.from_dict(entry) for split, entry in entries.get("encodings", {}).items()}
 
@@ -238,7 +249,7 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 
 
 def find_damage(folder: SubTreeFileSystem, shard: Shard) -> str | None:
-    """Reads a shard to its end and says what is wrong with it: missing, another size or another content; else None."""
+    """Reads a shard to its end and says what is wrong with it: missing, wrong size or wrong content; else None."""
     info = folder.get_file_info(shard.name)
     if info.type != FileType.File:
         return f"{shard.name} is missing"

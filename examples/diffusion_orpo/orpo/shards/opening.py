@@ -1,4 +1,4 @@
-"""Where a shard's bytes come from: a file, a URL that `curl` or `aws` reads, or the output of a command."""
+"""Opens a shard: a file, a URL that `curl` or `aws` reads, or the output of a command."""
 
 import re
 import signal
@@ -32,7 +32,7 @@ def shard_name(url: str) -> str:
 
 @contextmanager
 def open_url(url: str) -> Iterator[BinaryIO | Pipe]:
-    """Opens a URL for reading. A command is ended with the block.
+    """Opens a URL for reading. A command ends with the block.
 
     Raises:
         OSError: it can't be read, or the command fails.
@@ -65,7 +65,7 @@ def read_to_end(pipe: Pipe) -> None:
 
 
 def _start(url: str) -> Pipe:
-    """Starts the command that reads a URL. A signal to the whole process group passes it by: the last step needs its data."""
+    """Starts the command that reads a URL. A signal to the whole process group does not reach it: the last step needs its data."""
     if url.startswith("pipe:") and enforce_security:
         raise ValueError(f"WDS_SECURE is set in the environment: refusing to run {without_secrets(url)}")
     if url.startswith("s3:") and "@" in urlsplit(url).netloc:
@@ -86,7 +86,7 @@ def _start(url: str) -> Pipe:
         if not isinstance(pipe, Pipe):
             raise ValueError("file: and the like")
         return pipe
-    except ValueError:  # webdataset's own has the whole URL in it
+    except ValueError:  # webdataset's own message has the whole URL in it
         raise ValueError(
             f"--dataset_path={without_secrets(url)} is not a URL that can be read. Name a path, or use `pipe:`."
         ) from None

@@ -83,7 +83,7 @@ class EpochOrder:
         return order, np.cumsum([len(self.pairs[shard]) for shard in order])
 
     def runs(self, lane: int) -> list[Run]:
-        """What a lane reads, in sequence."""
+        """The runs that a lane reads, in sequence."""
         (begin, end), (order, ends) = self._bounds[lane : lane + 2], self._shards
         found = []
         for place in range(np.searchsorted(ends, begin, side="right"), len(order)):
@@ -95,8 +95,17 @@ class EpochOrder:
                 found.append(Run(int(order[place]), ordinals))
         return found
 
+    def places(self) -> np.ndarray:
+        """Shard and place in it of the pair in each slot (slots, 2)."""
+        places = np.zeros((sum(map(len, self.pairs)), 2), dtype=int)
+        for turn, lane in enumerate(lane_order(self.lanes)):
+            runs = [np.stack([np.full(len(run.ordinals), run.shard), run.ordinals], axis=1) for run in self.runs(lane)]
+            if runs:
+                places[turn :: self.lanes] = np.concatenate(runs)[self.turns(lane)]
+        return places
+
     def turns(self, lane: int) -> np.ndarray:
-        """For each turn of a lane, which of its pairs is given, counted as they are read."""
+        """Which of its pairs a lane gives in each turn, counted as they are read."""
         length = int(self._bounds[lane + 1] - self._bounds[lane])
         rng = np.random.default_rng((self.seed, self.epoch, lane, self.lanes))
         return shuffled_order(length, max(1, self.buffer_size // self.lanes), rng)

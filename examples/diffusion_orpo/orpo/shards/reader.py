@@ -26,12 +26,14 @@ class Arrival:
         epoch: the one it is read for.
         shard, ordinal: its place.
         members: as `walk_samples` gives them; None where the shard ends before the sample.
+        bucket: number of its shape.
     """
 
     epoch: int
     shard: int
     ordinal: int
     members: dict | None
+    bucket: int = 0
 
 
 def read_share(
@@ -48,14 +50,15 @@ def read_share(
     arrivals = (
         arrival
         for epoch in count(share.start // share.num_pairs)
-        for arrival in _read_epoch(shards, EpochOrder(pairs, seed, epoch, buffer_size), share)
+        for order in [EpochOrder(pairs, seed, epoch, buffer_size)]
+        for arrival in read_slots(shards, order, share.slots(epoch))
     )
     while True:
         yield list(islice(arrivals, share.batch_size))
 
 
-def _read_epoch(shards: Shards, order: EpochOrder, share: Share) -> Iterator[Arrival]:
-    slots = share.slots(order.epoch)
+def read_slots(shards: Shards, order: EpochOrder, slots: np.ndarray) -> Iterator[Arrival]:
+    """The pairs in these slots of an epoch, which rise within each lane."""
     lanes = lane_order(order.lanes)[slots % order.lanes]
     readers = {lane: _read_lane(shards, order, lane, slots[lanes == lane] // order.lanes) for lane in np.unique(lanes)}
     for lane in lanes:

@@ -1,4 +1,4 @@
-"""One shard, read in sequence: its samples, as far as the archive is whole."""
+"""Reads one shard in sequence: its samples, as far as the archive is intact."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from .tar import WANTED, walk_samples
 
 logger = logging.getLogger(__name__)
 
-# First bytes of what is taken for an archive: its kind, and what unpacks it.
+# First bytes of compressed files: their kind, and the program that unpacks them.
 PACKED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),

@@ -6,28 +6,30 @@
 import hashlib
 import json
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
 
 from ..data.bad_pair import BadPair
+from ..data.buckets import Assignment, assign, describe
+from ..data.order import BatchOrder, given_of, in_one_bucket
 from ..data.pair import PairTransform, collate_pairs, sample_seed
 from ..system.processes import on_main_process, wait_for_reading
 from ..system.redaction import without_secrets
-from ..system.signals import shield_worker
-from .decoder import PairDecoder, collate, decode
+from ..system.shapes import Shape
+from .batches import ShardBatches, check_position
+from .bucket_reader import BucketReader
+from .decoder import decode
 from .encoded_sample import check_encoding
 from .listing import Shards, find_shards, first_pairs
 from .opening import shard_name
-from .order import ORDER_VERSION, Run, Share, count_lanes
-from .reader import ReadAhead, read_run, read_share
-from .tolerance import Tolerance
+from .order import Run
+from .reader import read_run
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,9 @@ def load_shards(
     """
     found = None
     if accelerator.is_main_process:
-        found = find_shards(options.patterns, options.num_train_examples, options.cache_dir)
+        found = find_shards(
+            options.patterns, options.num_train_examples, options.cache_dir, options.transform.depends_on_sizes
+        )
     wait_for_reading(accelerator)
     (shards,) = broadcast_object_list([found])
     if shards.encoding is not None:
@@ -139,13 +143,48 @@ class ShardData:
         return sum(map(len, self.pairs))
 
     @property
+    def shapes(self) -> list[Shape]:
+        """The shapes that pairs are trained in, the most frequent first."""
+        counts = Counter(
+            np.concatenate([of_shard[places] for of_shard, places in zip(self.buckets, self.pairs)]).tolist()
+        )
+        return [self.transform.shapes[bucket] for bucket, _ in counts.most_common()]
+
+    @cached_property
+    def _assignment(self) -> Assignment | None:
+        """What becomes of all samples, ties included; None where sizes decide nothing."""
+        if not self.transform.depends_on_sizes:
+            return None
+        return assign(np.concatenate(self.shards.sizes).reshape(-1, 2, 2), self.transform.shapes)
+
+    @cached_property
+    def buckets(self) -> list[np.ndarray]:
+        """Of each shard, the numbers of its samples' shapes."""
+        if self._assignment is None:
+            return [np.zeros(count, dtype=int) for count in self.shards.counts]
+        return np.split(self._assignment.buckets, self._ends[:-1])
+
+    @cached_property
+    def _usable(self) -> list[np.ndarray]:
+        """Of each shard, the places of the pairs of which no image would lose too much."""
+        pairs = self.shards.pairs()
+        if self._assignment is None:
+            return pairs
+        fits = self._assignment.cut.max(axis=1) <= self.transform.max_crop
+        return [places[of_shard[places]] for places, of_shard in zip(pairs, np.split(fits, self._ends[:-1]))]
+
+    @property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.shards.counts)
+
+    @property
     def is_encoded(self) -> bool:
         """Whether batches hold latents and embeddings, so that a run needs neither VAE nor text encoders."""
         return self.shards.encoding is not None
 
     @cached_property
     def _split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        return first_pairs(self.shards.pairs(), self.num_held_out, self.max_pairs)
+        return first_pairs(self._usable, self.num_held_out, self.max_pairs)
 
     @property
     def held_out(self) -> list[np.ndarray]:
@@ -171,11 +210,18 @@ class ShardData:
     def __str__(self) -> str:
         held_out = f", {self.num_held_out} held out" if self.num_held_out else ""
         ties = f", {self.shards.num_ties} ties left out" if self.shards.num_ties else ""
-        return f"{len(self.shards.urls)} shards: {self.num_pairs} pairs to train on{held_out}{ties}"
+        return f"{len(self.shards.urls)} shards: {self.num_pairs} pairs to train on{held_out}{ties}{self._note()}"
+
+    def _note(self) -> str:
+        if self._assignment is None:
+            return ""
+        left_out = sum(map(len, self.shards.pairs())) - sum(map(len, self._usable))
+        note = describe(self._assignment, self.transform.shapes, left_out, self.transform.max_crop)
+        return f"; {note}" if note else ""
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
-    ) -> "ShardBatches":
+    ) -> ShardBatches:
         """Endless batches for one process.
 
         Args:
@@ -193,101 +239,52 @@ class ShardData:
                 f"No pairs to train on: the {len(self.shards.urls)} shards ({shown}, ...) hold only ties. Check what made"
                 " them."
             )
-        batches = ShardBatches(self, batch_size, seed, rank, world_size)
+        return ShardBatches(self, self.order(batch_size, seed, position), seed, rank, world_size)
+
+    def order(self, batch_size: int, seed: int, position: dict | None) -> BatchOrder:
+        """Which pairs make up each batch, from a position on.
+
+        Raises:
+            ValueError: the position is one in another order.
+        """
         if position is not None:
-            batches.go_to(position)
-        return batches
+            check_position(position, self.buffer_size)
+        shapes = self.transform.shapes
+        given = given_of(position, shapes)
+        if len(shapes) == 1:
+            return in_one_bucket(self.num_pairs, batch_size, *given or ())
+        return BatchOrder(self.reader(seed).buckets_of, len(shapes), batch_size, given)
+
+    def reader(self, seed: int) -> BucketReader:
+        """Reads pairs in buckets."""
+        return BucketReader(self.shards, self.pairs, self.buckets, seed, self.buffer_size)
+
+    def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
+        """Pairs that a run has seen after so many epochs, with what fills the last batch of each bucket."""
+        return self.order(batch_size, seed, position).pairs_of(epochs)
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict] | None:
         """This process's share of the held-out pairs, once; None where there are none. Bad ones are logged and left out."""
         return self._held_out_batches(batch_size, rank, world_size) if self.num_held_out else None
 
     def _held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict]:
-        transform, samples, before = PairTransform(self.transform.resolution), [], 0
+        """Batches of one bucket each; those that the pairs don't fill come last."""
+        transform, before = self.transform.plain, 0
+        samples: dict[int, list[dict]] = defaultdict(list)
         for shard, ordinals in enumerate(self.held_out):
             numbers = before + np.arange(len(ordinals))
             own = numbers % world_size == rank
             before += len(ordinals)
             for number, arrival in zip(numbers[own], read_run(self.shards, 0, Run(shard, ordinals[own]))):
+                bucket = int(self.buckets[shard][arrival.ordinal])
                 try:
-                    samples.append(decode(self.shards, transform, arrival, sample_seed(0, 0, int(number) + 1)))
+                    sample = decode(
+                        self.shards, transform, replace(arrival, bucket=bucket), sample_seed(0, 0, int(number) + 1)
+                    )
                 except BadPair as bad:
                     logger.warning(f"{bad.where}, held out: {bad.kind}: {bad.problem}")
-                if len(samples) == batch_size:
-                    yield collate_pairs(samples)
-                    samples = []
-        if samples:
-            yield collate_pairs(samples)
-
-
-@dataclass
-class ShardBatches:
-    """Endless batches of one process, which know their position.
-
-    Attributes:
-        data: the source.
-        batch_size, seed, rank, world_size: as for `training_batches`.
-        pairs_seen: pairs that all processes together have been given.
-        problems: for the progress bar: different bad samples that this process has met.
-    """
-
-    data: ShardData
-    batch_size: int
-    seed: int
-    rank: int
-    world_size: int
-    pairs_seen: int = 0
-    problems: dict[str, int] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[dict]:
-        data, bad = self.data, set()
-        tolerance = Tolerance(data.shards, data.num_pairs / self.world_size, data.max_bad_samples)
-        for batch in self._loader():
-            for problem in batch.pop("problems"):
-                tolerance.count(problem)
-                bad.add((problem.shard, problem.ordinal))
-            self.problems = {"bad": len(bad)} if bad else {}
-            self.pairs_seen += self.batch_size * self.world_size
-            yield batch
-
-    def _loader(self) -> DataLoader:
-        data = self.data
-        lanes = count_lanes(sum(len(pairs) > 0 for pairs in data.pairs))
-        share = Share(data.num_pairs, lanes, self.batch_size, self.rank, self.world_size, self.pairs_seen)
-        batches = read_share(data.shards, data.pairs, self.seed, data.buffer_size, share)
-        return DataLoader(
-            PairDecoder(data.shards, data.pairs, data.transform, self.seed),
-            batch_sampler=ReadAhead(batches, data.num_workers) if data.num_workers else batches,
-            collate_fn=collate,
-            num_workers=data.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=shield_worker,
-            generator=torch.Generator(),  # or it would draw from the global one, which LoRA dropout uses
-        )
-
-    @property
-    def position(self) -> dict:
-        """For the checkpoint: valid for any number of processes and workers, and any batch size."""
-        return {
-            "order": ORDER_VERSION,
-            "pairs_seen": self.pairs_seen,
-            "shuffle_buffer_size": self.data.buffer_size,
-        }
-
-    def go_to(self, position: dict) -> None:
-        """Continues where another run's batches stopped.
-
-        Raises:
-            ValueError: that run had another order, so that some pairs would be repeated and some lost.
-        """
-        if position.get("order") != ORDER_VERSION:
-            raise ValueError(
-                "Cannot resume the stream of shards: another version of these scripts saved this checkpoint, and read"
-                " shards in another order. Finish the run with that version, or start a new one."
-            )
-        if position["shuffle_buffer_size"] != self.data.buffer_size:
-            raise ValueError(
-                f"Cannot resume the stream of shards: --shuffle_buffer_size was {position['shuffle_buffer_size']} and is"
-                f" now {self.data.buffer_size}. Continue with the same."
-            )
-        self.pairs_seen = position["pairs_seen"]
+                    continue
+                samples[bucket].append(sample)
+                if len(samples[bucket]) == batch_size:
+                    yield collate_pairs(samples.pop(bucket))
+        yield from map(collate_pairs, samples.values())

@@ -1,7 +1,7 @@
-"""The samples in a tar archive, read as if its author wished us ill: no link is followed, nothing is written to disk.
+"""The samples of a tar archive, read as if its author were hostile: no link is followed, nothing is written to disk.
 
 Members that follow one another and share a key, the name up to its first dot, are a sample. Folders, and files without a
-key, such as those that macOS adds (`._name`, `.DS_Store`), belong to none. Case does not count in what follows the key.
+key, such as those that macOS adds (`._name`, `.DS_Store`), belong to none. Case is ignored after the key.
 """
 
 import re
@@ -16,7 +16,7 @@ from ..data.image import MAX_FILE_BYTES
 from ..system.messages import printable
 
 
-# What a sample is made of; its other members are passed over, and the first ones named.
+# The members of a sample; others are skipped, and the first ones named.
 WANTED = re.compile(r"(jpg_[01]\..+|original_prompt\.txt|label_[01]\.txt|encoded\.safetensors)", re.DOTALL)
 OTHERS = "__others__"
 OTHERS_NAMED = 32
@@ -31,15 +31,15 @@ EXTENSIONS = (
 )
 
 MAX_HEADER_BYTES = 1 << 12  # of a long name, or of pax records: parsing them takes quadratic time
-MAX_SIZE = 1 << 30  # of a member that is passed over: past the end of a stream, tarfile goes on for as long as it says
+MAX_SIZE = 1 << 30  # of a skipped member: tarfile reads on past the end of a stream for as long as a header says
 BLOCK_BYTES = 512
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Raises ReadError for whatever is wrong with a header, or with the archive's end.
+    """Raises ReadError for any fault of a header, or of the archive's end.
 
-    tarfile takes a damaged header, and a truncated archive, for a regular end, and lets other exceptions,
-    endless loops and gigabytes of memory happen on headers that were made for it.
+    tarfile takes a damaged header or a truncated archive for a regular end, and crafted headers make it raise other
+    exceptions, loop endlessly or use gigabytes of memory.
     """
 
     @classmethod
@@ -71,7 +71,7 @@ class StrictTarInfo(tarfile.TarInfo):
         return member
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """tarfile's hook for a header of any type. Of two extensions of one member, programs differ in which holds."""
+        """tarfile's hook for a header of any type. If a member has two extensions, programs differ in which one they apply."""
         is_extension = self.type in EXTENSIONS
         if is_extension and getattr(archive, "is_extended", False):
             raise tarfile.ReadError("two headers that describe one member")
@@ -82,17 +82,17 @@ class StrictTarInfo(tarfile.TarInfo):
 def walk_samples(
     stream: BinaryIO, mode: str, first: int, last: int, wanted: re.Pattern = WANTED
 ) -> Generator[tuple[int, dict], None, bool]:
-    """Place and members of the samples before `last`; the members of those before `first` are passed over unread.
+    """Place and members of the samples before `last`; the members of those before `first` are skipped unread.
 
     Args:
         stream: the archive.
         mode: tarfile's, "r:" or, where the stream can't be sought in, "r|".
         first, last: places of samples.
-        wanted: what to read of a sample; other members are passed over.
+        wanted: the members to read; others are skipped.
 
     Yields:
         A sample's place, and its members: extension to bytes; its `__key__`; where a member can't be accepted,
-        `__error__`, which says why; and in `__others__` extensions of members that were passed over.
+        `__error__`, which says why; and in `__others__` extensions of members that were skipped.
 
     Returns:
         Whether the archive was read to its end.
@@ -134,7 +134,7 @@ def _read_sample(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], wante
 
 
 def _is_of_sample(member: tarfile.TarInfo) -> bool:
-    """Not so are files without a key, and folders; but one that stands for a member of a sample is seen, and refused."""
+    """False for files without a key and for folders, except a folder in place of a member: it is seen, and refused."""
     key, extension = base_plus_ext(member.name)
     if member.isdir():
         return key is not None and WANTED.fullmatch(extension.lower()) is not None

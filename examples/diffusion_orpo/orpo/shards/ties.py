@@ -1,23 +1,17 @@
-"""Which samples of a shard are ties, where no manifest says so: the shard is read once, and the answer kept.
+"""Finds the ties of a shard that no manifest lists: the shard is read once, and the answer kept.
 
 Ties must be known before training: they are not part of an epoch, and all processes must agree on what is. Only labels
-are read. In a file, images are skipped; from a URL or a command, the whole shard comes.
+are read. In a file, images are skipped; from a URL or a command, the whole shard is read.
 """
 
-import hashlib
-import json
-import os
 import re
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-from huggingface_hub.constants import HF_HOME
 
 from ..data.verdicts import parse_label
 from ..system.messages import printable
 from ..system.redaction import without_secrets
-from .opening import is_remote
+from .kept_answer import KeptAnswer
 from .sample import member_names, missing_members, what_is_missing
 from .shard import BrokenShard, walk_shard
 
@@ -31,19 +25,19 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
 
     Args:
         url: of the shard.
-        count: samples in it, where its manifest says so; then a truncated shard is taken, and what it lacks are no ties.
+        count: samples in it, if its manifest says so; then a truncated shard is accepted, and missing samples are not ties.
         needed: members that a sample must have.
         cache_dir: where answers are kept; None for the folder of `datasets`.
 
     Raises:
-        ValueError: it can't be read to its end and `count` is not known, there are more than `count`, or not one
-            sample has the members that are needed.
+        ValueError: it can't be read to its end and `count` is unknown, it has more than `count`, or not one sample has
+            the members that are needed.
         OSError: the URL can't be read.
     """
-    kept = _answer_file(url, cache_dir)
-    known = _kept_answer(kept)
+    kept = KeptAnswer.of(url, "shard-labels", cache_dir)
+    known = kept.read()
     if known is not None and count in (None, known[0]):
-        return known
+        return known[0], np.array(known[1], dtype=int)
     ties, samples, complete, first = [], 0, 0, None
     try:
         for ordinal, members in walk_shard(url, 0, EVERYTHING, LABEL):
@@ -67,40 +61,13 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
                 " not belong together. Convert the data again, or remove the manifest."
             )
         return count, np.array(ties, dtype=int)
-    _keep_answer(kept, samples, ties)
+    kept.write([samples, ties])
     return samples, np.array(ties, dtype=int)
 
 
 def _is_tie(members: dict) -> bool:
-    """A label that can't be read is not a tie, but a bad sample, which training meets, names and counts."""
+    """A label that can't be read is not a tie but a bad sample, which training names and counts."""
     try:
         return parse_label(members["label_0.txt"].decode(), "") == 0.5
     except (KeyError, ValueError):
         return False
-
-
-def _answer_file(url: str, cache_dir: str | None) -> Path:
-    """Where the answer for a shard is kept: a file by its path, size and date, a URL without what is secret in it."""
-    folder = Path(cache_dir or os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME, "datasets"))
-    identity = [url if url.startswith("pipe:") else without_secrets(url)]
-    if not is_remote(url):
-        status = os.stat(url)
-        identity = [os.path.realpath(url), status.st_size, status.st_mtime_ns]
-    return (
-        folder / "shard-labels" / f"{hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()}.json"
-    )
-
-
-def _kept_answer(path: Path) -> tuple[int, np.ndarray] | None:
-    with suppress(OSError, ValueError, TypeError):
-        samples, ties = json.loads(path.read_text())
-        return int(samples), np.array(ties, dtype=int)
-    return None
-
-
-def _keep_answer(path: Path, samples: int, ties: list[int]) -> None:
-    with suppress(OSError):  # a cache that can't be written costs time alone
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps([samples, ties]))
-        os.replace(partial, path)

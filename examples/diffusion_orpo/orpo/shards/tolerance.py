@@ -1,4 +1,4 @@
-"""How many bad samples a run puts up with."""
+"""How many bad samples a run tolerates."""
 
 import logging
 from collections import Counter
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tolerance:
-    """Counts and logs the bad samples of one process in each epoch, and stops it where they are too many.
+    """Counts and logs the bad samples of one process in each epoch, and stops it if there are too many.
 
     Args:
         shards: all of them.

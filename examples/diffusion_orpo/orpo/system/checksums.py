@@ -1,4 +1,4 @@
-"""A folder's `SHA256SUMS`, as `sha256sum --check SHA256SUMS` reads it: tells whether any file changed since."""
+"""A folder's `SHA256SUMS`, as `sha256sum --check SHA256SUMS` reads it: shows whether any file has changed since."""
 
 import hashlib
 import re

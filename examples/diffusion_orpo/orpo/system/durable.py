@@ -1,11 +1,13 @@
 """Files and folders that are complete or absent, whatever ends the process or the machine.
 
-What is new is written under another name and forced to disk (`fsync`), then renamed, which POSIX does in one step; then
-the folder with the new name is forced to disk too. What is outdated loses its name first, and then its content.
+New content is written under another name and forced to disk (`fsync`), then renamed, which POSIX does in one step; then
+the folder with the new name is forced to disk too. Outdated content loses its name first, and is then removed.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -30,6 +32,24 @@ def rename(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path to write to. When the block ends, the file is complete under its name; after an error nothing changed."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        rename(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file that is complete or absent."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def remove_folder(folder: Path) -> None:
     """Removes a folder such that it is never seen half-empty under its own name."""
     removed = folder.with_name(f".{folder.name}.removed")
@@ -38,14 +58,14 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a process that was killed had not finished writing or removing."""
+    """Removes everything that a killed process had not finished writing or removing."""
     for path in folder.glob(".*"):
         if path.suffix in (".partial", ".removed") and path.is_dir():
             shutil.rmtree(path)
 
 
 def make_readable(path: Path) -> None:
-    """Gives a file the mode that new files have here (`umask`), where a library made it readable for its owner alone."""
+    """Gives a file the mode that new files have here (`umask`), where a library made it readable only for its owner."""
     probe = path.with_name(f".{path.name}.mode")
     probe.touch()
     path.chmod(probe.stat().st_mode)

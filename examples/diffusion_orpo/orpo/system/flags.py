@@ -1,4 +1,4 @@
-"""A flag is declared once: its help, range, what a resumed run makes of it, and whether a model card shows it.
+"""A flag is declared once: its help, range, how a resumed run treats a change, and whether a model card shows it.
 
 Rooms declare their flags in groups, in modules that import nothing heavy; a script puts groups together:
 
@@ -24,13 +24,13 @@ class Flag:
         type: of its value; bool for a switch, which is off unless it is given.
         default: a value, or a function of the other flags that makes one.
         range: the lowest value, and the highest where there is one.
-        choices: all values there are.
+        choices: all possible values.
         nargs: as in argparse; with "?" the flag alone means True.
         required: whether it must be given.
-        resume: what becomes of a resumed run where the flag has changed: "same" refuses, "warn" warns, None says nothing.
+        resume: what a resumed run does if the flag has changed: "same" refuses, "warn" warns, None ignores it.
         card: whether the model card shows it.
         aliases: other names, with dashes.
-        is_source: whether it names a folder or something on the Hub: what looks like a path must then exist.
+        is_source: whether it names a folder or something on the Hub; a value that looks like a path must then exist.
     """
 
     name: str
@@ -111,7 +111,7 @@ def assemble(groups: Iterable[FlagGroup], defaults: dict[str, object] | None = N
 
     Args:
         groups: in the order of --help.
-        defaults: of flags that have another one than they were declared with; those of no flag here are left out.
+        defaults: those that differ from the declared ones, by flag; flags that are not in the groups are ignored.
 
     Raises:
         ValueError: a flag is declared twice.
@@ -131,12 +131,12 @@ def assemble(groups: Iterable[FlagGroup], defaults: dict[str, object] | None = N
 
 
 def optional(group: FlagGroup) -> FlagGroup:
-    """The group with nothing required, for scripts where another flag may stand in."""
+    """The group with nothing required, for scripts where another flag may take its place."""
     return FlagGroup(group.title, tuple(replace(flag, required=False) for flag in group.flags))
 
 
 def pick(groups: Iterable[FlagGroup], names: Iterable[str]) -> tuple[Flag, ...]:
-    """The declarations of these flags, for a script that takes a few of another one's."""
+    """The declarations of these flags, for a script that shares a few with another one."""
     found = {flag.name: flag for flag in all_flags(groups)}
     return tuple(found[name] for name in names)
 

@@ -1,4 +1,4 @@
-"""Versions of the libraries that decide what encodings hold."""
+"""Versions of the libraries that encodings depend on."""
 
 import PIL
 import torch

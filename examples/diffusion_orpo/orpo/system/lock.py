@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 @contextmanager
 def lock(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The main process holds the folder for the run; the system lets it go when the process ends, however it does.
+    """The main process holds the folder for the run; the system releases it when the process ends, however it ends.
 
     It is a POSIX record lock on `.lock`: over NFS it holds between machines, and data-loading workers that outlive a
     killed run for some seconds do not hold it. A file system without locks gives a warning only.
@@ -34,7 +34,7 @@ def lock(output_dir: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def take(file: TextIO, output_dir: Path) -> None:
-    """Locks an open file and writes into it whose it is."""
+    """Locks an open file and writes its owner into it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, says POSIX

@@ -8,7 +8,7 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 def differences(saved: dict[str, str], current: dict[str, str]) -> list[str]:
-    """What two identities differ in, each as "name was this and is now that"."""
+    """The differences of two identities, each as "name was this and is now that"."""
     return [
         f"{name} was {saved.get(name)} and is now {current.get(name)}"
         for name in dict.fromkeys([*saved, *current])

@@ -1,14 +1,16 @@
-"""What training asks of a source of pairs. A data set is one (`data/dataset.py`), shards are another (`shards/stream.py`)."""
+"""A source of pairs as training needs it: a data set (`data/dataset.py`) or shards (`shards/stream.py`)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
+
+from .shapes import Shape
 
 
 class Batches(Protocol):
     """Endless batches of one process, which know where they are.
 
     Attributes:
-        problems: how many samples were passed over, by kind, for the progress bar.
+        problems: how many samples were skipped, by kind, for the progress bar.
     """
 
     problems: dict[str, int]
@@ -18,7 +20,7 @@ class Batches(Protocol):
 
     @property
     def position(self) -> dict:
-        """What a checkpoint keeps, so that a resumed run goes on with the next pair."""
+        """For the checkpoint: a resumed run continues with the next pair."""
 
 
 class PairSource(Protocol):
@@ -34,12 +36,19 @@ class PairSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Tells other pairs from these."""
+        """Changes whenever the pairs do."""
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes that pairs are trained in, the most frequent first."""
+
+    def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
+        """Pairs that a run, at a position now, has seen after so many epochs, with what fills the last batches."""
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
     ) -> Batches:
-        """Endless batches for one process, from a position on; None is the start."""
+        """Endless batches for one process, starting at a position; None is the start."""
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterable[dict] | None:
         """One process's share of the held-out pairs, once; None where there are none."""

@@ -1,4 +1,4 @@
-"""What --mixed_precision may be, and the dtype of the frozen weights under it."""
+"""The values of --mixed_precision, and the dtype of the frozen weights under each."""
 
 import torch
 

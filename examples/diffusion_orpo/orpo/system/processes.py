@@ -1,4 +1,4 @@
-"""What the processes of a run do together: they fail together, and none waits for ever for another."""
+"""The processes of a run fail together, and none waits forever for another."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 
-# Reading a large data set takes its first process this long at most. All other waits are bounded by --ddp_timeout.
+# The first process may take this long to read a large data set. All other waits are bounded by --ddp_timeout.
 READING_TIMEOUT = timedelta(hours=6)
 
 
@@ -56,8 +56,8 @@ def main_process_first(accelerator: Accelerator) -> Iterator[None]:
 def wait_for_reading(accelerator: Accelerator) -> None:
     """Waits for all processes, of which one may be reading a large data set.
 
-    The wait has a process group of its own, whose timeout is `READING_TIMEOUT`. It is one of Gloo, which notices at
-    once if a process dies.
+    The wait has its own process group with a timeout of `READING_TIMEOUT`. It uses Gloo, which notices at once if a
+    process dies.
     """
     if accelerator.num_processes > 1:
         group = torch.distributed.new_group(backend="gloo", timeout=READING_TIMEOUT)

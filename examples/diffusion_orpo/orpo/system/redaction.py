@@ -1,4 +1,4 @@
-"""What logs, trackers and messages may show of a URL or a command: where it leads, and no credential that it carries."""
+"""URLs and commands as logs, trackers and messages may show them: where they lead, without the credentials they carry."""
 
 import re
 import sys
@@ -8,15 +8,15 @@ from urllib.parse import urlsplit
 
 
 def without_secrets(url: str) -> str:
-    """A URL without user, password, query and fragment; of a `pipe:` command the program and the shard that it reads.
+    """A URL without user, password, query and fragment; or the program of a `pipe:` command and the shard that it reads.
 
-    What is dropped is decided by place, not by its looks: a command can carry a token in any form.
+    Parts are dropped by position, not by appearance: a command can carry a token in any form.
 
     Args:
         url: of a shard or manifest, or any other text, which stays as it is.
     """
     if url.startswith("pipe:"):
-        program = re.match(r"pipe:\s*([\w./-]+)(?=\s|$)", url)  # no assignment of a variable
+        program = re.match(r"pipe:\s*([\w./-]+)(?=\s|$)", url)  # not an assignment of a variable
         shard = re.findall(r"[\w.-]+\.(?:tar|json)\b", url)
         return " ".join([f"pipe:{program[1] if program else ''}", "...", *shard[-1:]])
     if re.match(r"[a-z0-9+.-]+://", url, re.IGNORECASE):
@@ -26,13 +26,13 @@ def without_secrets(url: str) -> str:
 
 
 def argument_without_secrets(argument: str) -> str:
-    """The same for a word of a command line, be it `--flag=value` or a value alone."""
+    """The same for a word of a command line: `--flag=value`, or a value alone."""
     flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
     return f"{flag}{equals}{without_secrets(value)}"
 
 
 def flags_without_secrets(settings: dict[str, object]) -> dict[str, int | float | str]:
-    """A run's flags as a tracker may have them; --hub_token is left out."""
+    """A run's flags as a tracker may record them; --hub_token is left out."""
     flags = {}
     for name, value in settings.items():
         if isinstance(value, list):
@@ -44,7 +44,7 @@ def flags_without_secrets(settings: dict[str, object]) -> dict[str, int | float 
 
 @contextmanager
 def command_line_without_secrets() -> Iterator[None]:
-    """While it lasts, `sys.argv` is redacted: wandb records it."""
+    """In the block, `sys.argv` is redacted: wandb records it."""
     command_line = sys.argv
     sys.argv = command_line[:1] + [argument_without_secrets(argument) for argument in command_line[1:]]
     try:

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM and SIGINT let a run finish its step, save a checkpoint and end with a status of its own.
+"""Preemption: on SIGTERM or SIGINT a run finishes its step, saves a checkpoint and exits with a status of its own.
 
 SLURM, spot instances and Kubernetes send SIGTERM some time before SIGKILL, a keyboard sends SIGINT.
 """
@@ -12,10 +12,10 @@ import time
 
 logger = logging.getLogger(__name__)
 
-# EX_TEMPFAIL of sysexits.h, "try again later". Unlike 143 and 130, which shells also report of a process that a signal
-# ended half-way, it tells a job script that the checkpoint is written.
+# EX_TEMPFAIL of sysexits.h, "try again later". Unlike 143 and 130, which shells also report for a process that a signal
+# ended half-way, it tells a job script that the checkpoint was written.
 EXIT_STATUS = 75
-# A launcher that got the signal passes it on, also to a process that got it from SLURM: a copy this close is no second one.
+# A launcher passes the signal on, even to a process that got it from SLURM already: a copy this close is not a second signal.
 COPY_SECONDS = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """While entered, the first signal is remembered and the second ends the process at once.
 
-    Python lets the main thread alone handle signals: in any other, as of gradio and notebooks, none is heard.
+    Python lets only the main thread handle signals: in any other, as in gradio and notebooks, they are not received.
 
     Attributes:
         received: the first signal, or None.
@@ -34,7 +34,7 @@ class StopSignals:
         self._previous: dict = {}
         if threading.current_thread() is not threading.main_thread():
             logger.warning(
-                "The run is not in the process's main thread, so that it can't hear SIGTERM and SIGINT: these end it without a"
+                "The run is not in the process's main thread, so it can't receive SIGTERM and SIGINT: they will end it without a"
                 " checkpoint"
             )
             return self
@@ -48,7 +48,7 @@ class StopSignals:
     def _handle(self, number: int, frame) -> None:
         if self.received is None:
             self.received, self._first = signal.Signals(number), time.monotonic()
-            # os.write, as logging and print must not be called while they may be the ones interrupted.
+            # os.write, since logging and print must not be called from a handler that may have interrupted them.
             os.write(
                 2, f"\n{self.received.name}: ending after this step, with a checkpoint; again: at once\n".encode()
             )

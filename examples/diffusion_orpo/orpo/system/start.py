@@ -1,14 +1,15 @@
-"""What every script does once its flags are good, before it imports anything heavy."""
+"""Every script begins with this, once its flags are good and before it imports anything heavy."""
 
 import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 
-# The lowest versions that work, as in setup.py and requirements.txt.
-LOWEST = {"accelerate": "1.1", "diffusers": "0.42.1", "peft": "0.21", "transformers": "5.0"}
+# The lowest versions that were run, as in setup.py and requirements.txt. Transformers before 5.6 finds no weights in the CLIP
+# encoders that later versions save, and draws with random ones.
+LOWEST = {"accelerate": "1.2", "datasets": "4.3", "diffusers": "0.40", "peft": "0.18", "transformers": "5.6.2"}
 
-# What libraries say at a normal start that has nothing to do with it: the logger, and a part of the message.
+# Messages of libraries that mean nothing at a normal start: the logger, and a part of the message.
 NOISE = {
     "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",
     "transformers.utils.import_utils": "requires torchvision",
@@ -18,16 +19,16 @@ NOISE = {
 
 
 def begin(script: str) -> None:
-    """Makes the console take any text, silences what libraries say for nothing, and ends where a library is too old.
+    """Makes the console accept any text, silences pointless messages of libraries, and exits if a library is too old.
 
     Args:
         script: its name, for the message.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not so in notebooks
+        if hasattr(stream, "reconfigure"):  # not in notebooks
             stream.reconfigure(
                 errors="backslashreplace"
-            )  # paths and captions hold what cp1252 and the like don't have
+            )  # paths and captions may hold characters that cp1252 and the like lack
     for name, text in NOISE.items():
         logger = logging.getLogger(name)
         if not any(isinstance(known, Without) for known in logger.filters):
@@ -38,7 +39,7 @@ def begin(script: str) -> None:
 
 
 class Without(logging.Filter):
-    """Drops the messages that hold a text."""
+    """Drops messages that contain a text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -49,10 +50,10 @@ class Without(logging.Filter):
 
 
 def too_old(lowest: dict[str, str] = LOWEST) -> str | None:
-    """Says which libraries are missing or older than these versions, and what to do; None where none is."""
+    """Says which libraries are missing or older than these versions, and what to do; None if all are good."""
     found = {name: _installed(name) for name in lowest}
     wrong = [
-        f"{name} {found[name] or 'is not installed'}{' is older than' if found[name] else ', and needed is'} {lowest[name]}"
+        f"{name} {found[name]} is older than {lowest[name]}" if found[name] else f"{name} is not installed"
         for name in lowest
         if found[name] is None or _numbers(found[name]) < _numbers(lowest[name])
     ]

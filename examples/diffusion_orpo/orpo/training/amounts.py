@@ -13,7 +13,7 @@ class Amount:
 
     Attributes:
         max_train_steps: as given, or None: then epochs count.
-        pairs: that all epochs have.
+        pairs: that all epochs have, with what fills their last batches.
         pairs_per_step: of this run.
         first_pairs_per_step: of the run that the first checkpoint came from; this one's, unless it is resumed.
     """

@@ -4,9 +4,9 @@
 and the data position of each process, `training_state.json`, and `SHA256SUMS` of all these, which `sha256sum --check`
 reads too. It is written under another name, forced to disk and renamed: it is complete or absent.
 
-Accelerate writes and reads what is no LoRA, so that every optimizer and precision it prepares is covered. It unpickles
-tensors and numbers only (`weights_only`). What it passes over in silence, a random state that does not load, is checked
-here.
+Accelerate writes and reads everything but the LoRA, so every optimizer and precision that it prepares is covered. It
+unpickles tensors and numbers only (`weights_only`). It silently skips a random state that does not load, so that is
+checked here.
 """
 
 import json
@@ -28,28 +28,28 @@ from ..system.processes import on_all_processes, on_main_process
 
 logger = get_logger(__name__)
 
-VERSIONS = (1, 2)  # of the layout: those that a run can read, and the one it writes
+VERSIONS = (1, 2)  # of the layout: a run can read all of these, and writes the last
 STATE_FILE = "training_state.json"
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands, and what it must agree on with the run that continues it.
+    """Where a run stands, and what a run that continues it must agree with.
 
     Attributes:
         global_step: optimizer steps done.
         data: fingerprint of the pairs.
-        flags: all flags, those that the run which continues it is compared in with their very values.
-        processes: that saved it.
-        base: what the LoRA is trained for, as the model family identifies it; empty where that is not known.
+        flags: all flags; those that a resumed run is compared by have their exact values.
+        processes: how many saved it.
+        base: identity of the base model, from the model family; empty if unknown.
         pairs_seen: by all processes together. None in layout 1, like the next two.
-        pairs_per_step: of the run's beginning.
+        pairs_per_step: at the beginning of the run.
         learning_rate: of the next step.
-        trackers: what a tracker needs to go on with the same run, by its name.
-        skipped_steps: of `global_step`, those that the gradient scaler skipped.
+        trackers: what each tracker needs to continue the same run, by its name.
+        skipped_steps: how many steps of `global_step` the gradient scaler skipped.
         collapse: of the `CollapseWatch`.
         best: of `Best`, with --keep_best.
-        beta: with --loser_share, the one that was computed.
+        beta: the computed one, with --loser_share.
         version: of the checkpoint's layout.
     """
 
@@ -70,7 +70,7 @@ class TrainingState:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-N` in `output_dir`, by rising N. Other names, such as `checkpoint-old`, are let alone."""
+    """The folders `checkpoint-N` in `output_dir`, by ascending N. Other names, such as `checkpoint-old`, are left alone."""
     if not output_dir.is_dir():
         return []
     found = [path for path in output_dir.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
@@ -82,18 +82,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint to resume from, verified, or None to start anew.
+    """The checkpoint to resume from, verified, or None to start from scratch.
 
-    "latest" passes over broken checkpoints to the newest good one. Those passed over become `checkpoint-N.broken`, so
-    that the run can write that N again.
+    "latest" skips broken checkpoints to reach the newest good one. The skipped ones become `checkpoint-N.broken`, so that
+    the run can write that N again.
 
     Args:
         resume_from_checkpoint: None, "latest", a path, or a folder's name in `output_dir`.
         output_dir: of the run.
 
     Raises:
-        ValueError: there is no such checkpoint, it is broken, or of a later version of these scripts; or `output_dir`
-            holds good later ones, of a run that this one would mix with.
+        ValueError: the checkpoint does not exist, is broken, or comes from a later version of these scripts; or
+            `output_dir` holds good later ones of another run.
     """
     existing, broken = list_checkpoints(output_dir), {}
     if resume_from_checkpoint is None:
@@ -102,9 +102,9 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Pat
         found = next((path for path in reversed(existing) if not note_if_broken(path, broken)), None)
         if broken and not found:
             raise ValueError(
-                f"No checkpoint in {output_dir} is good: {'; '.join(broken.values())}. Move them away to start anew."
+                f"All checkpoints in {output_dir} are broken: {' '.join(broken.values())} Move them away to start from scratch."
             )
-        logger.info(f"Resuming from {found}" if found else f"No checkpoint in {output_dir}: starting anew")
+        logger.info(f"Resuming from {found}" if found else f"No checkpoint in {output_dir}: starting from scratch")
     else:
         found = named_checkpoint(resume_from_checkpoint, output_dir)
     step = read_state(found).global_step if found else -1
@@ -116,7 +116,7 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Pat
                 " --resume_from_checkpoint=latest, or choose another --output_dir."
             )
     for path in later:
-        logger.warning(f"{broken[path]} It is kept as {set_aside(path).name}; the run goes on from {found}")
+        logger.warning(f"{broken[path]} It is kept as {set_aside(path).name}; the run continues from {found}")
     return found
 
 
@@ -126,7 +126,7 @@ def named_checkpoint(name: str, output_dir: Path) -> Path:
     if found is None:
         raise ValueError(
             f"--resume_from_checkpoint={name} is not a checkpoint, neither in {output_dir} nor as a path."
-            f" There are: {', '.join(path.name for path in list_checkpoints(output_dir)) or 'none'}."
+            f" Found: {', '.join(path.name for path in list_checkpoints(output_dir)) or 'none'}."
         )
     verify(found)
     return found
@@ -152,10 +152,10 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def verify(checkpoint: Path) -> None:
-    """Checks that every file is as it was saved.
+    """Checks that every file is unchanged.
 
     Raises:
-        Damaged: names the file that is not.
+        Damaged: names a file that has changed.
         ValueError: a later version of these scripts wrote it.
     """
     verify_checksums(checkpoint)
@@ -168,7 +168,7 @@ def read_state(checkpoint: Path) -> TrainingState:
     """Reads `training_state.json`.
 
     Raises:
-        ValueError: its version is not known.
+        ValueError: its version is unknown.
     """
     state = json.loads((checkpoint / STATE_FILE).read_text())
     if state.get("version") not in VERSIONS:
@@ -182,14 +182,14 @@ def read_state(checkpoint: Path) -> TrainingState:
 def read_position(checkpoint: Path, process_index: int) -> dict:
     """Where a process stood in its data. A process that the saved run did not have gets the first one's position.
 
-    What is in it is the data source's own affair, and so is whether it serves another number of processes.
+    Its content is up to the data source, as is whether it can serve another number of processes.
     """
     path = checkpoint / f"data_position_{process_index}.json"
     return json.loads((path if path.exists() else checkpoint / "data_position_0.json").read_text())
 
 
 def register_lora_hooks(accelerator: Accelerator, model) -> None:
-    """Makes `accelerator.save_state` and `load_state` handle the LoRA alone, not the whole denoiser."""
+    """Makes `accelerator.save_state` and `load_state` handle only the LoRA, not the whole denoiser."""
 
     def save(models: list, weights: list, directory: str) -> None:
         weights.clear()
@@ -210,10 +210,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, saved_processes:
     Args:
         accelerator: of the run.
         checkpoint: a verified one.
-        saved_processes: of the run that saved it. Where this one has more, the additional ones' LoRA dropout draws anew.
+        saved_processes: of the run that saved it. If this one has more, LoRA dropout on the new ones is freshly seeded.
 
     Raises:
-        Damaged: a file holds something else than tensors and numbers, or does not fit.
+        Damaged: a file holds something other than tensors and numbers, or does not fit.
     """
     random_state = checkpoint / f"random_states_{accelerator.process_index}.pkl"
     try:
@@ -223,11 +223,13 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, saved_processes:
             if not torch.equal(saved, torch.get_rng_state()):
                 raise Damaged(f"{random_state} was not loaded: the random state is not the saved one.")
         else:
-            logger.warning(f"{random_state} does not exist: LoRA dropout draws anew", main_process_only=False)
+            logger.warning(f"{random_state} does not exist: LoRA dropout is freshly seeded", main_process_only=False)
     except (UnpicklingError, KeyError, TypeError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]  # torch goes on with the advice to load it unsafely
-        raise Damaged(f"{checkpoint} holds what no checkpoint does; it was not loaded: {reason}") from error
-    accelerator.step = 0  # checkpoints lie between windows, also where the number of accumulation steps has changed
+        reason = str(error).splitlines()[0]  # the rest is torch's advice to load it unsafely
+        raise Damaged(
+            f"{checkpoint} was not loaded, since it holds something that a checkpoint never does: {reason}"
+        ) from error
+    accelerator.step = 0  # checkpoints lie between windows, even if the number of accumulation steps has changed
 
 
 def save_checkpoint(
@@ -265,11 +267,11 @@ def save_checkpoint(
     except OSError as error:
         full = shutil.disk_usage(output_dir).free < 2**20  # torch.save does not say so
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)  # it would go on filling the disk
+            shutil.rmtree(partial, ignore_errors=True)  # it would keep filling the disk
         good = list_checkpoints(output_dir)
         raise OSError(
-            f"{checkpoint} can't be written: {'No space left on device. ' if full else ''}{error}. Mend that, and resume."
-            f" The last good checkpoint is {good[-1] if good else 'not there: none was saved'}."
+            f"{checkpoint} can't be written: {'No space left on device. ' if full else ''}{error}. Fix that, and resume."
+            f" {f'The last good checkpoint is {good[-1]}' if good else 'No checkpoint was saved before'}."
         ) from error
     logger.info(f"Saved {checkpoint}")
     if accelerator.is_main_process and total_limit:

@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from .checkpoints import list_checkpoints
 
 
-MAX_SKIPPED_STEPS = 20  # one after the other, by fp16's gradient scaler: it halves its scale with each
-ADVICE = "Lower --learning_rate or --beta_orpo, or use bf16, and resume from the last checkpoint."
+MAX_SKIPPED_STEPS = 20  # in a row, by fp16's gradient scaler, which halves its scale with each
+ADVICE = "Lower --learning_rate or --beta_orpo, or use bf16, and resume from the last checkpoint"
 
 
 def stop_if_not_finite(
@@ -36,22 +36,22 @@ def stop_if_not_finite(
         return
     finite = pairs.isfinite().tolist()
     bad = gather_object([describe(*pair) for pair in zip(timesteps.tolist(), *finite) if not all(pair[1:])])
-    cause = f"Not finite: {'; '.join(bad)}." if bad else "The errors of all pairs are finite, the gradient is not."
+    cause = f"Not finite: {'; '.join(bad)}." if bad else "The errors of all pairs are finite, but the gradient is not."
     checkpoints = list_checkpoints(output_dir)
     raise FloatingPointError(
         f"Step {step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}. {cause} The weights are those"
-        f" of the step before. {ADVICE} It is {checkpoints[-1] if checkpoints else 'not there: none was saved'}."
+        f" of the step before. {ADVICE}{f', {checkpoints[-1]}' if checkpoints else ' (none was saved yet)'}."
     )
 
 
 def describe(timestep: int, loss: bool, winner: bool, loser: bool) -> str:
-    """Says what of a pair is to blame, given which of its loss and its errors are finite."""
+    """Says which side of a pair is to blame, given which of its loss and errors are finite."""
     sides = [name for name, finite in (("winner", winner), ("loser", loser)) if not finite]
     return f"timestep {timestep}, {' and '.join(sides) or 'though both errors are finite'}"
 
 
 def count_skipped(accelerator: Accelerator, running: int, step: int) -> int:
-    """How many steps running the gradient scaler has skipped.
+    """How many steps in a row the gradient scaler has skipped.
 
     Args:
         accelerator: of the run.
@@ -63,5 +63,5 @@ def count_skipped(accelerator: Accelerator, running: int, step: int) -> int:
     """
     running = running + 1 if accelerator.optimizer_step_was_skipped else 0
     if running == MAX_SKIPPED_STEPS:
-        raise FloatingPointError(f"Step {step}: {running} steps running had no finite gradient. {ADVICE}")
+        raise FloatingPointError(f"Step {step}: {running} steps in a row had no finite gradient. {ADVICE}.")
     return running

@@ -84,7 +84,7 @@ OPTIMIZER = FlagGroup(
         ),
         Flag(
             "lr_scheduler",
-            "Course of the learning rate over the run.",
+            "Learning-rate schedule.",
             default="constant",
             choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
             resume="same",
@@ -149,8 +149,8 @@ OPTIMIZER = FlagGroup(
         ),
         Flag(
             "ddp_timeout",
-            "Seconds that processes wait for one another, also for the main one to draw validation images and upload, "
-            "before the run ends. Reading the data set may take longer.",
+            "Seconds that processes wait for one another, including for the main one to draw validation images and upload, "
+            "before the run is ended. Reading the data set may take longer.",
             int,
             1800,
             range=(1,),
@@ -168,8 +168,8 @@ VALIDATION = FlagGroup(
         ),
         Flag(
             "num_validation_pairs",
-            "Pairs, at most, kept out of training to measure preference accuracy on, with --run_validation: of a data set "
-            "such that those that share an image stay together, of shards the first samples.",
+            "Pairs, at most, kept out of training to measure preference accuracy on, with --run_validation: in a data set, "
+            "those that share an image stay together; in shards, they are the first samples.",
             int,
             64,
             range=(0,),
@@ -177,7 +177,7 @@ VALIDATION = FlagGroup(
         Flag(
             "validation_draws",
             "How often each held-out pair is predicted, at noise spread evenly over the levels. 12 leave the accuracy on 64 "
-            "pairs a standard error of at most 2 points, and cost as much as half as many training passes.",
+            "pairs a standard error of at most 2 points, and cost as much as 6 training passes.",
             int,
             12,
             range=(4,),
@@ -192,7 +192,12 @@ VALIDATION = FlagGroup(
             card=True,
         ),
         Flag("validation_steps", "Optimizer steps between validations.", int, 200, range=(1,)),
-        Flag("validation_prompts", "Prompts to draw. Default: four built in.", nargs="+", default=VALIDATION_PROMPTS),
+        Flag(
+            "validation_prompts",
+            "Prompts to draw. Default: four built-in ones.",
+            nargs="+",
+            default=VALIDATION_PROMPTS,
+        ),
         Flag("num_validation_images", "Images per validation prompt.", int, 1, range=(1,)),
         Flag("validation_inference_steps", "Sampling steps per image.", int, 25, range=(1,)),
         Flag("validation_guidance_scale", "Classifier-free guidance.", float, 5.0),
@@ -251,7 +256,7 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
         _check_loser_share(parser, args)
     if args.keep_best and not (args.run_validation and args.num_validation_pairs):
         parser.error(
-            "--keep_best compares checkpoints on held-out pairs, and there are none: add --run_validation, and leave "
+            "--keep_best compares checkpoints on held-out pairs, and there are none: add --run_validation, and set "
             "--num_validation_pairs above 0."
         )
     if args.validation_scorer is not None:
@@ -261,8 +266,8 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
 def _check_loser_share(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not 0 < args.loser_share < 0.5:
         parser.error(
-            f"--loser_share={args.loser_share} must lie above 0 and below 0.5. For fine-tuning on winners use --beta_orpo=0; a"
-            " half is reached by no beta."
+            f"--loser_share={args.loser_share} must lie above 0 and below 0.5. For fine-tuning on winners use --beta_orpo=0; no"
+            " beta reaches a half."
         )
     if args.beta_orpo is not None:
         parser.error("--loser_share and --beta_orpo are two ways to set the same strength: give one of them.")

@@ -1,4 +1,4 @@
-"""What a beta does to a model: how much of the loss's gradient pushes losers away."""
+"""How strong a beta is for a model: the share of the loss's gradient that pushes losers away."""
 
 from collections.abc import Iterable
 
@@ -13,21 +13,21 @@ from .step import compute_losses
 
 logger = get_logger(__name__)
 
-PAIRS = 32  # at the most, and one batch at the least, that --loser_share looks at
+PAIRS = 32  # that --loser_share looks at; one batch at least
 
 
 def log_loser_share(pairs: torch.Tensor, beta: float) -> None:
-    """Says what a beta does to the pairs of a run's first step: loss, winner's and loser's log p of each (3, B)."""
+    """Logs how strong a beta is for the pairs of a run's first step: loss, winner's and loser's log p of each (3, B)."""
     _, error_w, error_l = -pairs
     logger.info(
         f"With --beta_orpo={beta} the losers' share of the gradient is {loser_share(error_w, error_l, beta):.2f} at the"
-        f" start (0 is fine-tuning on winners, 0.5 the most), at a mean error of {error_w.mean().item():.4f}"
+        f" start (0 is fine-tuning on winners, 0.5 the maximum), at a mean error of {error_w.mean().item():.4f}"
     )
 
 
 @torch.no_grad()
 def find_beta(accelerator: Accelerator, model, batches: Iterable[dict], levels: NoiseLevels, share: float) -> float:
-    """The beta with which the losers' share of the gradient is `share` on the first pairs. Every process must call it.
+    """The beta that gives the losers `share` of the gradient on the first pairs. Every process must call it.
 
     Args:
         accelerator: of the run.
@@ -56,7 +56,7 @@ def find_beta(accelerator: Accelerator, model, batches: Iterable[dict], levels: 
 
 @torch.enable_grad()
 def beta_of_share(error_w: torch.Tensor, error_l: torch.Tensor, share: float) -> float:
-    """The beta with which the losers' share of the gradient is this one: `loser_share` the other way round.
+    """The beta that gives the losers this share of the gradient: the inverse of `loser_share`.
 
     Args:
         error_w, error_l: errors of winners and losers (B,).
@@ -68,7 +68,7 @@ def beta_of_share(error_w: torch.Tensor, error_l: torch.Tensor, share: float) ->
     low, high = 1e-9, 1e9
     if loser_share(error_w, error_l, high) < share:
         raise ValueError(
-            f"--loser_share={share} is reached by no beta on these pairs, whose winners' errors are smaller than the losers'."
+            f"No beta reaches --loser_share={share} on these pairs, whose winners' errors are smaller than the losers'."
             " Lower it, or set --beta_orpo."
         )
     for _ in range(60):
@@ -80,8 +80,8 @@ def beta_of_share(error_w: torch.Tensor, error_l: torch.Tensor, share: float) ->
 def loser_share(error_w: torch.Tensor, error_l: torch.Tensor, beta: float) -> float:
     """The losers' share of the loss's gradient with respect to the pairs' errors.
 
-    For errors that are equal and small it is about beta / (2 (beta + error)): nothing where beta is far below the
-    errors, a quarter where it equals them, a half at most.
+    For equal, small errors it is about beta / (2 (beta + error)): near 0 if beta is far below the errors, a quarter
+    if it equals them, a half at most.
 
     Args:
         error_w, error_l: errors of winners and losers (B,).

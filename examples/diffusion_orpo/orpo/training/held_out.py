@@ -1,8 +1,8 @@
 """Preference accuracy on held-out pairs, precise enough to steer by.
 
 One noise and one timestep for each pair leave most of the accuracy to chance. So each pair is predicted several times, at timesteps
-spread evenly over the noise levels that training draws; which noise and which timesteps never changes, so that two measurements
-differ by what the model has learned.
+spread evenly over the noise levels that training draws; noise and timesteps never change, so that two measurements differ
+only by what the model has learned.
 """
 
 import math
@@ -92,7 +92,7 @@ def summarize(sums: torch.Tensor, variance: float) -> dict[str, float]:
     draws, pairs = len(sums), sums[0, 0].item()
     means = (sums[:, 1:].sum(dim=0) / (pairs * draws)).tolist()
     metrics = {f"eval_{name}": mean for name, mean in zip(NAMES, means)}
-    # The draws of a pair lie in different ranges of noise; taking them for independent ones errs on the safe side.
+    # The draws of a pair lie in different ranges of noise; treating them as independent errs on the safe side.
     metrics[f"{ACCURACY}_error"] = math.sqrt(variance / (draws - 1)) / pairs
     accuracies = sums[:, 1 + NAMES.index("rewards/accuracies")] / pairs
     for quarter in range(QUARTERS):

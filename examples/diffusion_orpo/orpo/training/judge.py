@@ -25,7 +25,7 @@ class Judge:
         self.scores_without_lora = self._score(images_without_lora)
 
     def compare(self, images: list[Image]) -> dict[str, float]:
-        """What it says of images drawn with the LoRA.
+        """Compares images drawn with the LoRA with the base's.
 
         Returns:
             `eval_win_rate`, from 0 to 1, ties counting half, and `eval_score_difference`, the mean difference of the

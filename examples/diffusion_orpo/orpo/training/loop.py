@@ -1,4 +1,4 @@
-"""The training loop, whatever the model family, and wherever the pairs come from: `train` is handed both."""
+"""The training loop, for any model family and any source of pairs."""
 
 import math
 import time
@@ -39,7 +39,7 @@ def train(run: Run, model, data) -> int:
     """Trains the model's LoRA on the data's pairs, and writes the result.
 
     Args:
-        run: of `start_run`.
+        run: from `start_run`.
         model: the model family, such as `StableDiffusionXL`.
         data: the source of pairs, such as `PreferenceData`.
 
@@ -56,7 +56,8 @@ def train(run: Run, model, data) -> int:
     base = identify_in_background(model.base_identity) if accelerator.is_main_process else dict
     state, position = begin_or_resume(run, data, base)
     pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
-    amount = Amount(args.max_train_steps, args.num_train_epochs * data.num_pairs, pairs_per_step, state.pairs_per_step)
+    pairs = data.pairs_of(args.num_train_epochs, args.train_batch_size, run.seed, position)
+    amount = Amount(args.max_train_steps, pairs, pairs_per_step, state.pairs_per_step)
     last_step = amount.last_step(state.global_step, state.pairs_seen)
 
     if args.init_lora_weights is not None and run.checkpoint is None:
@@ -143,7 +144,7 @@ def train(run: Run, model, data) -> int:
 
 
 def save(run: Run, state: TrainingState, base, collapse: CollapseWatch, best: Best, position: dict) -> None:
-    """Saves a checkpoint, and what is logged so far. Every process must call it."""
+    """Saves a checkpoint, and everything logged so far. Every process must call it."""
     flush_trackers(run.accelerator)
     state.base = state.base or base()
     state.collapse = asdict(collapse)
@@ -185,7 +186,7 @@ def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:
 
 
 def check_learning_rate(run: Run, state: TrainingState, now: float) -> None:
-    """Stops a resumed run whose learning rate would not go on where it was.
+    """Stops a resumed run whose learning rate would jump.
 
     Raises:
         ValueError: names both.

@@ -1,4 +1,4 @@
-"""What training asks of a model family, whichever it is; `models/latent_diffusion.py` has what the families share."""
+"""A model family as training needs it; `models/latent_diffusion.py` is the base of all families."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 
 class NoiseProcess(Protocol):
-    """How noise is added, and what is predicted of it."""
+    """Adds noise, and defines the prediction target."""
 
     def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
         """A timestep for each generator (B,)."""
@@ -21,7 +21,7 @@ class NoiseProcess(Protocol):
     def target(
         self, latents_w: torch.Tensor, latents_l: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """What is to be predicted (B, C, h, w): one for both images of a pair, or one each."""
+        """The prediction target (B, C, h, w): one for both images of a pair, or one each."""
 
     def weights(self, timesteps: torch.Tensor) -> torch.Tensor | None:
         """Weight of each pair (B,), or None for equal ones."""
@@ -34,7 +34,7 @@ class ModelFamily(Protocol):
         name, license, tags: for the model card.
         lora_file: name of the file that `save_lora` writes.
         device: of its modules.
-        denoiser: what trains.
+        denoiser: the module that trains.
         noise_process: of its training.
     """
 
@@ -58,16 +58,18 @@ class ModelFamily(Protocol):
     def predict(
         self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
     ) -> torch.Tensor:
-        """What the denoiser, which may be wrapped, predicts of 2B noisy latents, winners first (2B, C, h, w)."""
+        """The prediction of the denoiser, which may be wrapped, for 2B noisy latents, winners first (2B, C, h, w)."""
 
     def base_identity(self) -> dict[str, str]:
-        """What a LoRA of this run is trained for: its modules by content, and what the denoiser predicts."""
+        """Identifies the base of this run's LoRA: its modules by content, and the prediction type."""
 
     def drawing(self, prompts: list[str]) -> AbstractContextManager[None]:
-        """In the block, all that is needed to draw these prompts is loaded."""
+        """In the block, everything needed to draw these prompts is loaded."""
 
-    def draw(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> Image:
-        """Draws an image at the training resolution."""
+    def draw(
+        self, prompt: str, seed: int, steps: int, guidance_scale: float, shape: tuple[int, int] | None = None
+    ) -> Image:
+        """Draws an image of a height and width; without them, at the training resolution."""
 
     def save_lora(self, directory: Path) -> None:
         """Writes the LoRA in diffusers' format."""

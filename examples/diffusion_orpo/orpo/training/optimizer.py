@@ -1,4 +1,4 @@
-"""Optimizers, each one entry, and the course of the learning rate."""
+"""Optimizers, one entry each, and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def make_optimizer(
         fused: whether one kernel may step all tensors. It would hide from accelerate which steps the gradient scaler skips.
 
     Raises:
-        ImportError: the package that has it is not installed.
+        ImportError: its package is not installed.
     """
     make = OPTIMIZERS["AdamW8bit" if args.use_8bit_adam else args.optimizer]
     options = {
@@ -58,7 +58,7 @@ def _prodigy(args, parameters, options: dict, fused: bool) -> torch.optim.Optimi
         raise ImportError("--optimizer=prodigy needs prodigyopt: `pip install prodigyopt`.") from error
     if options["lr"] <= 0.1:
         logger.warning(
-            f"--learning_rate={args.learning_rate} multiplies the step size that Prodigy finds: 1.0 is what it is meant for"
+            f"--learning_rate={args.learning_rate} multiplies the step size that Prodigy finds, which is meant for 1.0"
         )
     return Prodigy(
         parameters,
@@ -70,7 +70,7 @@ def _prodigy(args, parameters, options: dict, fused: bool) -> torch.optim.Optimi
     )
 
 
-# Of (flags, parameters, what all of Adam's kind take, whether one kernel may step all tensors).
+# Functions of (flags, parameters, the options that all of Adam's kind take, whether one kernel may step all tensors).
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": _adamw,
     "AdamW8bit": _adamw_8bit,

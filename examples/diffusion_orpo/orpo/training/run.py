@@ -1,4 +1,4 @@
-"""The beginning and the end of a run: what can fail before models load, trackers, and the output."""
+"""The beginning and the end of a run: checks before models load, trackers, and the output."""
 
 import argparse
 import json
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, object]:
-        """The flags' values as they are in force: also where they were drawn, or come from the accelerate configuration."""
+        """The values in force, including those that were drawn at random or come from the accelerate configuration."""
         return vars(self.args) | {"seed": self.seed, "mixed_precision": self.accelerator.mixed_precision}
 
     def values(self, **wanted: object) -> dict[str, object]:
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def recorded_flags(self) -> dict[str, object]:
-        """All flags for a checkpoint: those that a resumed run is compared in as they are, the others without secrets."""
+        """All flags for a checkpoint: exact values of those that a resumed run is compared by, the others without secrets."""
         return flags_without_secrets(self.settings) | self.values(resume="same") | self.values(resume="warn")
 
 
@@ -107,7 +107,7 @@ def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> 
         if seed is None:
             drawn = on_main_process(accelerator, secrets.randbits, 31)
             seed = read_state(checkpoint).flags["seed"] if checkpoint else drawn
-            logger.info(f"No --seed was given: it is {seed}")
+            logger.info(f"No --seed was given: using {seed}")
         set_seed(seed)
         if args.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -117,14 +117,14 @@ def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> 
         except Exception as error:
             explain_failure(error, args, accelerator)
             raise
-        # First the wrapper of the model, then its process group: where the wrapper goes last, it waits for a thread that
-        # waits for Python's lock, which it holds, and some runs never end.
+        # First the wrapper of the model, then its process group: if the wrapper goes last, it holds Python's lock while it
+        # waits for a thread that waits for that lock, and some runs never end.
         accelerator.free_memory()
         accelerator.end_training()
 
 
 def make_repository(args: argparse.Namespace) -> str:
-    """Makes the repository to upload to, if it isn't there, and returns its full name."""
+    """Makes the repository to upload to, if it doesn't exist, and returns its full name."""
     name = args.hub_model_id or Path(args.output_dir).resolve().name
     return create_repo(name, exist_ok=True, token=args.hub_token).repo_id
 
@@ -154,12 +154,12 @@ def make_accelerator(args, output_dir: Path) -> Accelerator:
     for library in (datasets, transformers, diffusers):
         library.utils.logging.set_verbosity(logging.WARNING if accelerator.is_local_main_process else logging.ERROR)
     for library in (transformers, diffusers):
-        library.utils.logging.disable_progress_bar()  # of loading, which lasts seconds; those of downloads stay
+        library.utils.logging.disable_progress_bar()  # loading takes seconds; the bars of downloads stay
     return accelerator
 
 
 def make_writable(output_dir: Path) -> None:
-    """Makes the output folder, and tries to write there."""
+    """Makes the output folder, and checks that it can be written."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe = output_dir / ".writable"
@@ -170,32 +170,32 @@ def make_writable(output_dir: Path) -> None:
 
 
 def explain_failure(error: Exception, args, accelerator: Accelerator) -> None:
-    """Logs what the exception itself can't know: which process is to blame, and from where the run can go on."""
+    """Logs what the exception itself can't know: which process is to blame, and where the run can continue."""
     if accelerator.num_processes > 1 and is_lost_connection(error):
         logger.error(
             f"Process {accelerator.process_index} ends because another one died, or did not answer for"
-            f" --ddp_timeout={args.ddp_timeout} seconds. That one's own messages say why.",
+            f" --ddp_timeout={args.ddp_timeout} seconds. The other one's own messages say why.",
             main_process_only=False,
         )
     checkpoints = list_checkpoints(Path(args.output_dir))
     if checkpoints:
         logger.error(
             f"The run ended with {type(error).__name__}, whose message follows. Its last checkpoint is {checkpoints[-1]}:"
-            " when the cause is gone, go on with --resume_from_checkpoint=latest",
+            " once the cause is fixed, continue with --resume_from_checkpoint=latest",
             main_process_only=False,
         )
 
 
 def start_trackers(run: Run, step: int, known: dict[str, str]) -> dict[str, str]:
-    """Starts the trackers with the flags as configuration, without what is secret in them.
+    """Starts the trackers with the flags as configuration, without their secrets.
 
     Args:
         run: whose flags they record.
-        step: that the run goes on from, or 0. TensorBoard hides what an interrupted run had logged of later ones.
-        known: what this function returned to the run that is resumed.
+        step: the one that the run continues from, or 0. TensorBoard hides later steps that an interrupted run had logged.
+        known: what this function returned in the run that is resumed.
 
     Returns:
-        What the trackers need to go on with the same run.
+        What the trackers need to continue the same run.
     """
     options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(run.output_dir)}}
     if "wandb" in known:
@@ -210,21 +210,21 @@ def start_trackers(run: Run, step: int, known: dict[str, str]) -> dict[str, str]
 
 
 def flush_trackers(accelerator: Accelerator) -> None:
-    """Writes what is logged so far: a run that goes on from a checkpoint does not log the steps before it again."""
+    """Writes everything logged so far: a run that continues from a checkpoint does not log the steps before it again."""
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard" and accelerator.is_main_process:
             tracker.writer.flush()
 
 
 def report_preemption(received, step: int) -> int:
-    """Logs why a run ends whose checkpoint of `step` is saved, and returns its exit status.
+    """Logs why a run ends after saving the checkpoint of `step`, and returns its exit status.
 
     Args:
         received: the signal, or None where another process got it.
         step: the last one made.
     """
     logger.warning(
-        f"{received.name if received else 'A signal to another process'}: step {step} is saved. Go on with"
+        f"{received.name if received else 'A signal to another process'}: step {step} is saved. Continue with"
         f" --resume_from_checkpoint=latest. Exit status {EXIT_STATUS}",
         main_process_only=False,
     )
@@ -240,7 +240,7 @@ def finish_run(run: Run, model, data: str, steps: int, results: ValidationResult
 
 
 def write_output(run: Run, model, data: str, steps: int, results: ValidationResults | None) -> list[str]:
-    """Writes the output aside and moves it into place, the LoRA last: where it is, all else is.
+    """Writes the output aside and moves it into place, the LoRA last: if it is there, so is everything else.
 
     Returns:
         Names of the files.
@@ -268,7 +268,7 @@ def write_output(run: Run, model, data: str, steps: int, results: ValidationResu
 
 
 def remove_earlier_result(output_dir: Path, lora_file: str, names: list[str]) -> None:
-    """Removes what another run's result had and this one's has not, the LoRA first: what lies there belongs together."""
+    """Removes files of an earlier result that this one lacks, the LoRA first: the files of a folder belong together."""
     (output_dir / lora_file).unlink(missing_ok=True)
     for path in output_dir.iterdir():
         if path.is_file() and RESULT.fullmatch(path.name) and path.name not in names:

@@ -1,4 +1,4 @@
-"""Does a resumed run continue the one that was saved? What must be the same, what is pointed out, what can't be known."""
+"""Does a resumed run continue the saved one? Compares the two, and refuses or warns where they differ."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +14,13 @@ logger = get_logger(__name__)
 
 
 def identify_in_background(identify: Callable[[], dict[str, str]]) -> Callable[[], dict[str, str]]:
-    """Begins to identify the base, which reads all of its files, beside whatever else the run does.
+    """Starts to identify the base, which reads all of its files, in the background.
 
     Args:
         identify: takes seconds for a model in a local folder.
 
     Returns:
-        A function that waits for the result: nothing, with a warning, where the files can't be read any more.
+        A function that waits for the result: empty, with a warning, if the files can no longer be read.
     """
     executor = ThreadPoolExecutor(1, "identity")
     future: Future = executor.submit(identify)
@@ -30,7 +30,7 @@ def identify_in_background(identify: Callable[[], dict[str, str]]) -> Callable[[
         try:
             return future.result()
         except OSError as error:
-            logger.warning(f"The base model can't be identified, so that checkpoints don't know it: {error}")
+            logger.warning(f"The base model can't be identified, so checkpoints won't record it: {error}")
             return {}
 
     return result
@@ -42,7 +42,7 @@ def check_same_run(saved: TrainingState, current: TrainingState, same: dict, war
     Args:
         saved: of the checkpoint.
         current: of this run, at its start.
-        same: flags that must be as they were, with their values now.
+        same: flags that must be unchanged, with their current values.
         warn: flags whose change is pointed out.
         checkpoint: for messages.
 
@@ -51,9 +51,11 @@ def check_same_run(saved: TrainingState, current: TrainingState, same: dict, war
     """
     refused = changed(saved.flags, same)
     if saved.data != current.data:
-        refused.append("the pairs are others")
+        refused.append("the pairs are different")
     if saved.base:
-        refused += [f"the base model is another: {difference}" for difference in differences(saved.base, current.base)]
+        refused += [
+            f"the base model is different: {difference}" for difference in differences(saved.base, current.base)
+        ]
     if refused:
         raise ValueError(f"Cannot resume from {checkpoint}: {'; '.join(refused)}.")
     unknown = [f"--{name}" for name in (*same, *warn) if name not in saved.flags]
@@ -61,17 +63,15 @@ def check_same_run(saved: TrainingState, current: TrainingState, same: dict, war
         unknown.append("the base model")
     if unknown:
         logger.warning(
-            f"{checkpoint} does not record {', '.join(unknown)}: it can't be checked that they are what they were"
+            f"{checkpoint} does not record {', '.join(unknown)}: whether they are unchanged can't be checked"
         )
     noted = changed(saved.flags, warn)
     if noted:
-        logger.warning(
-            f"The run goes on with other settings than those that {checkpoint} was made with: {'; '.join(noted)}"
-        )
+        logger.warning(f"The run continues with settings that differ from those of {checkpoint}: {'; '.join(noted)}")
 
 
 def changed(saved: dict, now: dict) -> list[str]:
-    """The flags, among those saved, that have another value now."""
+    """The saved flags whose value has changed."""
     return [
         f"--{name} was {saved[name]} and is now {value}"
         for name, value in now.items()

@@ -3,7 +3,7 @@
     encode    both images of each pair -> latents x_w, x_l; the prompt -> embeddings, once for both
     noise     one timestep t and one noise eps for both images of a pair: x_w,t and x_l,t
     forward   the denoiser predicts from x_w,t and x_l,t, in one call
-    target    what it should have predicted: eps for both, or a velocity for each                              (1)
+    target    the correct prediction: eps for both, or a velocity for each                                     (1)
     loss      m_w, m_l   mean squared error of prediction and target, over all non-batch dimensions            (2)
               log p = -m;  log_odds(m) = log p - log(1 - p) = -log(exp(m) - 1)                                 (3)
               z = log_odds(m_w) - log_odds(m_l)                  > 0 when the model prefers the winner         (4)
@@ -25,7 +25,7 @@ def compute_losses(beta: float, model, denoiser, batch: dict) -> tuple[torch.Ten
     Args:
         beta: weight of the odds ratio term.
         model: the model family; encodes images and prompts.
-        denoiser: what predicts; may be wrapped for distributed training.
+        denoiser: the module that predicts; may be wrapped for distributed training.
         batch: B pairs as `collate_pairs` makes them: tensors of 2B images, the B winners first.
 
     Returns:
@@ -56,7 +56,7 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
     """
     # encode
     moments, embeds = encode(model, batch)
-    # All randomness comes from the pair's own seed: not from its place in the batch, nor from the number of processes.
+    # All randomness comes from the pair's own seed: neither its place in the batch nor the number of processes matters.
     generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
     timesteps = batch["timesteps"] if "timesteps" in batch else model.noise_process.sample_timesteps(generators)
     timesteps = to_device(timesteps, model.device)

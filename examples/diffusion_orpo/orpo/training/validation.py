@@ -23,7 +23,7 @@ class ValidationResults:
     Attributes:
         metrics, metrics_without_lora: `eval_*` to mean over the held-out pairs; empty where none are held out.
         images, images_without_lora: the validation prompts' images; on the main process only.
-        comparison: what `Validator.compare` said of them, and with --keep_best which step this is.
+        comparison: the result of `Validator.compare`, and with --keep_best the step.
     """
 
     metrics: dict[str, float]
@@ -101,21 +101,26 @@ class Validator:
         self.model.denoiser.eval()
         metrics = measure_held_out(self.args.beta_orpo, self.model, self.accelerator, batches, self.levels)
         if not metrics:
-            logger.warning(
-                "None of the held-out samples holds a preference that can be read: there are no eval_* metrics"
-            )
+            logger.warning("No held-out sample holds a readable preference: there are no eval_* metrics")
         return metrics
 
     def draw(self) -> list[Image]:
-        """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt."""
+        """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt.
+
+        With aspect-ratio buckets, they take the shapes in turn, the most frequent first.
+        """
         if not self.accelerator.is_main_process:
             return []
         self.model.denoiser.eval()
-        args = self.args
+        args, shapes = self.args, self.data.shapes
         with self.model.drawing(args.validation_prompts):
             return [
                 self.model.draw(
-                    prompt, self.run.seed + i, args.validation_inference_steps, args.validation_guidance_scale
+                    prompt,
+                    self.run.seed + i,
+                    args.validation_inference_steps,
+                    args.validation_guidance_scale,
+                    shapes[i % len(shapes)],
                 )
                 for prompt in args.validation_prompts
                 for i in range(args.num_validation_images)
@@ -123,7 +128,7 @@ class Validator:
 
     @cached_property
     def images_without_lora(self) -> list[Image]:
-        """What the base draws for the same prompts from the same seeds. It never changes, so it's drawn once."""
+        """The base's images of the same prompts and seeds. They never change, so they are drawn once."""
         self.model.denoiser.disable_adapters()
         images = self.draw()
         self.model.denoiser.enable_adapters()
@@ -132,7 +137,7 @@ class Validator:
     @cached_property
     def judge(self):
         """The `Judge` of `--validation_scorer`."""
-        from .judge import Judge  # whoever asks for no scorer needs no room `scoring`
+        from .judge import Judge  # without a scorer, the room `scoring` is not needed
 
         args = self.args
         return Judge(
@@ -140,18 +145,21 @@ class Validator:
         )
 
     def compare(self, images: list[Image]) -> dict[str, float]:
-        """What `Judge.compare` says of images; empty without a scorer, and on all processes but the main one."""
+        """The result of `Judge.compare`; empty without a scorer, and on all processes but the main one."""
         if self.args.validation_scorer is None or not self.accelerator.is_main_process:
             return {}
         return self.judge.compare(images)
 
     def _log_images(self, name: str, images: list[Image], step: int) -> None:
-        """Sends `name/i`, the images of the i-th prompt, to the trackers; a prompt would not do as a file name."""
-        per_prompt = self.args.num_validation_images
-        values = {
-            f"{name}/{i}": np.stack(images[i * per_prompt : (i + 1) * per_prompt])
-            for i in range(len(images) // per_prompt)
-        }
+        """Sends `name/i`, the images of the i-th prompt, to the trackers; a prompt would not do as a file name.
+
+        Those of other shapes than the first go as `name/i/{width}x{height}`.
+        """
+        per_prompt, grouped = self.args.num_validation_images, {}
+        for number, image in enumerate(images):
+            shape = "" if image.size == images[0].size else "/{}x{}".format(*image.size)
+            grouped.setdefault(f"{name}/{number // per_prompt}{shape}", []).append(image)
+        values = {label: np.stack(of_label) for label, of_label in grouped.items()}
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images(values, step=step, dataformats="NHWC")

@@ -1,4 +1,4 @@
-"""What is kept of the micro-batches of one optimizer step, and what the run logs of it."""
+"""Losses and metrics of the micro-batches of one optimizer step, and the means that the run logs."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ class Window:
         self.timesteps.append(timesteps)
 
     def reduce(self, accelerator: Accelerator, grad_norm: torch.Tensor, stop: object) -> tuple[dict[str, float], bool]:
-        """Means over micro-batches and processes, and whether any process is to `stop` (has something there).
+        """Means over micro-batches and processes, and whether any process passed something as `stop`.
 
         One collective and one read from the device per optimizer step.
         """

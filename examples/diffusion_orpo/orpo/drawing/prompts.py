@@ -1,4 +1,4 @@
-"""What an evaluation draws: prompts from a file, from a data set, or built in."""
+"""The prompts to draw: from a file, from a data set, or built in."""
 
 import argparse
 from itertools import islice
@@ -20,8 +20,6 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: two sources are named, or one that has no prompts.
     """
-    if args.prompt_file is not None and args.dataset_name is not None:
-        raise ValueError("--prompt_file and --dataset_name: choose one.")
     if args.dataset_name is not None:
         source, lines = args.dataset_name, _dataset_captions(args)
     else:

@@ -1,10 +1,9 @@
-"""Images of base and LoRA from the same prompts and seeds, in folders that know how they were drawn.
+"""Images of prompts, each from a seed of its own, in folders that know how they were drawn.
 
-An image is complete or absent, so an evaluation that was stopped goes on where it was.
+An image is complete or absent, so a run that was stopped continues where it was.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,39 +15,51 @@ from tqdm.auto import tqdm
 
 import diffusers
 
+from ..system.durable import write_text, written_whole
 
+
+# Makes an image of each prompt, from its seed.
 Draw = Callable[[list[str], list[int]], list[Image.Image]]
+
+SHOWN = 80  # characters of a setting, in an error
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image to draw."""
+    """An image to draw.
+
+    Attributes:
+        prompt: what it shows.
+        seed: of its noise.
+        name: of its file.
+        group: which prompt it belongs to, counted from 0.
+    """
 
     prompt: str
     seed: int
     name: str
+    group: int
 
 
 def make_requests(prompts: list[str], images_per_prompt: int, seed: int) -> list[Request]:
-    """All images of an evaluation, prompt by prompt, each from a seed of its own."""
+    """All images to draw, prompt by prompt, each from the seed after the last one's."""
     return [
-        Request(prompt, seed + i * images_per_prompt + j, f"{i:05d}-{j}.png")
+        Request(prompt, seed + i * images_per_prompt + j, f"{i:05d}-{j}.png", i)
         for i, prompt in enumerate(prompts)
         for j in range(images_per_prompt)
     ]
 
 
 def open_folder(folder: Path, settings: dict) -> dict[str, str]:
-    """Makes a folder for images of these settings, or makes sure that it is one.
+    """Makes a folder for images that are drawn with these settings, or checks that an existing one holds such images.
 
     Returns:
-        The versions of the libraries that began to fill it; others may draw slightly different images.
+        The versions of the libraries that drew the first of them; others may draw slightly different images.
 
     Raises:
-        ValueError: it holds images of other settings; names them.
+        ValueError: its images were drawn with other settings; names them.
     """
     path = folder / "settings.json"
-    settings = json.loads(json.dumps(settings))
     if not path.exists():
         if folder.exists() and any(folder.glob("*.png")):
             raise ValueError(
@@ -56,32 +67,27 @@ def open_folder(folder: Path, settings: dict) -> dict[str, str]:
             )
         folder.mkdir(parents=True, exist_ok=True)
         versions = {"diffusers": diffusers.__version__, "torch": torch.__version__}
-        write_atomically(path, json.dumps(settings | {"versions": versions}, indent=2) + "\n")
+        write_text(path, json.dumps(settings | {"versions": versions}, indent=2) + "\n")
         return versions
     stored = json.loads(path.read_text(encoding="utf-8"))
     versions = stored.pop("versions")
+    current = json.loads(json.dumps(settings))
     changes = [
-        f"{name}: {_short(stored.get(name))} there, {_short(settings.get(name))} now"
-        for name in sorted(settings.keys() | stored.keys())
-        if settings.get(name) != stored.get(name)
+        f"{name} was {_short(stored.get(name))} and is now {_short(current.get(name))}"
+        for name in dict.fromkeys([*stored, *current])
+        if stored.get(name) != current.get(name)
     ]
     if changes:
         raise ValueError(
-            f"{folder} holds images of other settings ({'; '.join(changes)}). Choose another folder, or remove it."
+            f"{folder} holds images that were drawn differently: {'; '.join(changes)}. Choose another folder, or remove"
+            " this one."
         )
     return versions
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is complete or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def missing(folder: Path, requests: list[Request]) -> list[Request]:
@@ -89,14 +95,14 @@ def missing(folder: Path, requests: list[Request]) -> list[Request]:
 
 
 def draw_images(draw: Draw, folder: Path, requests: list[Request], batch_size: int, name: str) -> None:
-    """Draws what is missing in the folder, over all processes.
+    """Draws the images that are missing in the folder, over all processes.
 
-    Batches are the same however often the evaluation was stopped, so what is drawn is, too, bit for bit.
+    Batches are the same however often the run was stopped, and so are the images, bit for bit.
 
     Args:
         draw: makes an image of each prompt from its seed.
         folder: for the images.
-        requests: all images that should be there.
+        requests: all images that should exist.
         batch_size: images drawn at once.
         name: for the progress bar.
     """
@@ -110,24 +116,20 @@ def draw_images(draw: Draw, folder: Path, requests: list[Request], batch_size: i
             absent = missing(folder, batch)
             for request, image in zip(batch, images):
                 if request in absent:
-                    save_image(image, folder / request.name)
+                    with written_whole(folder / request.name) as path:
+                        image.save(path, "PNG")
     state.wait_for_everyone()
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Writes a PNG that is complete or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, "PNG")
-    os.replace(partial, path)
 
 
 def read_image(path: Path) -> Image.Image:
     """Reads a drawn image.
 
     Raises:
-        ValueError: it's broken.
+        ValueError: it is broken.
     """
     try:
         return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path} can't be read ({error}). Remove it and start again: it is drawn anew.") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{path} can't be read ({error}). Remove it and start again: it will be drawn again."
+        ) from error

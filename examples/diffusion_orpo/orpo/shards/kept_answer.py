@@ -1,0 +1,51 @@
+"""What a look at a shard has found, kept for the next run. A cache that can't be written, or is damaged, costs time alone."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HOME
+
+from ..system.redaction import without_secrets
+from .opening import is_remote
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """The file of an answer: a list of two, the number of samples and what is known of them."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, url: str, question: str, cache_dir: str | None) -> "KeptAnswer":
+        """For a shard: a file by its path, size and date, a URL without what is secret in it.
+
+        Args:
+            url: of the shard.
+            question: names the folder.
+            cache_dir: where the folder is; None for that of `datasets`.
+        """
+        folder = Path(cache_dir or os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME, "datasets"))
+        identity = [url if url.startswith("pipe:") else without_secrets(url)]
+        if not is_remote(url):
+            status = os.stat(url)
+            identity = [os.path.realpath(url), status.st_size, status.st_mtime_ns]
+        digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
+        return cls(folder / question / f"{digest}.json")
+
+    def read(self) -> tuple[int, list] | None:
+        """Samples, and what is known of them; None where nothing is."""
+        with suppress(OSError, ValueError, TypeError):
+            samples, known = json.loads(self.path.read_text())
+            return int(samples), list(known)
+        return None
+
+    def write(self, answer: list) -> None:
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(answer))
+            os.replace(partial, self.path)
