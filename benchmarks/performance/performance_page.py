@@ -176,8 +176,9 @@ def buckets_text(result: dict) -> str:
         [row["batch_size"], *(f"{row[name]:.2%}" for name in MOVED), row["pairs_more"]] for row in result["order"]
     ]
     return (
-        f"Pairs a second in mixed buckets over squares of the same area: {interval(step['pairs_a_second'])}, over"
-        f" {step['pairs_a_second']['rounds']} steps in the shapes {', '.join(step['shapes'])}. How far pairs come from their place"
+        f"Pairs a second in mixed buckets over squares: {interval(step['pairs_a_second'])} as they are, and"
+        f" {interval(step['per_pixel'])} per pixel, as buckets have less area; over {step['per_pixel']['rounds']} steps in the shapes"
+        f" {', '.join(step['shapes'])}. How far pairs come from their place"
         " in a permutation, as a share of an epoch of 10,000 pairs in the shapes of photographs, and what an epoch has more:\n\n"
         + table(["batch size of all processes", "median", "99 % below", "pairs more an epoch"], order)
     )

@@ -7,7 +7,12 @@ import pytest
 import torch
 from families import FAMILIES, save_tiny
 from helpers import arguments, logged, shaped_rows, train, write_parquet, write_shards
+from orpo.data.bad_pair import BadPair
+from orpo.data.buckets import assign
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.shards.encoded_sample import read_encoded
+from orpo.shards.listing import find_shards
+from orpo.shards.shard import read_samples
 from orpo.training import loop
 from PIL import Image
 
@@ -67,6 +72,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, shaped, encoded, tiny_
     resumed = train(tiny_sdxl, data, tmp_path / "part", resume_from_checkpoint="latest", **flags)
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
     assert max(value.abs().max() for key, value in whole.items() if "lora_B" in key or "lora.up" in key) > 1e-4
+
+
+def test_an_encoding_of_a_shape_that_the_manifest_does_not_list_there_is_bad(encoded):
+    found = find_shards([encoded], with_sizes=True)
+    buckets = assign(found.sizes[0].reshape(-1, 2, 2), ((64, 64), (48, 80), (80, 48))).buckets
+    assert found.encoding.moments == ((8, 8, 8), (8, 6, 10), (8, 10, 6)) and set(buckets.tolist()) == {0, 1, 2}
+    for ordinal, members in read_samples(found.urls[0], 0, 6, int(found.counts[0])):
+        for bucket in range(3):
+            if bucket == buckets[ordinal]:
+                assert (
+                    read_encoded(found.encoding, members, bucket, 0)["moments"].shape[2:]
+                    == found.encoding.moments[bucket][1:]
+                )
+            else:
+                with pytest.raises(BadPair, match="moments_0 is"):
+                    read_encoded(found.encoding, members, bucket, 0)
 
 
 def test_encodings_train_as_the_images_do(shaped, tiny_sdxl, tmp_path):
