@@ -107,6 +107,7 @@ QWEN2_5_VL_7B = {
     },
     "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
 }
+SHALLOW_QWEN2_5_VL = {"text_config": {"num_hidden_layers": 1}, "vision_config": {"depth": 1}}
 
 
 def denoiser(name: str, **changes) -> torch.nn.Module:
@@ -123,14 +124,21 @@ def vae(name: str) -> torch.nn.Module:
     return AutoencoderKL(**VAE, latent_channels=4 if name == "sdxl" else 16)
 
 
-def text_encoders(name: str) -> list[torch.nn.Module]:
+def text_encoders(name: str, shallow: bool = False) -> list[torch.nn.Module]:
+    """The text encoders; shallow, with few of their layers: one, or as many as FLUX.2 reads hidden states of."""
     if name in ("z_image", "flux2"):
-        return [Qwen3Model(Qwen3Config(**QWEN3_4B))]
+        depth = {"num_hidden_layers": 28 if name == "flux2" else 2} if shallow else {}
+        return [Qwen3Model(Qwen3Config(**QWEN3_4B | depth))]
     if name == "qwen_image":
-        return [Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**QWEN2_5_VL_7B))]
-    encoders = [CLIPTextModel(CLIPTextConfig(**CLIP_L, num_hidden_layers=12))]
+        config = QWEN2_5_VL_7B
+        if shallow:
+            config = {part: config[part] | depth for part, depth in SHALLOW_QWEN2_5_VL.items()}
+        return [Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))]
+    encoders = [CLIPTextModel(CLIPTextConfig(**CLIP_L, num_hidden_layers=2 if shallow else 12))]
     if name != "flux":
-        encoders.append(CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G, num_hidden_layers=32)))
+        encoders.append(CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G, num_hidden_layers=2 if shallow else 32)))
     if name != "sdxl":
-        encoders.append(T5EncoderModel(T5Config(**T5, feed_forward_proj="gated-gelu")))
+        encoders.append(
+            T5EncoderModel(T5Config(**T5 | ({"num_layers": 1} if shallow else {}), feed_forward_proj="gated-gelu"))
+        )
     return encoders

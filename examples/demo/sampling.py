@@ -56,7 +56,8 @@ def draw(
 def call_options(pipeline: DiffusionPipeline, guidance_scale: float, count: int) -> dict:
     """Guidance and prompt length as a pipeline of the demo wants them for `count` prompts."""
     if isinstance(pipeline, QwenImagePipeline):
-        return {"true_cfg_scale": guidance_scale, "negative_prompt": [" "] * count}
+        # The demo's base was trained with prompts left out as "", and not as " ", which the published one is guided away from.
+        return {"true_cfg_scale": guidance_scale, "negative_prompt": [""] * count}
     if isinstance(pipeline, (ZImagePipeline, Flux2KleinPipeline)):
         return {"guidance_scale": guidance_scale, "max_sequence_length": PROMPT_LENGTH}
     length = {"max_sequence_length": T5_LENGTH} if hasattr(pipeline, "transformer") else {}

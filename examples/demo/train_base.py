@@ -29,7 +29,7 @@ from faces import ALL_KINDS, RESOLUTION, random_face
 from tiny_sdxl import build_tiny_sdxl
 
 
-STEPS = {"sdxl": 8000, "sd": 3000, "sd3": 5000, "flux": 3000, "z_image": 4000, "flux2": 4000, "qwen_image": 6000}
+STEPS = {"sdxl": 8000, "sd": 3000, "sd3": 5000, "flux": 3000, "z_image": 4000, "flux2": 4000, "qwen_image": 4000}
 MODULES = {
     "sd": tiny_sd,
     "sd3": tiny_sd3,

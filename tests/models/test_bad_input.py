@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES, save_tiny
+from orpo.models.options import ModelOptions
 
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DiffusionPipeline
 
@@ -35,7 +36,7 @@ def no_weights(monkeypatch):
 def refusal(name: str, model: str, **flags) -> str:
     family = FAMILIES[name]
     with pytest.raises(ValueError) as raised:
-        family.cls.check(family.cls.options_class.from_flags(family.parse_args(model, **flags)))
+        family.cls.check(ModelOptions.from_flags(family.parse_args(model, **flags)))
     return str(raised.value)
 
 

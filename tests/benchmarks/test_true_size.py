@@ -1,0 +1,33 @@
+"""LoRA keys of the published architectures, and the campaign of benchmarks/true_size.py on its smallest model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from orpo.models.checks import find_modules
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import published  # noqa: E402
+import published_lora  # noqa: E402
+import true_size  # noqa: E402
+
+
+@pytest.mark.parametrize("name", published.DENOISERS)
+def test_the_lora_of_a_published_model_has_the_modules_of_its_architecture(name):
+    """Of the default --lora_layers, on the model itself, without memory."""
+    with torch.device("meta"):
+        denoiser = published.denoiser(name)
+    found = {
+        module: (layer.in_features, layer.out_features)
+        for end in true_size.FAMILIES[name].lora_layers.split(",")
+        for module, layer in find_modules(denoiser, end).items()
+    }
+    assert found == published_lora.modules(name)
+
+
+def test_sdxls_has_as_many_tensors_and_bytes_as_is_said():
+    shapes = published_lora.tensors("sdxl", rank=8)
+    assert len(shapes) == 1120
+    assert 4 * sum(a * b for a, b in shapes.values()) / 1e6 == pytest.approx(46.4, abs=0.1)
