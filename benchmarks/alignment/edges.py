@@ -13,17 +13,15 @@ RESULTS = paths.REPOSITORY / "benchmarks" / "buckets" / "results.jsonl"
 
 
 def edge_table() -> str:
-    """Gain in blueness over the base, with its interval over seeds and prompts, and held-out accuracy."""
+    """Gain in reward over the base, with its interval over seeds and prompts, and held-out accuracy."""
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    base = [np.array(line["blueness"]) for line in lines if line["way"] == "base"]
+    base = [np.array(line["rewards"]) for line in lines if line["way"] == "base"]
     cells = []
     for way in ("squares", "buckets"):
         runs = [line for line in lines if line["way"] == way]
         if runs and base:
-            gains = np.array([line["blueness"] for line in runs]) - base[0]
+            gains = np.array([line["rewards"] for line in runs]) - base[0]
             estimate = Bootstrap(len(runs), np.arange(gains.shape[1]) % 24).mean(gains)
             accuracies = ", ".join(f"{line['accuracy']:.2f}" for line in runs)
-            cells.append([way, str(len(runs)), f"{estimate:+.2f}", accuracies])
-    return (
-        rows(["trained on", "seeds", "gain in blueness of the ends", "held-out accuracy"], cells) if cells else NOT_YET
-    )
+            cells.append([way, str(len(runs)), f"{estimate:+.3f}", accuracies])
+    return rows(["trained on", "seeds", "gain in reward", "held-out accuracy"], cells) if cells else NOT_YET

@@ -2,10 +2,10 @@
 
     python benchmarks/buckets/edge.py --work work
 
-Pairs show the demo's faces in the middle of images of 80 x 48 and 48 x 80 pixels, with a bar at either end. Winner and loser differ
-in the bars alone: blue ones are preferred to red ones. A square crop keeps the middle 48 pixels, and with them the inner quarter of
-each bar. Both ways get the same pairs, learning rate, number of steps and area of an image, from three seeds each; what is drawn
-afterwards in both shapes is judged by the colour of its ends.
+The demo's model draws two images of each prompt at 80 x 48 or 48 x 80 pixels, in which its faces are stretched. Preferred is the
+one whose ends, the outer 12 pixels, show less besides the background. A square crop keeps the middle 48 pixels, and so nothing of
+what was judged. Both ways get the same pairs, learning rate, number of steps and nearly the same area of an image, from three
+seeds each; then images of other seeds, in both shapes, are judged by the same reward.
 
 Results are appended to `results.jsonl`, one line for each run; runs that are there are not made again.
 """
@@ -34,33 +34,57 @@ from datasets import Dataset, Features, Value  # noqa: E402
 
 import train_diffusion_orpo_sdxl_lora  # noqa: E402
 from diffusers import StableDiffusionXLPipeline  # noqa: E402
-from faces import ALL_KINDS, draw_face  # noqa: E402
+from faces import ALL_KINDS, BACKGROUNDS, Kind  # noqa: E402
 
 
 RESULTS = HERE / "results.jsonl"
 BASE = REPOSITORY / "examples" / "demo" / "base"
-WIDE, TALL = (48, 80), (80, 48)  # height and width
-BAR = 20  # pixels of either end; a square crop begins at 16
-BLUE, RED = (40, 70, 230), (230, 50, 40)
+SHAPES = ((48, 80), (80, 48))  # height and width
+END = 12  # pixels; a square crop begins at 16
 WAYS = {"squares": {}, "buckets": {"aspect_ratio_buckets": "64,64;48,80;80,48"}}
 SEEDS = (1, 2, 3)
-STEPS, PAIRS, IMAGES = 300, 480, 48
+STEPS, PAIRS, IMAGES, AT_ONCE = 200, 480, 96, 12
 FEATURES = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
 
 
-def draw_pair(number: int) -> dict:
-    """A face in the middle, and bars at the ends, blue for the winner."""
-    rng = np.random.default_rng(number)
-    kind = ALL_KINDS[number % len(ALL_KINDS)]
-    face = draw_face(kind, rng.uniform(-0.8, 0.8)).resize((48, 48))
-    images = []
-    for color in (BLUE, RED):
-        pixels = np.zeros((48, 80, 3), np.uint8)
-        pixels[:] = np.array(face)[0, 0]
-        pixels[:, 16:64] = np.array(face) if number % 2 else np.array(face).transpose(1, 0, 2)
-        pixels[:, :BAR], pixels[:, -BAR:] = color, color
-        images.append(Image.fromarray(pixels if number % 2 else pixels.transpose(1, 0, 2)))
-    return {"chosen": encode(images[0]), "rejected": encode(images[1]), "prompt": kind.prompt}
+def reward(image: Image.Image, kind: Kind) -> float:
+    """How little the ends differ from the background that was asked for: 0 is not at all, -1 as much as can be."""
+    pixels = np.asarray(image, dtype=float)
+    if pixels.shape[0] > pixels.shape[1]:
+        pixels = pixels.transpose(1, 0, 2)
+    ends = np.concatenate([pixels[:, :END], pixels[:, -END:]], axis=1)
+    return -float(np.abs(ends - BACKGROUNDS[kind.background]).mean() / 255)
+
+
+def draw(count: int, first_seed: int, lora: Path | None = None) -> list[tuple[Kind, Image.Image]]:
+    """Images of all kinds in turn, each kind in both shapes."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(BASE, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    drawn = []
+    for first in range(0, count, AT_ONCE):
+        kinds = [ALL_KINDS[number % len(ALL_KINDS)] for number in range(first, first + AT_ONCE)]
+        height, width = SHAPES[first // len(ALL_KINDS) % 2]
+        images = pipeline(
+            [kind.prompt for kind in kinds],
+            height=height,
+            width=width,
+            num_inference_steps=12,
+            guidance_scale=3.0,
+            generator=[torch.Generator().manual_seed(first_seed + first + i) for i in range(AT_ONCE)],
+        ).images
+        drawn += zip(kinds, images)
+    return drawn
+
+
+def draw_pairs() -> list[dict]:
+    """Pairs of the model's own images, the better one first."""
+    rows = []
+    for (kind, image), (_, other) in zip(draw(PAIRS, 0), draw(PAIRS, 1_000_000)):
+        chosen, rejected = sorted((image, other), key=lambda image: -reward(image, kind))
+        rows.append({"chosen": encode(chosen), "rejected": encode(rejected), "prompt": kind.prompt})
+    return rows
 
 
 def encode(image: Image.Image) -> bytes:
@@ -69,34 +93,8 @@ def encode(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def blueness(image: Image.Image) -> float:
-    """Blue minus red at the ends that a square crop drops, from -1 to 1."""
-    pixels = np.asarray(image, dtype=float) / 255
-    if pixels.shape[0] > pixels.shape[1]:
-        pixels = pixels.transpose(1, 0, 2)
-    ends = np.concatenate([pixels[:, :12], pixels[:, -12:]], axis=1)
-    return float((ends[..., 2] - ends[..., 0]).mean())
-
-
-def draw(lora: Path | None) -> list[float]:
-    """The blueness of images in both shapes, with a LoRA or without."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(BASE, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    if lora is not None:
-        pipeline.load_lora_weights(lora)
-    values = []
-    for number in range(IMAGES):
-        height, width = (WIDE, TALL)[number % 2]
-        image = pipeline(
-            ALL_KINDS[number % len(ALL_KINDS)].prompt,
-            height=height,
-            width=width,
-            num_inference_steps=12,
-            guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(10_000 + number),
-        ).images[0]
-        values.append(round(blueness(image), 3))
-    return values
+def rewards(lora: Path | None = None) -> list[float]:
+    return [round(reward(image, kind), 4) for kind, image in draw(IMAGES, 10_000_000, lora)]
 
 
 def run(way: str, seed: int, data: Path, work: Path) -> dict:
@@ -111,7 +109,7 @@ def run(way: str, seed: int, data: Path, work: Path) -> dict:
         "resolution": 64,
         "rank": 8,
         "beta_orpo": 0.5,
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
         "train_batch_size": 16,
         "max_train_steps": STEPS,
         "seed": seed,
@@ -131,7 +129,7 @@ def run(way: str, seed: int, data: Path, work: Path) -> dict:
         "way": way,
         "seed": seed,
         "accuracy": round(metrics["eval_rewards/accuracies"], 3),
-        "blueness": draw(work / f"{way}-{seed}"),
+        "rewards": rewards(work / f"{way}-{seed}"),
     }
 
 
@@ -152,14 +150,14 @@ def main() -> None:
     data = args.work.resolve() / "pairs"
     if not data.exists():
         data.mkdir(parents=True)
-        Dataset.from_list([draw_pair(i) for i in range(PAIRS)], features=FEATURES).to_parquet(data / "train.parquet")
+        Dataset.from_list(draw_pairs(), features=FEATURES).to_parquet(data / "train.parquet")
     if not any(line["way"] == "base" for line in known()):
-        add({"way": "base", "seed": None, "accuracy": None, "blueness": draw(None)})
+        add({"way": "base", "seed": None, "accuracy": None, "rewards": rewards()})
     for seed in SEEDS:
         for way in WAYS:
             if not any((line["way"], line["seed"]) == (way, seed) for line in known()):
                 add(run(way, seed, data, args.work.resolve()))
-                print(way, seed, np.mean(known()[-1]["blueness"]), known()[-1]["accuracy"], flush=True)
+                print(way, seed, np.mean(known()[-1]["rewards"]), known()[-1]["accuracy"], flush=True)
 
 
 if __name__ == "__main__":

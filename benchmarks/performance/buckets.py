@@ -25,9 +25,9 @@ from measuring import DEVICE, paired_ratio, print_table, seconds, store
 from scaled_sdxl import RESOLUTION, save
 
 
-PAIRS = 2  # of a batch
+PAIRS = 1  # of a batch
 WARM_UP = 1
-ROUNDS = 3  # over all buckets
+ROUNDS = 2  # over all buckets
 # Width to height of what cameras and models make, and how often.
 PHOTOGRAPHS = {4 / 3: 0.3, 3 / 2: 0.25, 1.0: 0.2, 2 / 3: 0.15, 16 / 9: 0.1}
 
