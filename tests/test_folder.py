@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import arguments, lora_weights
+from orpo.system.start import NOISE
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diffusion_orpo"
@@ -92,6 +93,7 @@ def test_a_copy_with_the_rooms_of_one_task_trains(copy, tiny_sdxl, faces, tmp_pa
     line += ["--validation_prompts", "a red ball", "--validation_inference_steps=1"]
     result = run(copy / SDXL, *line, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert [text for text in NOISE.values() if text in result.stderr] == []  # what libraries say at a normal start
     assert max(value.abs().max() for name, value in lora_weights(tmp_path / "lora").items() if "up" in name) > 0
 
 

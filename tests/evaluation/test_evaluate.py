@@ -326,7 +326,7 @@ def test_a_broken_image_is_named(run):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"scorers": ["pikscore"]}, "pikscore.*not known"),
+        ({"scorers": ["pikscore"]}, "Unknown scorer 'pikscore'"),
         ({"scorers": ["pickscore"]}, "hf download yuvalkirstain/PickScore_v1"),
         ({"lora_weights": "/no/such/lora"}, "--lora_weights=/no/such/lora"),
         ({"resolution": 60}, "--resolution must be a multiple of 8; got 60"),
@@ -440,7 +440,7 @@ def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, t
     "flags, message",
     [
         ({"validation_scorer": "saturation"}, "--validation_scorer needs --run_validation"),
-        ({"validation_scorer": "pikscore", "run_validation": True}, "--validation_scorer: Scorer 'pikscore' is not"),
+        ({"validation_scorer": "pikscore", "run_validation": True}, "--validation_scorer: Unknown scorer 'pikscore'"),
         ({"validation_scorer": "pickscore", "run_validation": True}, "hf download yuvalkirstain/PickScore_v1"),
     ],
 )

@@ -264,7 +264,7 @@ def test_ones_own_scorer_comes_from_a_module_or_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("pikscore", "not known.*pickscore"),
+        ("pikscore", "Unknown scorer 'pikscore'.*pickscore"),
         ("no_such_module:f", "can't be imported.*no_such_module"),
         ("json:no_such_function", "can't be imported.*no_such_function"),
         ("/no/such/file.py:f", "can't be imported.*/no/such/file.py"),

@@ -75,10 +75,7 @@ def train(run: Run, model, data) -> int:
     state.processes = world_size
     best, validator = Best(**state.best), Validator(run, model, data)
     if args.loser_share is not None:
-        if state.beta is None:
-            first = data.training_batches(args.train_batch_size, run.seed, None, rank, world_size)
-            state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share)
-        args.beta_orpo = state.beta
+        set_beta(run, state, model, data, validator)
     batches = data.training_batches(args.train_batch_size, run.seed, position, rank, world_size)
 
     state.trackers = start_trackers(run, state.global_step, state.trackers)
@@ -134,13 +131,28 @@ def train(run: Run, model, data) -> int:
                     save(run, state, base, collapse, best, batches.position)
                 denoiser.train()
 
-        step, last = state.global_step, {}
-        if args.keep_best and (accuracy := validator.measure().get(ACCURACY)) is not None:
-            step = load_best(accelerator, model, output_dir, best, step, accuracy)
-            last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": accuracy}
-        results = validator.after_training(state.global_step, last) if args.run_validation else None
-        finish_run(run, model, str(data), step, results)
+        conclude(run, state, model, data, best, validator)
     return 0
+
+
+def set_beta(run: Run, state: TrainingState, model, data, validator: Validator) -> None:
+    """Sets --beta_orpo to the strength that --loser_share asks for: the saved one, or computed on the first pairs."""
+    args, accelerator = run.args, run.accelerator
+    if state.beta is None:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        first = data.training_batches(args.train_batch_size, run.seed, None, rank, world_size)
+        state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share)
+    args.beta_orpo = state.beta
+
+
+def conclude(run: Run, state: TrainingState, model, data, best: Best, validator: Validator) -> None:
+    """Goes back to the best checkpoint with --keep_best, validates, and writes the result. Every process must call it."""
+    step, last = state.global_step, {}
+    if run.args.keep_best and (accuracy := validator.measure().get(ACCURACY)) is not None:
+        step = load_best(run.accelerator, model, run.output_dir, best, step, accuracy)
+        last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": accuracy}
+    results = validator.after_training(state.global_step, last) if run.args.run_validation else None
+    finish_run(run, model, str(data), step, results)
 
 
 def save(run: Run, state: TrainingState, base, collapse: CollapseWatch, best: Best, position: dict) -> None:
