@@ -14,15 +14,15 @@
 
 # /// script
 # dependencies = [
-#     "diffusers>=0.40.0",
+#     "diffusers>=0.40",
 #     "torch>=2.4",
-#     "accelerate>=1.1",
-#     "bitsandbytes>=0.45",
-#     "datasets>=4.0",
-#     "huggingface_hub>=1.0",
-#     "peft>=0.21",
+#     "accelerate>=1.2",
+#     "bitsandbytes>=0.50",
+#     "datasets>=4.3",
+#     "huggingface_hub>=1.23",
+#     "peft>=0.18",
 #     "tensorboard",
-#     "transformers>=5.0",
+#     "transformers>=5.6.2",
 #     "wandb",
 # ]
 # ///

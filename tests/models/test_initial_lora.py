@@ -18,7 +18,9 @@ FILE = "pytorch_lora_weights.safetensors"
 
 
 def options(base: str, source, **more) -> ModelOptions:
-    return ModelOptions(base, **{"lora_layers": LAYERS, "init_lora_weights": str(source), "rank": 3} | more)
+    return ModelOptions(
+        base, **{"lora_layers": LAYERS, "init_lora_weights": str(source), "rank": 3, "resolution": 64} | more
+    )
 
 
 def load(cls, *args, **more):

@@ -1,15 +1,11 @@
 """Lists shards, how many samples each holds, and which of these are ties: from the manifest, or by reading each shard."""
 
-import glob
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-import braceexpand
 import numpy as np
 from tqdm.auto import tqdm
 from webdataset.gopen import Pipe
@@ -19,6 +15,7 @@ from ..system.redaction import without_secrets
 from .encoded_sample import MEMBER
 from .manifest import MANIFEST, Encoding, read_encodings
 from .opening import is_remote, open_url, shard_name
+from .patterns import expand
 from .sample import IMAGES, LABEL, PROMPT
 from .sizes import find_sizes, unpack_sizes
 from .ties import find_ties
@@ -27,7 +24,6 @@ from .ties import find_ties
 logger = logging.getLogger(__name__)
 
 MAX_SHARD_SAMPLES = 10**7  # far more than a shard holds; the manifest's number decides how much memory is taken
-COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def find_shards(
             or the number of samples is not `num_samples`.
         OSError: a URL can't be read, or a command fails.
     """
-    urls = tuple(url for pattern in patterns for url in _expand(pattern))
+    urls = tuple(url for pattern in patterns for url in expand(pattern))
     listed = _listed(urls)
     _refuse_repeated(urls, listed)
     counts, ties = _counts_and_ties(urls, listed, cache_dir)
@@ -200,47 +196,6 @@ def _refuse_repeated(urls: tuple[str, ...], listed: list[Listed | None]) -> None
                     f" {without_secrets(url)}. Its pairs would count twice in every epoch: leave one out."
                 )
             seen[name] = url
-
-
-def _expand(pattern: str) -> list[str]:
-    """The URLs that a pattern stands for; local ones must exist."""
-    if Path(pattern).is_dir():
-        return _files_of_folder(Path(pattern))
-    urls = list(braceexpand.braceexpand(pattern))
-    if is_remote(pattern):
-        return urls
-    found = [path for url in urls for path in ([url] if Path(url).is_file() else sorted(glob.glob(url)) or [url])]
-    missing = [path for path in found if not Path(path).is_file()]
-    if missing:
-        raise ValueError(
-            f"--dataset_path={pattern}: there is no {missing[0]} ({len(missing)} of {len(found)} missing)."
-        )
-    _refuse_compressed(pattern, found)
-    return found
-
-
-def _files_of_folder(folder: Path) -> list[str]:
-    found = sorted(str(path) for path in folder.iterdir() if path.suffix == ".tar")
-    if not found:
-        _refuse_compressed(str(folder), [str(path) for path in folder.iterdir()])
-        raise ValueError(f"--dataset_path={folder} is a folder without *.tar files.")
-    splits = {re.sub(r"-?\d*\.tar$", "", Path(path).name) for path in found}
-    if len(splits) > 1:
-        raise ValueError(
-            f"--dataset_path={folder} holds shards of several splits, {', '.join(sorted(splits))}: name one, as in"
-            f" '{folder / min(splits)}-*.tar'."
-        )
-    return found
-
-
-def _refuse_compressed(pattern: str, paths: Iterable[str]) -> None:
-    compressed = [path for path in paths if any(Path(path).match(kind) for kind in COMPRESSED)]
-    if compressed:
-        raise ValueError(
-            f"--dataset_path={pattern} has compressed shards ({compressed[0]}), and shards are read as plain tar archives:"
-            " unpack them with `gunzip`, `bunzip2`, `unxz` or `unzstd`. That costs little space, as images are"
-            " compressed already."
-        )
 
 
 def _listed(urls: tuple[str, ...]) -> list[Listed | None]:
