@@ -86,7 +86,7 @@ def convert_by_decoding(file: Path, shard: Path) -> None:
 
 
 def compare_speed(source: Path, work: Path, runs: int) -> None:
-    """Times both converters in turn, after starting Ray and the other one's processes; then the converter as a command."""
+    """Times both converters alternately, with Ray and the process pool already running; then the converter as a command."""
     files = sorted(source.iterdir())
     pairs = ROWS_PER_FILE * len(files)
     rates = {"decoding": [], "pass-through": [], "pass-through with start-up": []}

@@ -13,7 +13,7 @@ from scaled_sdxl import RESOLUTION, ratios, scaled_configs
 
 @pytest.fixture(scope="module")
 def real() -> dict[str, int]:
-    """Real SDXL's operations, counted anew but for what takes long."""
+    """Operations of the real SDXL, counted again except for those that take long to count."""
     configs = sdxl_configs()
     return {"unet": unet_flops(configs, 1024), "vae": vae_flops(configs, 1024), "text": text_flops(configs)}
 

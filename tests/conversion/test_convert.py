@@ -294,7 +294,7 @@ def test_manifest_describes_the_shards(tmp_path):
             [Image.open(io.BytesIO(sample[name])).size[::-1] for name in sorted(sample) if name.startswith("jpg_")]
             for sample in found.values()
         ]
-        assert unpack_sizes(shard["sizes"]).tolist() == [[*first, *second] for first, second in opened]
+        assert unpack_sizes(len(found), shard["sizes"]).tolist() == [[*first, *second] for first, second in opened]
     assert sum(source["rows"] for shard in entries["shards"] for source in shard["source"]) == 20
 
 

@@ -73,6 +73,12 @@ def test_a_list_that_is_none_is_refused(text):
         parse_shapes(text, 64)
 
 
+@pytest.mark.parametrize("resolution", [8, 24])
+def test_a_resolution_that_makes_no_shapes_is_refused(resolution):
+    with pytest.raises(ValueError, match="no shape with sides in multiples of 16"):
+        parse_shapes(True, resolution)
+
+
 def test_a_list_is_read_as_diffusers_reads_it():
     from diffusers.training_utils import parse_buckets_string
 

@@ -128,7 +128,7 @@ def test_an_export_is_accepted_and_its_winners_are_the_judges(make_images, tmp_p
 
     with pytest.raises(SystemExit, match="holds other files"):
         label_preferences.main([f"--images_dir={folder}", f"--export={folder}"])
-    label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])  # its own folder, anew
+    label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])  # its own folder is replaced
     assert [path.name for path in sorted(pairs.iterdir())] == ["README.md", "train.parquet"]
 
 

@@ -120,10 +120,10 @@ def test_sizes_of_a_manifest_are_those_that_a_look_finds(folder, tmp_path):
         [side for name in ("jpg_0", "jpg_1") for side in Image.open(io.BytesIO(row[name])).size[::-1]] for row in rows
     ]
     assert looked.tolist() == own
-    assert np.array_equal(unpack_sizes(pack_sizes([tuple(size) for size in own])), looked)
-    for damaged in (["2 * 1 2 3"], ["0 * 1 2 3 4"], ["1 * 1 2 3 0"], ["x"]):
+    assert np.array_equal(unpack_sizes(34, pack_sizes([tuple(size) for size in own])), looked)
+    for damaged in (["2 * 1 2 3"], ["0 * 1 2 3 4", "2 * 1 1 1 1"], ["2 * 1 2 3 00"], ["x"], ["999999999 * 1 1 1 1"]):
         with pytest.raises(ValueError):
-            unpack_sizes(damaged)
+            unpack_sizes(2, damaged)
 
 
 def test_an_image_that_cannot_be_read_has_a_stand_in_of_the_batchs_shape(tmp_path):
@@ -134,6 +134,31 @@ def test_an_image_that_cannot_be_read_has_a_stand_in_of_the_batchs_shape(tmp_pat
     found = batches(source, source.pairs_of(1, 2, 0, None) // 2)
     assert {tuple(batch["pixel_values"].shape) for batch in found} == {(4, 3, *shape) for shape in SHAPES}
     assert 3 not in {number(prompt) for batch in found for prompt in batch["prompts"]}
+
+
+@pytest.mark.parametrize("content", ['[34, ["x"]]', "[34, [3]]", '[34, ["33 * 1 1 1 1"]]', "[34]", "{", '["x", []]'])
+def test_a_damaged_cache_only_costs_time(folder, tmp_path, content):
+    expected = data(folder, tmp_path / "good")
+    data(folder, tmp_path / "bad")
+    for file in (tmp_path / "bad").rglob("*.json"):
+        file.write_text(content)
+    again = data(folder, tmp_path / "bad")
+    assert np.array_equal(np.concatenate(again.shards.sizes), np.concatenate(expected.shards.sizes))
+    assert again.num_pairs == expected.num_pairs
+
+
+def test_more_processes_than_an_epoch_has_batches(tmp_path):
+    source = data(write_shards(tmp_path / "shards", shaped_rows(5), per_shard=2), tmp_path / "cache")
+    alone = [batch["seeds"] for batch in batches(source, 32)]
+    ranks = [batches(source, 4, 2, None, rank, 8) for rank in range(8)]
+    assert [batch["seeds"] for step in zip(*ranks) for batch in step] == alone
+
+
+def test_a_position_without_buckets_is_refused(folder, tmp_path):
+    position = data(folder, tmp_path).training_batches(2, 0, None, 0, 1).position
+    del position["buckets"]
+    with pytest.raises(ValueError, match="the checkpoint is of a run without them"):
+        data(folder, tmp_path).training_batches(2, 0, position, 0, 1)
 
 
 def test_an_image_on_its_side_counts_as_it_stands(tmp_path):

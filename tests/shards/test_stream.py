@@ -236,7 +236,7 @@ def test_bad_samples_have_a_kind(changes, kind):
 
 
 def damage(folder: Path, tmp_path: Path) -> Path:
-    """Shard 1 breaks off in its fourth sample; in shard 2, sample 2 has half an image and sample 4 no prompt."""
+    """Shard 1 is truncated in its fourth sample; in shard 2, sample 2 has half an image and sample 4 no prompt."""
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     with tarfile.open(folder / "train-00001.tar") as tar:

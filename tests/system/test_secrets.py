@@ -106,7 +106,7 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_run_on_shards(tiny_sdxl, folder, tmp_path, planted, capfd, caplog, monkeypatch, name):
-    """Three runs: one that ends well, one whose shards can't be had, one with a bad sample too many."""
+    """Three runs: one that ends well, one whose shards can't be read, one with a bad sample too many."""
     go = partial(run_and_listen, tmp_path, capfd, caplog, monkeypatch, tiny_sdxl, None)
     with web_server(folder) as host:
         path = PATHS[name].format(folder=folder, host=host)

@@ -510,7 +510,7 @@ def test_tf32_is_allowed_by_flag(tiny_sdxl, faces, tmp_path):
 
 
 def test_a_result_has_nothing_of_an_earlier_one_beside_it(tiny_sdxl, faces, output_dir):
-    """A run with validation, then one without in the same folder; what is no result is left alone."""
+    """A run with validation, then one without in the same folder; files that are not results are left alone."""
     validation = {"run_validation": True, "num_validation_pairs": 4, "validation_prompts": ["red", "ball"]}
     train(tiny_sdxl, faces, output_dir, **validation, validation_inference_steps=1)
     names = {path.name for path in output_dir.iterdir()}

@@ -162,7 +162,10 @@ class PreferenceReport:
         pairs = np.array(sides).transpose(2, 0, 1).astype(np.int64)
         if len(pairs) == 0:
             return {"square": 0.0, "buckets": 0.0}
-        shapes = {"square": square(self.resolution), "buckets": shapes_of_area(self.resolution)}
+        shapes = {
+            "square": square(self.resolution),
+            "buckets": shapes_of_area(self.resolution) or square(self.resolution),
+        }
         return {name: float(assign(pairs, of_name).cut.mean()) for name, of_name in shapes.items()}
 
     def _repeated(self, where: Callable[[tuple[int, int]], str]) -> dict:

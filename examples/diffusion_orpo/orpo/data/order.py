@@ -104,9 +104,15 @@ def position_of(given: list[int], shapes: tuple[Shape, ...]) -> dict:
 
 
 def given_of(position: dict | None, shapes: tuple[Shape, ...]) -> list[int] | None:
-    """Pairs of each bucket that were given; None at the start."""
+    """Pairs of each bucket that were given; None at the start.
+
+    Raises:
+        ValueError: the position is that of a run without buckets.
+    """
     if position is None:
         return None
     if len(shapes) == 1:
         return [position["pairs_seen"]]
+    if "buckets" not in position:
+        raise ValueError("Cannot resume in aspect-ratio buckets: the checkpoint is of a run without them.")
     return [position["buckets"][name_of(shape)] for shape in shapes]

@@ -43,7 +43,7 @@ class Comparison:
 def compare_scores(base: np.ndarray, lora: np.ndarray) -> Comparison:
     """Compares paired scores.
 
-    Images of one prompt are not independent of each other, so the intervals come from drawing prompts anew, each with
+    Images of one prompt are not independent of each other, so the intervals come from resampling prompts, each with
     all of its images (percentile bootstrap, always with the same random numbers).
 
     Args:

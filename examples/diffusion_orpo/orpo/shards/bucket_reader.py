@@ -58,7 +58,7 @@ class BucketReader:
 
     def _read_epoch(self, epoch: int, batches: list[tuple[int, list[Key]]]) -> Iterator[list[Arrival]]:
         """The batches that begin in an epoch."""
-        slots = np.sort([slot for _, keys in batches for key_epoch, slot in keys if key_epoch == epoch])
+        slots = np.array(sorted(slot for _, keys in batches for at, slot in keys if at == epoch), dtype=int)
         arriving = zip(slots.tolist(), read_slots(self.shards, self.sequence(epoch), slots))
         waiting: dict[int, Arrival] = {}
         for bucket, keys in batches:

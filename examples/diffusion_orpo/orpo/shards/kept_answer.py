@@ -1,16 +1,21 @@
-"""What a look at a shard has found, kept for the next run. A cache that can't be written, or is damaged, costs time alone."""
+"""Keeps what reading a shard has found for the next run. A cache that can't be written, or is damaged, only costs time."""
 
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub.constants import HF_HOME
 
 from ..system.redaction import without_secrets
 from .opening import is_remote
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,15 @@ class KeptAnswer:
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
         return cls(folder / question / f"{digest}.json")
 
-    def read(self) -> tuple[int, list] | None:
-        """Samples, and what is known of them; None where nothing is."""
+    def read(self, parse: Callable[[int, list], T]) -> T | None:
+        """The answer; None where there is none that can be read.
+
+        Args:
+            parse: makes it of the two; a ValueError or a TypeError says that they are damaged.
+        """
         with suppress(OSError, ValueError, TypeError):
             samples, known = json.loads(self.path.read_text())
-            return int(samples), list(known)
+            return parse(samples, known)
         return None
 
     def write(self, answer: list) -> None:

@@ -260,14 +260,5 @@ def _read_entry(shard: dict, encodings: dict[str, Encoding]) -> Listed:
     digest = shard.get("sha256")
     if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{name} has the checksum {printable(repr(digest))}")
-    return Listed(samples, ties, digest, encodings.get(shard.get("split")), _read_sizes(shard, name))
-
-
-def _read_sizes(shard: dict, name: str) -> np.ndarray | None:
-    """The images' sizes, where the manifest has them."""
-    if shard.get("sizes") is None:
-        return None
-    sizes = unpack_sizes(shard["sizes"])
-    if len(sizes) != shard["samples"]:
-        raise ValueError(f"{name} has sizes of {len(sizes)} samples")
-    return sizes
+    sizes = None if shard.get("sizes") is None else unpack_sizes(samples, shard["sizes"])
+    return Listed(samples, ties, digest, encodings.get(shard.get("split")), sizes)

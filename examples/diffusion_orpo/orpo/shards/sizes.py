@@ -23,19 +23,22 @@ def pack_sizes(sizes: list[tuple[int, ...]]) -> list[str]:
     return [f"{len(list(run))} * {' '.join(map(str, size))}" for size, run in groupby(sizes)]
 
 
-def unpack_sizes(runs: list[str]) -> np.ndarray:
+def unpack_sizes(samples: int, runs: list[str]) -> np.ndarray:
     """The sizes that were packed (samples, 4).
 
     Raises:
-        ValueError: they are not sizes.
+        ValueError: they are not sizes, or not of so many samples.
     """
     sizes, counts = [], []
     for run in runs:
         match = re.fullmatch(r"(\d{1,9}) \* (\d{1,9}) (\d{1,9}) (\d{1,9}) (\d{1,9})", run)
-        if match is None or "0" in match.groups():
+        numbers = [int(number) for number in match.groups()] if match else [0]
+        if 0 in numbers:
             raise ValueError(f"{run!r} is not a number of samples and their images' sizes")
-        counts.append(int(match[1]))
-        sizes.append([int(side) for side in match.groups()[1:]])
+        counts.append(numbers[0])
+        sizes.append(numbers[1:])
+    if sum(counts) != samples:  # before memory is taken for them
+        raise ValueError(f"sizes of {sum(counts)} samples, not of {samples}")
     return np.repeat(np.array(sizes, dtype=np.int64).reshape(-1, 4), counts, axis=0)
 
 
@@ -52,9 +55,9 @@ def find_sizes(url: str, count: int, cache_dir: str | None) -> np.ndarray:
         ValueError: the shard is compressed.
     """
     kept = KeptAnswer.of(url, "shard-sizes", cache_dir)
-    known = kept.read()
-    if known is not None and known[0] == count:
-        return unpack_sizes(known[1])
+    known = kept.read(unpack_sizes)
+    if known is not None and len(known) == count:
+        return known
     sizes = np.tile(np.array(UNKNOWN * 2, dtype=np.int64), (count, 1))
     try:
         for ordinal, members in walk_shard(url, 0, count, IMAGES):

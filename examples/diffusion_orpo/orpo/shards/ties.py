@@ -35,9 +35,9 @@ def find_ties(url: str, count: int | None, needed: tuple[str, ...], cache_dir: s
         OSError: the URL can't be read.
     """
     kept = KeptAnswer.of(url, "shard-labels", cache_dir)
-    known = kept.read()
+    known = kept.read(lambda samples, ties: (int(samples), np.array(ties, dtype=int)))
     if known is not None and count in (None, known[0]):
-        return known[0], np.array(known[1], dtype=int)
+        return known
     ties, samples, complete, first = [], 0, 0, None
     try:
         for ordinal, members in walk_shard(url, 0, EVERYTHING, LABEL):

@@ -35,11 +35,16 @@ def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ..
         resolution: pixels a side of the square.
 
     Raises:
-        ValueError: it can't be read, is empty, names a shape twice, or one that no image has.
+        ValueError: it can't be read, is or makes an empty list, names a shape twice, or one that no image has.
     """
     if buckets is None or buckets is False:
         return square(resolution)
     if buckets is True:
+        if not shapes_of_area(resolution):
+            raise ValueError(
+                f"--aspect_ratio_buckets: no shape with sides in multiples of {STEP} has nearly the area of"
+                f" --resolution={resolution}. List the shapes, or raise the resolution."
+            )
         return shapes_of_area(resolution)
     shapes = []
     for text in buckets.split(";"):
