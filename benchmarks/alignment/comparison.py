@@ -85,8 +85,9 @@ class Comparison:
         ]
         return self.bootstrap(len(both)).mean(values[0] - values[1])
 
-    def flip_choice(self, name: str, flipped: float) -> Choice | None:
-        return plan.flip_choice({"prompt": self.runs}, {"prompt": self.base}, name, flipped)
+    def tuned(self, name: str, changed: dict) -> Choice | None:
+        """The choice with other data: see `plan.tuned`."""
+        return plan.tuned({"prompt": self.runs}, {"prompt": self.base}, name, changed)
 
     @property
     def searched_all(self) -> bool:

@@ -45,7 +45,7 @@ def setup(num_pairs: int):
     args, model = load_model(BASE, 1e-3, seed=0)
     parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
     latents_w, latents_l = torch.randn(2, num_pairs, 4, 8, 8)
-    pairs = Pairs(latents_w, latents_l, np.arange(num_pairs) % len(ALL_KINDS), noise=0.0)
+    pairs = Pairs(latents_w, latents_l, torch.ones(num_pairs), np.arange(num_pairs) % len(ALL_KINDS), noise=0.0)
     batch = make_batch(Prompts, pairs, [(0, i) for i in range(num_pairs)], seed=0)
     return model, make_optimizer(args, parameters, num_pairs), parameters, batch
 

@@ -45,6 +45,7 @@ class Experiment:
         seed: of LoRA, order, noise and timesteps.
         split: "validation" (prompts of the pairs) or "test" (other prompts where there are any); the seeds differ too.
         flipped: share of the pairs whose winner and loser are exchanged.
+        votes: on each pair.
     """
 
     world: str
@@ -54,11 +55,13 @@ class Experiment:
     seed: int = 0
     split: str = "validation"
     flipped: float = 0.0
+    votes: int = 1
 
     @property
     def name(self) -> str:
         """Of the training run, which is the same on both splits."""
-        return f"{self.world}-{self.objective}-{self.strength:g}-{self.learning_rate:g}-{self.seed}-{self.flipped:g}"
+        votes = "" if self.votes == 1 else f"-{self.votes}-votes"
+        return f"{self.world}-{self.objective}-{self.strength:g}-{self.learning_rate:g}-{self.seed}-{self.flipped:g}{votes}"
 
 
 class EncodedSDXL(StableDiffusionXL):
@@ -102,13 +105,14 @@ def make_batch(world: World, pairs: Pairs, keys: list[tuple[int, int]], seed: in
         "crop_top_lefts": torch.zeros(2 * len(keys), 2, dtype=torch.long),
         "prompts": [world.prompts[pairs.classes[index]] for index in chosen],
         "seeds": [sample_seed(seed, epoch, index) for epoch, index in keys],
+        "shares": pairs.shares[chosen],
     }
 
 
 def compute_errors(model: EncodedSDXL, batch: dict) -> Errors:
     """Errors of the model on a batch."""
     model_pred_w, model_pred_l, target, _ = predict_pairs(model, model.denoiser, batch)
-    return Errors(per_pair_error(model_pred_w, target), per_pair_error(model_pred_l, target))
+    return Errors(per_pair_error(model_pred_w, target), per_pair_error(model_pred_l, target), share=batch["shares"])
 
 
 @torch.no_grad()
@@ -203,7 +207,7 @@ class Training:
     ) -> None:
         self.experiment, self.world = experiment, world
         self.objective = ALL_OBJECTIVES[experiment.objective]
-        self.pairs = flip(pairs, experiment.flipped, experiment.seed)
+        self.pairs = keep_clear(flip(pairs, experiment.flipped, experiment.seed), self.objective.min_share)
         args, self.model = load_model(world.base, experiment.learning_rate, experiment.seed)
         self.model.denoiser.train()
         self.parameters = [parameter for parameter in self.model.denoiser.parameters() if parameter.requires_grad]
@@ -301,3 +305,10 @@ def flip(pairs: Pairs, share: float, seed: int) -> Pairs:
         latents_w=torch.where(flipped, pairs.latents_l, pairs.latents_w),
         latents_l=torch.where(flipped, pairs.latents_w, pairs.latents_l),
     )
+
+
+def keep_clear(pairs: Pairs, min_share: float) -> Pairs:
+    """Those pairs of which at least that share of the votes are for the winner."""
+    clear = pairs.shares >= min_share
+    kept = (tensor[clear] for tensor in (pairs.latents_w, pairs.latents_l, pairs.shares))
+    return Pairs(*kept, pairs.classes[clear.numpy()], pairs.noise)

@@ -17,12 +17,16 @@ TYPICAL_ERROR = 0.02
 
 @dataclass
 class Errors:
-    """Mean squared errors of each pair, shape (B,): of the model, and of the reference where the objective has one."""
+    """Mean squared errors of each pair, shape (B,): of the model, and of the reference where the objective has one.
+
+    `share` is that of the votes which are for the winner.
+    """
 
     w: torch.Tensor
     l: torch.Tensor
     reference_w: torch.Tensor | None = None
     reference_l: torch.Tensor | None = None
+    share: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Objective:
             gains.
         has_reference: whether each step also runs the base model.
         symbol: of the strength.
+        min_share: of the votes that must be for a pair's winner; pairs with a smaller one are left out.
     """
 
     label: str
@@ -43,6 +48,7 @@ class Objective:
     strengths: tuple[float, ...]
     has_reference: bool = False
     symbol: str = "beta"
+    min_share: float = 0.0
 
 
 def sft(errors: Errors, _: float) -> torch.Tensor:
@@ -98,6 +104,17 @@ def weighted(errors: Errors, exponent: float) -> torch.Tensor:
     return errors.w - TRIED_BETA * level * logsigmoid(log_odds(errors.w) - log_odds(errors.l))
 
 
+def weighted_by_votes(errors: Errors, beta: float) -> torch.Tensor:
+    """ORPO with each pair weighted by how far the votes are from a tie."""
+    return (2 * errors.share - 1) * orpo(errors, beta)
+
+
+def expected_over_votes(errors: Errors, beta: float) -> torch.Tensor:
+    """ORPO with the share of the votes in the objective: the mean of the loss over the votes, each with its own winner."""
+    exchanged = Errors(errors.l, errors.w)
+    return errors.share * orpo(errors, beta) + (1 - errors.share) * orpo(exchanged, beta)
+
+
 OBJECTIVES = {
     "sft": Objective("SFT on winners", sft, (0.0,)),
     "scaled": Objective("scaled margin", scaled_margin, (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0), symbol="scale"),
@@ -116,4 +133,12 @@ VARIANTS = {
     "squared": Objective("squared distance to a margin", squared, (0.05, 0.2), symbol="margin"),
     "weighted": Objective("odds weighted by the noise level", weighted, (0.5, 1.0), symbol="exponent"),
 }
-ALL_OBJECTIVES = OBJECTIVES | FIRST_OBJECTIVES | VARIANTS
+# What to do with votes: ORPO on labels that several people gave. A tie teaches nothing in any of them.
+BETAS, MAJORITY = OBJECTIVES["orpo"].strengths, 0.51
+VOTES = {
+    "majority": Objective("the majority's label", orpo, BETAS, min_share=MAJORITY),
+    "agreed": Objective("pairs with at least 80 % agreement", orpo, BETAS, min_share=0.8),
+    "by_votes": Objective("pairs weighted by 2p - 1", weighted_by_votes, BETAS, min_share=MAJORITY),
+    "expected": Objective("p in the objective", expected_over_votes, BETAS, min_share=MAJORITY),
+}
+ALL_OBJECTIVES = OBJECTIVES | FIRST_OBJECTIVES | VARIANTS | VOTES

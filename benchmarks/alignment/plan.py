@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import search
 from experiment import Experiment
-from objectives import OBJECTIVES, VARIANTS
+from objectives import OBJECTIVES, VARIANTS, VOTES
 from search import MARKS, Choice, choose, needed_following, searched
 from store import Run
 
@@ -16,6 +16,7 @@ TEST_MARKS = (*MARKS, 1000)
 LONG_MARK = 2000
 SEEDS = (1, 2, 3, 4, 5)
 FLIPS = (0.3, 0.1)
+VOTE_COUNTS = (3, 10)
 
 Runs = dict[str, dict[Experiment, Run]]  # by world
 Task = tuple[Experiment, tuple[int, ...]]  # and the steps at which it is measured
@@ -33,14 +34,17 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
     faces = [world for world in worlds if world != "digits"]
     yield from _search(runs, bases, faces)
     yield from _compare(runs, bases, faces, SEEDS[:3])
-    yield from _vary(runs, bases, [world for world in faces if world == "prompt"])
-    for flipped in FLIPS:
-        yield from _flip(runs, bases, faces, flipped, SEEDS[:3])
-        yield from _compare(runs, bases, faces, SEEDS)
+    if "prompt" in worlds:
+        yield from _vary(runs, bases, ["prompt"])
+        yield from _vote(runs, bases, SEEDS)
+        for flipped in FLIPS:
+            yield from _flip(runs, bases, flipped, SEEDS[:3])
+    yield from _compare(runs, bases, faces, SEEDS)
     yield from _lengthen(runs, bases, faces)
     yield from _betas(runs, bases, faces)
-    for flipped in FLIPS:
-        yield from _flip(runs, bases, faces, flipped, SEEDS)
+    if "prompt" in worlds:
+        for flipped in FLIPS:
+            yield from _flip(runs, bases, flipped, SEEDS)
     yield from _vary(runs, bases, faces)
     rest = [world for world in worlds if world == "digits"]
     yield from _search(runs, bases, rest)
@@ -80,35 +84,44 @@ def _vary(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Tas
                         yield replace(choice.experiment, **setting), MARKS[:3]
 
 
-def _flip(
-    runs: Runs, bases: dict[str, dict], worlds: list[str], flipped: float, seeds: tuple[int, ...]
+def _flip(runs: Runs, bases: dict[str, dict], flipped: float, seeds: tuple[int, ...]) -> Iterator[Task]:
+    """Wrong labels on prompt-following, for every objective."""
+    yield from _tune_and_test(runs, bases, [(name, {"flipped": flipped}) for name in ORDER], seeds)
+
+
+def _vote(runs: Runs, bases: dict[str, dict], seeds: tuple[int, ...]) -> Iterator[Task]:
+    """Several votes on each pair of prompt-following, and what ORPO does with them."""
+    for votes in VOTE_COUNTS:
+        changes = [("orpo", {"objective": name, "votes": votes}) for name in VOTES]
+        yield from _tune_and_test(runs, bases, changes, seeds)
+
+
+def _tune_and_test(
+    runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]], seeds: tuple[int, ...]
 ) -> Iterator[Task]:
-    """Wrong labels on prompt-following: the learning rate is chosen again under the same flips, then tested."""
-    if "prompt" not in worlds:
-        return
-    candidates = {name: flip_candidates(runs, bases, name, flipped) for name in ORDER}
-    for experiments in candidates.values():
-        yield from ((experiment, MARKS) for experiment in experiments)
+    """With other data, the learning rate is chosen again on validation images, then tested."""
+    for name, changed in changes:
+        yield from ((experiment, MARKS) for experiment in candidates(runs, bases, name, changed))
     for seed in seeds:
-        for name in ORDER:
-            if choice := flip_choice(runs, bases, name, flipped):
+        for name, changed in changes:
+            if choice := tuned(runs, bases, name, changed):
                 yield replace(choice.experiment, split="test", seed=seed), MARKS
 
 
-def flip_candidates(runs: Runs, bases: dict[str, dict], objective: str, flipped: float) -> list[Experiment]:
-    """The chosen setting of an objective, with its rate and those of half and a quarter of it."""
+def candidates(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> list[Experiment]:
+    """The setting that an objective has on prompt-following, with something changed, at its rate, half and a quarter of it."""
     choice = chosen(runs, bases, "prompt", objective)
     if choice is None:
         return []
-    experiment = replace(choice.experiment, flipped=flipped)
+    experiment = replace(choice.experiment, **changed)
     return [replace(experiment, learning_rate=experiment.learning_rate / divisor) for divisor in (1, 2, 4)]
 
 
-def flip_choice(runs: Runs, bases: dict[str, dict], objective: str, flipped: float) -> Choice | None:
+def tuned(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> Choice | None:
     """The best of the candidates, once all are run."""
-    candidates = flip_candidates(runs, bases, objective, flipped)
-    done = [run for run in searched(runs["prompt"], "prompt", objective, flipped) if run.experiment in candidates]
-    return choose(done, needed_following(bases["prompt"])) if len(done) == len(candidates) and done else None
+    wanted = candidates(runs, bases, objective, changed)
+    done = [run for e in wanted if (run := runs["prompt"].get(e)) and set(MARKS) <= set(run.evaluations)]
+    return choose(done, needed_following(bases["prompt"])) if done and len(done) == len(wanted) else None
 
 
 def _lengthen(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:

@@ -18,7 +18,7 @@ import torch
 
 import plan
 from diffusers.utils.logging import disable_progress_bar
-from experiment import Experiment, load_model, measure, run
+from experiment import Experiment, load_model, measure, run, save_aside
 from plan import WORLDS
 from store import append, load_base, load_runs
 from worlds import NUM_HELD_OUT, NUM_PAIRS, draw_pairs, make_world
@@ -28,13 +28,19 @@ SAME_BASE = 0.05  # of the spread of rewards: how far a base that was trained ag
 
 
 @lru_cache
-def prepare(name: str, work: Path):
-    """The world and its pairs. The pairs are drawn once and kept in `work`."""
+def world_of(name: str):
     torch.set_num_threads(1)
     disable_progress_bar()
-    world, file = make_world(name), work / f"{name}-pairs.pt"
+    return make_world(name)
+
+
+@lru_cache
+def prepare(name: str, work: Path, votes: int = 1):
+    """The world and its pairs. The pairs are drawn once and kept in `work`; those held out have one vote."""
+    world, file = world_of(name), work / f"{name}-pairs-{votes}.pt"
     if not file.exists():
-        torch.save((draw_pairs(world, NUM_PAIRS), draw_pairs(world, NUM_HELD_OUT, seed=1)), file)
+        pairs = draw_pairs(world, NUM_PAIRS, votes=votes), draw_pairs(world, NUM_HELD_OUT, seed=1)
+        save_aside(pairs, file)
     return world, *torch.load(file, weights_only=False)
 
 
@@ -125,7 +131,8 @@ def main() -> None:
         check_base(world, args.work)
     while task := (wait_for_quiet(args.max_load), next_task(worlds, args.work))[1]:
         experiment, marks, claimed = task
-        result = run(experiment, *prepare(experiment.world, args.work), marks, args.work / "states")
+        pairs = prepare(experiment.world, args.work, experiment.votes)
+        result = run(experiment, *pairs, marks, args.work / "states")
         append(experiment.world, result)
         claimed.unlink()
         print(time.strftime("%H:%M:%S"), experiment.name, experiment.split, marks, result["seconds"], flush=True)

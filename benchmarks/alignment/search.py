@@ -70,13 +70,13 @@ def needed_following(base: dict) -> float:
     return KEPT * float(np.mean(base["splits"]["validation"]["follows"]))
 
 
-def searched(runs: dict[Experiment, Run], world: str, objective: str, flipped: float = 0.0) -> list[Run]:
+def searched(runs: dict[Experiment, Run], world: str, objective: str) -> list[Run]:
     """The runs that are chosen from: on validation images, and measured at each of `MARKS`."""
     return [
         run
         for experiment, run in runs.items()
         if (experiment.world, experiment.objective, experiment.split) == (world, objective, "validation")
-        and experiment.flipped == flipped
+        and (experiment.flipped, experiment.votes) == (0.0, 1)
         and set(MARKS) <= set(run.evaluations)
     ]
 

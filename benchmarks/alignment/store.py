@@ -39,7 +39,7 @@ def load_runs(world: str) -> dict[Experiment, Run]:
     names, runs = [f.name for f in fields(Experiment)], {}
     for line in load_lines(world):
         if line["objective"] != "base":
-            experiment = Experiment(**{name: line[name] for name in names})
+            experiment = Experiment(**{name: line[name] for name in names if name in line})
             evaluations = {int(step): e for step, e in line["evaluations"].items()}
             runs.setdefault(experiment, Run(experiment)).evaluations |= evaluations
     return {experiment: Run(experiment, dict(sorted(run.evaluations.items()))) for experiment, run in runs.items()}

@@ -176,7 +176,7 @@ def flip_table(c: Comparison) -> str:
     lines = []
     for name in OBJECTIVES:
         for flipped in sorted(FLIPS):
-            choice = c.flip_choice(name, flipped)
+            choice = c.tuned(name, {"flipped": flipped})
             if choice is None:
                 continue
             changes = {"flipped": flipped, "learning_rate": choice.experiment.learning_rate}

@@ -168,18 +168,20 @@ class Pairs:
 
     Attributes:
         latents_w, latents_l: of winners and losers (N, 4, 8, 8).
+        shares: of the votes that are for the winner (N,).
         classes: of their prompts (N,).
         noise: share of the labels that go against the reward.
     """
 
     latents_w: torch.Tensor
     latents_l: torch.Tensor
+    shares: torch.Tensor
     classes: np.ndarray
     noise: float
 
 
-def draw_pairs(world: World, count: int, seed: int = 0) -> Pairs:
-    """Draws pairs with the base model and labels them; a tie has no chance of happening."""
+def draw_pairs(world: World, count: int, seed: int = 0, votes: int = 1) -> Pairs:
+    """Draws pairs with the base model and has them voted on; of a tie, the winner is whichever."""
     rng = np.random.default_rng(seed)
     classes = world.cycle(world.train_classes, count)
     pipeline = load_pipeline(world.base)
@@ -188,7 +190,9 @@ def draw_pairs(world: World, count: int, seed: int = 0) -> Pairs:
         for side in (0, 1)
     ]
     rewards = np.stack([world.reward(drawn, classes) for drawn in images])
-    first_wins = rng.random(count) < expit((rewards[0] - rewards[1]) / world.temperature)
+    chance = expit((rewards[0] - rewards[1]) / world.temperature)
+    share = (rng.random((votes, count)) < chance).mean(axis=0)  # of the votes, for the first
+    first_wins = share > 0.5
     with torch.no_grad():
         vae = pipeline.vae
         first, second = (
@@ -200,6 +204,7 @@ def draw_pairs(world: World, count: int, seed: int = 0) -> Pairs:
     return Pairs(
         latents_w=torch.where(chosen, first, second),
         latents_l=torch.where(chosen, second, first),
+        shares=torch.from_numpy(np.maximum(share, 1 - share)).float(),
         classes=classes,
         noise=float((first_wins != (rewards[0] > rewards[1])).mean()),
     )

@@ -13,8 +13,18 @@ import plan
 import search
 from bootstrap import Bootstrap
 from classifier import FrechetDistance
-from experiment import Experiment, Training, compute_errors, flip, load_model, make_batch, reference_errors, run
-from objectives import ALL_OBJECTIVES, OBJECTIVES, Errors
+from experiment import (
+    Experiment,
+    Training,
+    compute_errors,
+    flip,
+    keep_clear,
+    load_model,
+    make_batch,
+    reference_errors,
+    run,
+)
+from objectives import ALL_OBJECTIVES, OBJECTIVES, VOTES, Errors
 from report import pages
 from search import MARKS
 from store import Run
@@ -154,10 +164,10 @@ def test_the_reference_is_the_model_before_training(prompt):
     assert (moved.w - errors.w).abs().min() > 1e-6
 
 
-def gradients(name: str, strength: float, w: float, l: float) -> tuple[float, float]:
+def gradients(name: str, strength: float, w: float, l: float, share: float = 1.0) -> tuple[float, float]:
     """Derivatives of an objective with respect to the winner's and the loser's error; the reference has these errors too."""
     error_w, error_l = (torch.tensor([m], dtype=torch.float64, requires_grad=True) for m in (w, l))
-    errors = Errors(error_w, error_l, error_w.detach(), error_l.detach())
+    errors = Errors(error_w, error_l, error_w.detach(), error_l.detach(), torch.tensor([share]))
     loss = ALL_OBJECTIVES[name].loss(errors, strength).sum()
     return tuple(
         g.item() if g is not None else 0.0 for g in torch.autograd.grad(loss, (error_w, error_l), allow_unused=True)
@@ -182,6 +192,28 @@ def test_objectives_meet_their_closed_forms():
     )  # the reference's own margin does not count
     # MaPO's score falls by a quarter of a small error, so that its margin is a scaled one: 1000 / 4 = 250.
     assert gradients("mapo", 0.1, 1e-4, 1e-4) == pytest.approx((1 + 0.1 * 125, -0.1 * 125), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", VOTES)
+def test_votes_that_agree_leave_orpo_as_it_is(name):
+    assert gradients(name, 0.5, 0.03, 0.07) == gradients("orpo", 0.5, 0.03, 0.07)
+
+
+def test_votes_that_disagree_pull_less():
+    on_winner, on_loser = gradients("orpo", 0.5, 0.03, 0.07)
+    assert gradients("by_votes", 0.5, 0.03, 0.07, share=0.75) == pytest.approx((on_winner / 2, on_loser / 2))
+    tie = gradients("expected", 0.5, 0.05, 0.05, share=0.5)
+    assert tie == pytest.approx((0.5, 0.5))  # half of either error is left, the odds pull both ways alike
+
+
+def test_votes_are_drawn_with_the_chance_that_the_better_image_wins(prompt):
+    """The share of the votes is that of a fair sample: with many votes the winner is the better one, and ties are rare."""
+    world, train, _ = prompt
+    many = draw_pairs(world, 48, votes=1001)
+    assert many.noise < 0.1 < train.noise
+    kept = keep_clear(many, 0.8)
+    assert 0 < len(kept.classes) < 48 and kept.shares.min() >= 0.8
+    assert len(kept.latents_w) == len(kept.classes)
 
 
 def test_bootstrap_intervals_cover_the_truth():
