@@ -9,7 +9,7 @@ import search
 from bootstrap import Bootstrap, Estimate
 from objectives import OBJECTIVES
 from plan import SEEDS, TEST_MARKS
-from search import Choice, choose, needed_following, searched
+from search import MARKS, Choice, choose, needed_following, searched
 from store import Run, load_base, load_runs
 
 
@@ -85,9 +85,11 @@ class Comparison:
         ]
         return self.bootstrap(len(both)).mean(values[0] - values[1])
 
-    def tuned(self, name: str, changed: dict) -> Choice | None:
-        """The choice with other data: see `plan.tuned`."""
-        return plan.tuned({"prompt": self.runs}, {"prompt": self.base}, name, changed)
+    def tests_with(self, name: str, changed: dict) -> tuple[Choice, list[Run]] | None:
+        """With other data, what was chosen (see `plan.tuned`) and its runs on test images; None before there are any."""
+        choice = plan.tuned({"prompt": self.runs}, {"prompt": self.base}, name, changed)
+        runs = choice and self.tests(name, MARKS, **changed, learning_rate=choice.experiment.learning_rate)
+        return (choice, runs) if runs else None
 
     @property
     def searched_all(self) -> bool:

@@ -65,6 +65,7 @@ def values_of_page(worlds: dict[str, Comparison], first: dict[str, First], cost:
         "first": tables.first_table(first),
         "cost": tables.cost_table(cost),
         "flips": tables.flip_table(worlds["prompt"]),
+        "votes": tables.vote_table(worlds["prompt"]),
         "variants": tables.variant_table(worlds["prompt"]),
         "compass": compass_table(worlds),
         "edges": edge_table(),

@@ -4,8 +4,8 @@ import numpy as np
 
 from comparison import TITLES, Comparison
 from first import NAMES, First
-from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS
-from plan import FLIPS, LONG_MARK, SEEDS, TEST_MARKS
+from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
+from plan import FLIPS, LONG_MARK, SEEDS, TEST_MARKS, VOTE_COUNTS
 from search import LEARNING_RATES, MARKS, Choice
 
 
@@ -176,11 +176,8 @@ def flip_table(c: Comparison) -> str:
     lines = []
     for name in OBJECTIVES:
         for flipped in sorted(FLIPS):
-            choice = c.tuned(name, {"flipped": flipped})
-            if choice is None:
-                continue
-            changes = {"flipped": flipped, "learning_rate": choice.experiment.learning_rate}
-            if runs := c.tests(name, MARKS, **changes):
+            if found := c.tests_with(name, {"flipped": flipped}):
+                choice, runs = found
                 gain = f"{c.estimate(runs, choice.step):+.2f}"
                 lines.append(
                     [
@@ -192,6 +189,38 @@ def flip_table(c: Comparison) -> str:
                     ]
                 )
     return rows(["objective", "exchanged", "setting", "seeds", "gain"], lines) if lines else NOT_YET
+
+
+def vote_table(c: Comparison) -> str:
+    """What ORPO does with several votes on each pair; one vote is the main comparison's run."""
+    lines, single = [], c.tests("orpo", MARKS)
+    if single:
+        step = min(c.choices["orpo"].step, max(MARKS))
+        cells = [setting("orpo", c.choices["orpo"]), str(step), str(len(single)), f"{c.estimate(single, step):+.2f}"]
+        lines.append(["1", "its label", *cells, f"{c.estimate(single, step, 'follows'):.2f}", ""])
+    for votes in VOTE_COUNTS:
+        majority = c.tests_with("orpo", {"objective": "majority", "votes": votes})
+        for name, treatment in VOTES.items():
+            if not (found := c.tests_with("orpo", {"objective": name, "votes": votes})):
+                continue
+            choice, runs = found
+            lead = (
+                c.lead(runs, choice.step, majority[1], majority[0].step) if name != "majority" and majority else None
+            )
+            cells = [f"lr {choice.experiment.learning_rate:g}", str(choice.step), str(len(runs))]
+            cells += [f"{c.estimate(runs, choice.step):+.2f}", f"{c.estimate(runs, choice.step, 'follows'):.2f}"]
+            lines.append([str(votes), treatment.label, *cells, f"{lead:+.2f}" if lead else ""])
+    header = [
+        "votes",
+        "trained on",
+        "setting",
+        "step",
+        "seeds",
+        "gain",
+        "follows prompt",
+        "ahead of the majority's label",
+    ]
+    return rows(header, lines) if len(lines) > 1 else NOT_YET
 
 
 def beta_table(c: Comparison) -> str:
