@@ -74,9 +74,8 @@ def search_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
     found = []
     for name in sorted(begun, key=lambda name: -c.choices[name].reward):
         choice, tried = c.choices[name], len(c.settings(name))
-        run = c.runs[choice.experiment]
         found.append(
-            f"{OBJECTIVES[name].label} {c.gain(run, choice.step):+.2f} with {run.mean(choice.step, 'follows'):.2f} of the images"
+            f"{OBJECTIVES[name].label} {c.gain(choice.run, choice.step):+.2f} with {choice.run.mean(choice.step, 'follows'):.2f} of the images"
             f" right, the best of {tried} settings{'' if c.finished[name] else ' so far'}"
         )
     yield (

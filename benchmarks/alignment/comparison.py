@@ -8,8 +8,8 @@ import plan
 import search
 from bootstrap import Bootstrap, Estimate
 from objectives import OBJECTIVES
-from plan import SEEDS, TEST_MARKS
-from search import MARKS, Choice, choose, needed_following, searched
+from plan import SEEDS
+from search import FINAL_MARKS, MARKS, Choice, choose, needed_following, searched
 from store import Run, load_base, load_runs
 
 
@@ -25,23 +25,25 @@ class Comparison:
     """One world's results, complete or not.
 
     Attributes:
-        choices: by objective, the best of what was tried so far; None where nothing that was tried keeps to the prompt.
+        choices: by objective, what was chosen, or as long as its search goes on the best so far; None where nothing that was
+            tried keeps to the prompt.
         finished: by objective, whether the search has ended.
     """
 
     def __init__(self, world: str):
         self.world, self.runs, self.base = world, load_runs(world), load_base(world)
         self.needed = needed_following(self.base)
-        self.choices: dict[str, Choice | None] = {
-            name: choose(searched(self.runs, world, name), self.needed) for name in OBJECTIVES
-        }
         self.finished = {
             name: bool(self.settings(name)) and not search.missing(self.runs, self.base, world, name)
             for name in OBJECTIVES
         }
+        self.choices: dict[str, Choice | None] = {
+            name: search.chosen(self.runs, self.base, world, name) or choose(self.settings(name), self.needed)
+            for name in OBJECTIVES
+        }
 
     def settings(self, name: str) -> list[Run]:
-        """All settings of the search."""
+        """All settings of the search, with its first seed."""
         return searched(self.runs, self.world, name)
 
     def base_rewards(self, split: str) -> np.ndarray:
@@ -51,7 +53,7 @@ class Comparison:
         """Mean reward above the base's, on the run's own split."""
         return run.mean(step, "rewards") - float(self.base_rewards(run.experiment.split).mean())
 
-    def tests(self, name: str, marks: tuple[int, ...] = TEST_MARKS, **changes) -> list[Run]:
+    def tests(self, name: str, marks: tuple[int, ...] = FINAL_MARKS, **changes) -> list[Run]:
         """The runs on test images at an objective's chosen setting, by seed, that are measured at all marks.
 
         Args:

@@ -7,7 +7,8 @@ import paths
 from comparison import TITLES, Comparison
 from compass import points
 from objectives import OBJECTIVES
-from plan import LONG_MARK, TEST_MARKS
+from plan import LONG_MARK
+from search import FINAL_MARKS
 
 
 matplotlib.use("agg")
@@ -58,7 +59,9 @@ def draw_curves(worlds: dict[str, Comparison]) -> None:
     for column, c in zip(axes.T, worlds.values()):
         for name in OBJECTIVES:
             runs = c.tests(name)
-            marks = (*TEST_MARKS, LONG_MARK) if runs and all(LONG_MARK in r.evaluations for r in runs) else TEST_MARKS
+            marks = (
+                (*FINAL_MARKS, LONG_MARK) if runs and all(LONG_MARK in r.evaluations for r in runs) else FINAL_MARKS
+            )
             for axis, field in zip(column, fields):
                 if runs:
                     values = [np.mean([r.mean(s, field) for r in runs]) for s in marks]

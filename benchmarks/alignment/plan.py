@@ -6,27 +6,23 @@ from dataclasses import replace
 import search
 from experiment import Experiment
 from objectives import OBJECTIVES, VARIANTS, VOTES
-from search import MARKS, Choice, choose, needed_following, searched
+from search import FINAL_MARKS, MARKS, Choice, Task, choose, needed_following
 from store import Run
 
 
 WORLDS = ("prompt", "smile", "digits")
 ORDER = ("orpo", "dpo", "scaled", "mapo", "sft")
-TEST_MARKS = (*MARKS, 1000)
 LONG_MARK = 2000
 SEEDS = (1, 2, 3, 4, 5)
 FLIPS = (0.3, 0.1)
 VOTE_COUNTS = (3, 10)
 
 Runs = dict[str, dict[Experiment, Run]]  # by world
-Task = tuple[Experiment, tuple[int, ...]]  # and the steps at which it is measured
 
 
 def chosen(runs: Runs, bases: dict[str, dict], world: str, objective: str) -> Choice | None:
-    """An objective's choice in a world; None before the search has ended, or where no setting keeps to the prompt."""
-    if world not in bases or search.missing(runs[world], bases[world], world, objective):
-        return None
-    return choose(searched(runs[world], world, objective), needed_following(bases[world]))
+    """An objective's choice in a world, see `search.chosen`."""
+    return search.chosen(runs[world], bases[world], world, objective) if world in bases else None
 
 
 def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) -> Iterator[Task]:
@@ -52,16 +48,12 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
 
 
 def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
-    """The search, all objectives' starts first; what it finds is trained on, so that the step is chosen from more."""
+    """The search, all objectives' starts first."""
     for world in worlds:
         yield from ((search.start(world, objective), MARKS) for objective in ORDER)
     for world in worlds:
         for objective in ORDER:
-            for experiment in search.missing(runs[world], bases[world], world, objective):
-                yield experiment, MARKS
-        for objective in ORDER:
-            if choice := chosen(runs, bases, world, objective):
-                yield choice.experiment, TEST_MARKS
+            yield from search.missing(runs[world], bases[world], world, objective)
 
 
 def _compare(runs: Runs, bases: dict[str, dict], worlds: list[str], seeds: tuple[int, ...]) -> Iterator[Task]:
@@ -70,7 +62,7 @@ def _compare(runs: Runs, bases: dict[str, dict], worlds: list[str], seeds: tuple
         for world in worlds:
             for objective in ORDER:
                 if choice := chosen(runs, bases, world, objective):
-                    yield replace(choice.experiment, split="test", seed=seed), TEST_MARKS
+                    yield replace(choice.experiment, split="test", seed=seed), FINAL_MARKS
 
 
 def _vary(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:

@@ -1,7 +1,8 @@
 """The one rule by which every objective gets its strength, its learning rate and its number of steps.
 
 Only validation images are looked at. Best is the highest reward among the settings and steps that keep to the prompt. The search
-goes from a setting to the better of its four neighbours, until none is better: stronger, weaker, twice and half the rate.
+goes from a setting to the better of its four neighbours, until none is better: stronger, weaker, twice and half the rate. One
+seed may be lucky, so the best three settings are run with two more seeds, and for longer; the mean of the three seeds decides.
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +14,14 @@ from objectives import OBJECTIVES
 from store import Run
 
 
+Task = tuple[Experiment, tuple[int, ...]]  # and the steps at which it is measured
+
 KEPT = 0.95  # of the base's prompt-following, by what is chosen
+SEEDS = (0, 6, 7)  # of training: the first for every setting, all for the best; those of the test are others
+FINALISTS = 3
 MARKS = (100, 200, 400, 600)  # steps at which a run of the search is measured
+FINAL_MARKS = (*MARKS, 1000)
+POOLED = ("rewards", "follows", "distance", "accuracy")
 LEARNING_RATES = tuple(1e-3 * 2.0**i for i in range(-5, 6))
 START = {  # strength and learning rate
     "smile": {
@@ -46,14 +53,20 @@ class Choice:
     """A setting, and the step at which it is best.
 
     Attributes:
-        experiment: the run on validation images.
+        run: on validation images, of the first seed or of all.
         step: where its reward is highest.
-        reward: there.
     """
 
-    experiment: Experiment
+    run: Run
     step: int
-    reward: float
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.run.experiment
+
+    @property
+    def reward(self) -> float:
+        return self.run.mean(self.step, "rewards")
 
 
 def best_step(run: Run, needed: float) -> Choice | None:
@@ -61,8 +74,7 @@ def best_step(run: Run, needed: float) -> Choice | None:
     kept = [step for step in run.evaluations if run.mean(step, "follows") >= needed]
     if not kept:
         return None
-    step = max(kept, key=lambda step: run.mean(step, "rewards"))
-    return Choice(run.experiment, step, run.mean(step, "rewards"))
+    return Choice(run, max(kept, key=lambda step: run.mean(step, "rewards")))
 
 
 def needed_following(base: dict) -> float:
@@ -71,21 +83,41 @@ def needed_following(base: dict) -> float:
 
 
 def searched(runs: dict[Experiment, Run], world: str, objective: str) -> list[Run]:
-    """The runs that are chosen from: on validation images, and measured at each of `MARKS`."""
+    """Every setting that was tried, with the first seed: on validation images, and measured at each of `MARKS`."""
     return [
         run
         for experiment, run in runs.items()
-        if (experiment.world, experiment.objective, experiment.split) == (world, objective, "validation")
-        and (experiment.flipped, experiment.votes) == (0.0, 1)
+        if experiment == Experiment(world, objective, experiment.strength, experiment.learning_rate, SEEDS[0])
         and set(MARKS) <= set(run.evaluations)
     ]
 
 
-def choose(runs: list[Run], needed: float, last: int | None = None) -> Choice | None:
-    """The best of runs, looking at no step after the `last`; None where none keeps to the prompt."""
+def rank(runs: list[Run], needed: float, last: int | None = None) -> list[Choice]:
+    """Runs that keep to the prompt at their best step, the best first, looking at no step after the `last`."""
     cut = [Run(r.experiment, {s: e for s, e in r.evaluations.items() if last is None or s <= last}) for r in runs]
     choices = [choice for run in cut if (choice := best_step(run, needed))]
-    return max(choices, key=lambda choice: choice.reward, default=None)
+    return sorted(choices, key=lambda choice: -choice.reward)
+
+
+def choose(runs: list[Run], needed: float) -> Choice | None:
+    """The best of runs; None where none keeps to the prompt."""
+    return next(iter(rank(runs, needed)), None)
+
+
+def pool(runs: list[Run]) -> Run:
+    """Runs of one setting with several seeds as one: all their images, at the steps that all were measured at."""
+    shared = set.intersection(*(set(run.evaluations) for run in runs))
+    evaluations = {
+        step: {name: np.concatenate([np.atleast_1d(r.evaluations[step][name]) for r in runs]) for name in POOLED}
+        for step in sorted(shared)
+    }
+    return Run(runs[0].experiment, evaluations)
+
+
+def lacking_seeds(runs: dict[Experiment, Run], setting: Experiment) -> list[Experiment]:
+    """What the final of a setting lacks: all seeds, measured at `FINAL_MARKS`."""
+    wanted = [replace(setting, seed=seed) for seed in SEEDS]
+    return [e for e in wanted if e not in runs or not set(FINAL_MARKS) <= set(runs[e].evaluations)]
 
 
 def neighbours(experiment: Experiment) -> list[Experiment]:
@@ -102,10 +134,21 @@ def start(world: str, objective: str) -> Experiment:
     return Experiment(world, objective, *START[world][objective])
 
 
-def missing(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> list[Experiment]:
-    """What the search must run next; nothing once the best setting's neighbours are all worse."""
+def missing(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> list[Task]:
+    """What the search must run next; nothing once the best setting's neighbours are all worse, and the best are run with all seeds."""
     done = searched(runs, world, objective)
-    best = choose(done, needed_following(base), last=max(MARKS))
-    around = best.experiment if best else start(world, objective)
+    best = rank(done, needed_following(base), last=max(MARKS))
+    around = best[0].experiment if best else start(world, objective)
     known = {run.experiment for run in done}
-    return [experiment for experiment in (around, *neighbours(around)) if experiment not in known]
+    if untried := [experiment for experiment in (around, *neighbours(around)) if experiment not in known]:
+        return [(experiment, MARKS) for experiment in untried]
+    return [(e, FINAL_MARKS) for choice in best[:FINALISTS] for e in lacking_seeds(runs, choice.experiment)]
+
+
+def chosen(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> Choice | None:
+    """An objective's choice; None before the search has ended, or where no setting keeps to the prompt."""
+    if missing(runs, base, world, objective):
+        return None
+    needed = needed_following(base)
+    finalists = rank(searched(runs, world, objective), needed, last=max(MARKS))[:FINALISTS]
+    return choose([pool([runs[replace(c.experiment, seed=seed)] for seed in SEEDS]) for c in finalists], needed)

@@ -5,8 +5,8 @@ import numpy as np
 from comparison import TITLES, Comparison
 from first import NAMES, First
 from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
-from plan import FLIPS, LONG_MARK, SEEDS, TEST_MARKS, VOTE_COUNTS
-from search import LEARNING_RATES, MARKS, Choice
+from plan import FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS
+from search import FINAL_MARKS, LEARNING_RATES, MARKS, Choice
 
 
 NOT_YET = "*Not run yet.*"
@@ -70,16 +70,15 @@ def search_table(c: Comparison) -> str:
             none = "none of them keeps to the prompt" if c.settings(name) else "not run yet"
             lines.append([label(name), tried, none, "", "", "", "", ""])
             continue
-        run = c.runs[choice.experiment]
         lines.append(
             [
                 label(name),
                 tried,
                 setting(name, choice),
                 str(choice.step),
-                f"{c.gain(run, choice.step):+.2f}",
-                f"{run.mean(choice.step, 'follows'):.2f}",
-                f"{run.evaluations[choice.step]['distance']:.1f}",
+                f"{c.gain(choice.run, choice.step):+.2f}",
+                f"{choice.run.mean(choice.step, 'follows'):.2f}",
+                f"{choice.run.mean(choice.step, 'distance'):.1f}",
                 bracket(name, choice, c.finished[name]),
             ]
         )
@@ -118,7 +117,7 @@ def equal_compute_step(c: Comparison, name: str, cost: dict) -> int | None:
     if c.choices["orpo"] is None:
         return None
     budget = c.choices["orpo"].step * cost["orpo"]["time"]
-    return max((step for step in TEST_MARKS if step * cost[name]["time"] <= budget), default=None)
+    return max((step for step in FINAL_MARKS if step * cost[name]["time"] <= budget), default=None)
 
 
 def test_table(c: Comparison, cost: dict) -> str:

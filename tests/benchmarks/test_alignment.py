@@ -26,7 +26,6 @@ from experiment import (
 )
 from objectives import ALL_OBJECTIVES, OBJECTIVES, VOTES, Errors
 from report import pages
-from search import MARKS
 from store import Run
 from worlds import draw_pairs, make_world
 
@@ -71,8 +70,10 @@ def test_a_run_that_is_taken_up_again_is_the_one_that_was_not_left(prompt, tmp_p
 
 def fake(experiment: Experiment, rewards: float, follows: float = 1.0, peak: int = 400) -> Run:
     """A run whose reward is highest at one mark."""
-    evaluation = {"rewards": [rewards], "follows": [follows]}
-    return Run(experiment, {step: evaluation | {"rewards": [rewards - 0.1 * (step != peak)]} for step in MARKS})
+    evaluation = {"rewards": [rewards], "follows": [follows], "distance": 1.0, "accuracy": 0.5}
+    return Run(
+        experiment, {step: evaluation | {"rewards": [rewards - 0.1 * (step != peak)]} for step in search.FINAL_MARKS}
+    )
 
 
 BASE = {"splits": {"validation": {"rewards": [0.0], "follows": [1.0]}}}
@@ -82,7 +83,7 @@ def search_with(reward) -> dict[Experiment, Run]:
     """Runs what the search asks for, with these rewards, until it asks for nothing."""
     runs: dict[Experiment, Run] = {}
     while wanted := search.missing(runs, BASE, "smile", "orpo"):
-        runs |= {experiment: fake(experiment, reward(experiment)) for experiment in wanted}
+        runs |= {experiment: fake(experiment, reward(experiment)) for experiment, _ in wanted}
     return runs
 
 
@@ -91,13 +92,13 @@ def test_the_search_ends_where_no_neighbour_is_better():
         return -abs(np.log(experiment.strength / 1.5)) - abs(np.log(experiment.learning_rate / 5e-4))
 
     runs = search_with(reward)
-    choice = search.choose(list(runs.values()), needed=0.95)
+    choice = search.chosen(runs, BASE, "smile", "orpo")
     assert (choice.experiment.strength, choice.experiment.learning_rate, choice.step) == (1.5, 5e-4, 400)
     assert set(search.neighbours(choice.experiment)) <= set(runs)
 
 
 def test_the_search_stops_at_the_edge_of_the_grid():
-    choice = search.choose(list(search_with(lambda e: e.strength + e.learning_rate).values()), needed=0.95)
+    choice = search.chosen(search_with(lambda e: e.strength + e.learning_rate), BASE, "smile", "orpo")
     assert choice.experiment.strength == max(OBJECTIVES["orpo"].strengths)
     assert choice.experiment.learning_rate == max(search.LEARNING_RATES)
 
@@ -109,11 +110,31 @@ def test_what_loses_the_prompt_is_not_chosen_and_nobody_gets_a_fallback():
     assert search.choose(runs[:1], needed=0.95) is None
 
 
+def test_a_lucky_seed_does_not_decide():
+    lucky = Experiment("smile", "orpo", 0.5, 2e-3)
+
+    def reward(experiment: Experiment) -> float:
+        away = abs(np.log(experiment.strength / 0.5)) + abs(np.log(experiment.learning_rate / 2e-3))
+        return 1 - away - 2 * (replace(experiment, seed=0) == lucky and experiment.seed != 0)
+
+    runs = search_with(reward)
+    assert search.choose(search.searched(runs, "smile", "orpo"), needed=0.95).experiment == lucky
+    choice = search.chosen(runs, BASE, "smile", "orpo")
+    assert choice.experiment != lucky
+    assert {e.seed for e in runs} == set(search.SEEDS) and not set(search.SEEDS) & set(plan.SEEDS)
+    assert sum(e.seed != 0 for e in runs) == 2 * search.FINALISTS
+
+
 def test_nothing_is_compared_before_its_search_has_ended():
     start = search.start("prompt", "orpo")
     bases, runs = {"prompt": BASE}, {"prompt": {start: fake(start, 1.0)}}
     assert all(experiment.split == "validation" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
     runs["prompt"] |= {e: fake(e, 0.5) for e in search.neighbours(start)}
+    assert all(experiment.split == "validation" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
+    for seed in search.SEEDS:
+        runs["prompt"] |= {
+            replace(e, seed=seed): fake(e, 0.5 + 0.5 * (e == start)) for e in (start, *search.neighbours(start))
+        }
     tested = {experiment for experiment, _ in plan.tasks(runs, bases, ("prompt",)) if experiment.split == "test"}
     assert {replace(start, split="test", seed=seed) for seed in plan.SEEDS} <= tested
     assert all(experiment.objective in ("orpo", "smoothed", "squared", "weighted") for experiment in tested)
