@@ -79,7 +79,7 @@ def search_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
             f" right, the best of {tried} settings{'' if c.finished[name] else ' so far'}"
         )
     yield (
-        f"where each objective gets its own rate and steps (validation images, **one seed**): {'; '.join(found)}"
+        f"where each objective gets its own rate and steps (validation images, one seed to three): {'; '.join(found)}"
         f" ([search](#the-search-{TITLES[c.world]})). A lead at 200 steps is not a lead there.",
         True,
     )
