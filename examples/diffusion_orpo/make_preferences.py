@@ -77,7 +77,7 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     from orpo.making.judging import score
     from orpo.making.settings import settings
     from orpo.making.usable import usable
-    from orpo.models.drawing import Drawing, draw, find_family, load_pipeline
+    from orpo.models.drawing import Drawing, draw, find_family, load_model
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 
@@ -91,9 +91,9 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     with state.main_process_first():
         open_folder(images, settings(drawing, requests))
     if missing(images, requests):
-        pipeline = load_pipeline(drawing, family, state.device, args.cache_dir)
-        draw_images(partial(draw, drawing, pipeline), images, requests, args.batch_size, name="Drawing")
-        del pipeline
+        model = load_model(drawing, family, state.device, args.cache_dir)
+        draw_images(partial(draw, drawing, model), images, requests, args.batch_size, name="Drawing")
+        del model
 
     kept, left_out = usable(images, requests)
     scores = {scorer_label(name): score(name, images, kept, args.batch_size) for name in scorers}

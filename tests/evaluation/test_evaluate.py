@@ -177,7 +177,7 @@ def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
     assert pngs(out / "base")["00001-0.png"] == before["base"]["00001-0.png"]
     assert pngs(out / "lora") == before["lora"]
 
-    monkeypatch.setattr(base_and_lora, "load_pipeline", None)  # with all images there, no model is loaded
+    monkeypatch.setattr(base_and_lora, "load_model", None)  # with all images there, no model is loaded
     run(scorers=["high_frequency"])
     assert results_of(out)["scorers"].keys() == {"high_frequency"}
 
@@ -337,7 +337,7 @@ def test_a_broken_image_is_named(run):
     ],
 )
 def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(base_and_lora, "load_pipeline", None)
+    monkeypatch.setattr(base_and_lora, "load_model", None)
     with pytest.raises(SystemExit) as error:
         run(**flags)
     assert re.search(message, " ".join(f"{error.value} {capsys.readouterr().err}".split()))

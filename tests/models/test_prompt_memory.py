@@ -23,8 +23,8 @@ def load(name: str, tiny_sdxl: str, tmp_path, **options):
 
 
 def draw(model, prompt: str) -> np.ndarray:
-    with model.drawing([prompt]):
-        return np.asarray(model.draw(prompt, seed=1, steps=2, guidance_scale=3.0))
+    with model.drawing([prompt]) as draw_images:
+        return np.asarray(draw_images([prompt], [1], steps=2, guidance_scale=3.0)[0])
 
 
 @pytest.mark.parametrize("name", ["sdxl", *FAMILIES])

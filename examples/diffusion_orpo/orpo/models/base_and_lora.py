@@ -10,11 +10,10 @@ from PIL.Image import Image
 from diffusers import DDPMScheduler
 
 from ..system.messages import printable
-from .checks import build_empty, check_pipeline, is_absent, read_index
-from .drawing import Drawing, draw, find_family, load_pipeline
+from .drawing import Drawing, draw, find_family, load_model, open_model
 from .encoding_identity import module_identity
+from .family_pipeline import FamilyPipeline
 from .lora_file import check_fit, lora_digest, modules_of, read_lora_file
-from .options import ModelOptions
 from .registry import Family
 from .vae import vae_source
 
@@ -42,46 +41,44 @@ class BaseAndLora:
         """What decides the base's images, what else decides the LoRA's, and warnings where only a part of the LoRA fits.
 
         Raises:
-            ValueError: the LoRA can't be read, or none of it fits.
+            ValueError: the model can't be used, the LoRA can't be read, or none of it fits.
         """
         flags = asdict(self.drawing)
         del flags["lora_weights"]  # known by its content
         lora = {"lora_scale": flags.pop("lora_scale")}
-        base = flags | base_identity(self.drawing.options(self.cache_dir), self.family, self.drawing.prediction_type)
-        lora["lora_sha256"], warning = lora_identity(self.drawing, self.drawing.options(self.cache_dir), self.family)
+        model = open_model(self.drawing, self.family, self.device, self.cache_dir)
+        base = flags | base_identity(model)
+        lora["lora_sha256"], warning = lora_identity(self.drawing.lora_weights, model)
         return base, lora, [warning] if warning else []
 
     def load(self) -> dict[str, Callable[[list[str], list[int]], list[Image]]]:
-        """Loads the pipeline; returns functions that draw images of prompts from seeds, as "base" and as "lora".
+        """Loads the model; returns functions that draw images of prompts from seeds, as "base" and as "lora".
 
         Raises:
             ValueError: the LoRA doesn't fit the model.
         """
-        pipeline = load_pipeline(self.drawing, self.family, self.device, self.cache_dir)
+        model = load_model(self.drawing, self.family, self.device, self.cache_dir)
 
         def without_lora(prompts: list[str], seeds: list[int]) -> list[Image]:
-            pipeline.disable_lora()
-            return draw(self.drawing, pipeline, prompts, seeds)
+            model.pipeline.disable_lora()
+            return draw(self.drawing, model, prompts, seeds)
 
         def with_lora(prompts: list[str], seeds: list[int]) -> list[Image]:
-            pipeline.enable_lora()
-            return draw(self.drawing, pipeline, prompts, seeds)
+            model.pipeline.enable_lora()
+            return draw(self.drawing, model, prompts, seeds)
 
         return {"base": without_lora, "lora": with_lora}
 
 
-def base_identity(options: ModelOptions, family: Family, prediction_type: str | None) -> dict[str, object]:
+def base_identity(model: FamilyPipeline) -> dict[str, object]:
     """What the base model's images depend on, besides the flags: the content of its modules, and its sampler.
 
     Raises:
-        ValueError: the model is not of this family, or has no such files.
+        ValueError: the model has no such files.
     """
-    model = family.load_class()
-    index = read_index(options, family.pipeline)
-    check_pipeline(options, index, family.pipeline, family.name)
-    source = options.pretrained_model_name_or_path
-    arguments = {"variant": options.variant, **options.source_options}
-    encoders = [name for name in model.text_encoder_names if not is_absent(index, name)]
+    options = model.options
+    source, arguments = options.pretrained_model_name_or_path, {"variant": options.variant, **options.source_options}
+    encoders = [name for name in model.text_encoder_names if name not in model.absent_modules]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
     identity = {
         name: module_identity(source, subfolder=name, **arguments)
@@ -89,25 +86,22 @@ def base_identity(options: ModelOptions, family: Family, prediction_type: str | 
     }
     vae, vae_arguments = vae_source(options)
     scheduler = DDPMScheduler.load_config(source, subfolder="scheduler", **options.source_options)
-    if prediction_type is not None:
-        scheduler = {**scheduler, "prediction_type": prediction_type}
     scheduler = {name: value for name, value in scheduler.items() if name != "_diffusers_version"}
-    return identity | {"vae": module_identity(vae, **vae_arguments), "scheduler": scheduler}
+    vae_identity = module_identity(vae, **vae_arguments)
+    return identity | {"vae": vae_identity, "scheduler": scheduler | options.sampler_config}
 
 
-def lora_identity(drawing: Drawing, options: ModelOptions, family: Family) -> tuple[str, str | None]:
+def lora_identity(lora_weights: str, model: FamilyPipeline) -> tuple[str, str | None]:
     """A LoRA's digest, and a warning where only a part of it fits the base model. Reads no weights but the LoRA's.
 
     Raises:
         ValueError: it can't be read, or none of it fits.
     """
-    model = family.load_class()
-    flag = f"--lora_weights={printable(drawing.lora_weights)}"
-    denoiser = build_empty(options, read_index(options, family.pipeline), model.denoiser_name)
+    flag, denoiser = f"--lora_weights={printable(lora_weights)}", model.empty_denoiser
     try:
-        content = read_lora_file(drawing.lora_weights, model.pipeline_class, denoiser.config)
+        content = read_lora_file(lora_weights, model.pipeline_class, denoiser.config)
     except Exception as error:  # of safetensors, of json, of the Hub, and of diffusers' conversions
         raise ValueError(f"{flag} can't be loaded: {printable(str(error))}") from error
-    modules = modules_of(content[0], model.denoiser_name)
-    warning = check_fit(flag, modules, denoiser, model.denoiser_name, drawing.pretrained_model_name_or_path)
+    modules, base = modules_of(content[0], model.denoiser_name), model.options.pretrained_model_name_or_path
+    warning = check_fit(flag, modules, denoiser, model.denoiser_name, base)
     return lora_digest(*content), warning

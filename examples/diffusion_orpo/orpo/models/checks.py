@@ -74,7 +74,7 @@ def check_modules(options: ModelOptions, index: dict, needed: tuple[str, ...]) -
     flag = options.named_source
     absent = [name for name in needed if is_absent(index, name)]
     if absent:
-        raise ValueError(f"{flag} was saved without {', '.join(absent)}, which training needs: use the whole model.")
+        raise ValueError(f"{flag} was saved without {', '.join(absent)}, which is needed: use the whole model.")
     missing = [name for name in needed if Path(source).is_dir() and not Path(source, name).is_dir()]
     if missing:
         raise ValueError(f"{flag}: the folders {', '.join(missing)} are missing. Download the whole model.")

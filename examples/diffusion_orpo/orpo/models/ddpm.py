@@ -1,7 +1,7 @@
 """The noise process of SD and SDXL: DDPM's schedule, noise or velocity as the target, min-SNR weights."""
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -19,12 +19,10 @@ class DDPM:
     Attributes:
         scheduler: with the schedule, and the type of prediction.
         snr_gamma: of min-SNR weights, or None.
-        sampler_config: entries that the sampler's configuration needs too.
     """
 
     scheduler: DDPMScheduler
     snr_gamma: float | None = None
-    sampler_config: dict = field(default_factory=dict)
 
     @classmethod
     def load(cls, options: ModelOptions) -> "DDPM":
@@ -36,8 +34,7 @@ class DDPM:
         source = options.pretrained_model_name_or_path
         config = DDPMScheduler.load_config(source, subfolder="scheduler", **options.source_options)
         check_is_ddpm(config, source)
-        sampler_config = {} if options.prediction_type is None else {"prediction_type": options.prediction_type}
-        scheduler = DDPMScheduler.from_config(config | sampler_config)
+        scheduler = DDPMScheduler.from_config(config | options.sampler_config)
         predicted = scheduler.config.prediction_type
         if predicted not in ("epsilon", "v_prediction"):
             raise ValueError(
@@ -49,7 +46,7 @@ class DDPM:
                 f"The scheduler of {source} has rescale_betas_zero_snr, whose last timestep is noise alone, and predicts"
                 " epsilon, which says nothing there. Give --prediction_type=v_prediction if that is what the model predicts."
             )
-        return cls(scheduler, options.snr_gamma, sampler_config)
+        return cls(scheduler, options.snr_gamma)
 
     def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
         """A timestep for each generator (B,), all equally likely."""

@@ -1,4 +1,4 @@
-"""Drawing with a model of any registered family, with a LoRA or without, as its users do."""
+"""Drawing with a model of any registered family, with a LoRA or without, as the flags of a script say."""
 
 import argparse
 from dataclasses import dataclass, fields
@@ -6,10 +6,9 @@ from dataclasses import dataclass, fields
 import torch
 from PIL.Image import Image
 
-from diffusers import DiffusionPipeline
-
 from ..system.messages import printable
-from .checks import is_absent, read_index
+from .checks import read_index
+from .family_pipeline import FamilyPipeline
 from .options import ModelOptions
 from .registry import FAMILIES, Family
 
@@ -89,67 +88,41 @@ class Drawing:
             self.variant,
             cache_dir,
             resolution=self.resolution,
+            max_sequence_length=self.max_sequence_length,
+            prediction_type=self.prediction_type,
         )
 
 
-def load_pipeline(
-    drawing: Drawing, family: Family, device: torch.device, cache_dir: str | None = None
-) -> DiffusionPipeline:
-    """Loads the pipeline that a user draws with, and the LoRA if there is one.
+def open_model(drawing: Drawing, family: Family, device: torch.device, cache_dir: str | None = None) -> FamilyPipeline:
+    """Reads the configuration files of the model that a user draws with, and no weights.
 
     Raises:
-        ValueError: the LoRA can't be loaded, or doesn't fit the model.
+        ValueError: the model can't be used.
     """
-    model, dtype, modules = family.load_class(), DTYPES[drawing.dtype], {}
-    if drawing.pretrained_vae_model_name_or_path is not None:
-        modules["vae"] = model.vae_class.module_class.from_pretrained(
-            drawing.pretrained_vae_model_name_or_path, dtype=dtype, cache_dir=cache_dir
-        )
-    index = read_index(drawing.options(cache_dir), family.pipeline)
-    absent = [name for name in model.optional_modules if is_absent(index, name)]
-    pipeline = model.pipeline_class.from_pretrained(
-        drawing.pretrained_model_name_or_path,
-        dtype=dtype,
-        revision=drawing.revision,
-        variant=drawing.variant,
-        cache_dir=cache_dir,
-        **model.pipeline_options,
-        **dict.fromkeys(absent),
-        **modules,
-    ).to(device)
-    pipeline.watermark = None  # SDXL's: or what is installed would decide about the pixels
-    pipeline.set_progress_bar_config(disable=True)
-    if drawing.prediction_type is not None:
-        pipeline.scheduler.register_to_config(prediction_type=drawing.prediction_type)
-    if hasattr(pipeline.vae, "enable_slicing"):
-        pipeline.vae.enable_slicing()  # image by image: less memory, and the batch makes no difference
+    return family.load_class()(drawing.options(cache_dir), device, DTYPES[drawing.dtype])
+
+
+def load_model(drawing: Drawing, family: Family, device: torch.device, cache_dir: str | None = None) -> FamilyPipeline:
+    """Loads the model that a user draws with, and the LoRA if there is one.
+
+    Raises:
+        ValueError: the model can't be used, or the LoRA can't be loaded or doesn't fit it.
+    """
+    model = open_model(drawing, family, device, cache_dir)
+    model.load_modules()
     if drawing.lora_weights is not None:
         try:
-            pipeline.load_lora_weights(drawing.lora_weights, adapter_name="orpo", cache_dir=cache_dir)
-            pipeline.set_adapters(["orpo"], [drawing.lora_scale])
+            model.pipeline.load_lora_weights(drawing.lora_weights, adapter_name="orpo", cache_dir=cache_dir)
+            model.pipeline.set_adapters(["orpo"], [drawing.lora_scale])
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"--lora_weights={printable(drawing.lora_weights)} does not fit"
                 f" {printable(drawing.pretrained_model_name_or_path)}: {printable(str(error))}"
             ) from error
-    return pipeline
+        model.denoiser.eval()  # a LoRA whose file names a dropout is loaded with that switched on
+    return model
 
 
-def draw(drawing: Drawing, pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int]) -> list[Image]:
-    """Draws an image of each prompt, each with a generator of its own on the CPU.
-
-    Neither batch size nor device changes an image's noise.
-    """
-    options = FAMILIES[type(pipeline).__name__].load_class().guidance_options(drawing.guidance_scale)
-    if drawing.max_sequence_length is not None:
-        options["max_sequence_length"] = drawing.max_sequence_length
-    if "true_cfg_scale" in options:  # Qwen-Image is guided away from a prompt that is given, or not at all
-        options["negative_prompt"] = [" "] * len(prompts)
-    return pipeline(
-        prompt=prompts,
-        height=drawing.resolution,
-        width=drawing.resolution,
-        num_inference_steps=drawing.num_inference_steps,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        **options,
-    ).images
+def draw(drawing: Drawing, model: FamilyPipeline, prompts: list[str], seeds: list[int]) -> list[Image]:
+    """Draws an image of each prompt as the flags say."""
+    return model.draw(prompts, seeds, drawing.num_inference_steps, drawing.guidance_scale)

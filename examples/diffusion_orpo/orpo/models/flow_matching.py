@@ -3,7 +3,7 @@
 Timesteps are drawn, and losses weighted, by diffusers' own helpers (arXiv 2403.03206, section 3.1).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +20,6 @@ class FlowMatching:
     Attributes:
         scheduler: with the timesteps, 1000 sigma, shifted as the model's sampler shifts them.
         weighting_scheme, logit_mean, logit_std, mode_scale: as the flags of these names.
-        sampler_config: entries that the sampler's configuration needs too: none.
     """
 
     scheduler: FlowMatchEulerDiscreteScheduler
@@ -28,7 +27,6 @@ class FlowMatching:
     logit_mean: float
     logit_std: float
     mode_scale: float
-    sampler_config: dict = field(default_factory=dict)
 
     @classmethod
     def load(cls, options: ModelOptions) -> "FlowMatching":

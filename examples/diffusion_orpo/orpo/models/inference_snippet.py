@@ -12,6 +12,8 @@ def inference_snippet(trained, lora: str, prompt: str) -> str:
     model = trained.validation_model or trained
     options, pipeline = model.options, model.pipeline_class.__name__
     source, call_options = f"{options.pretrained_model_name_or_path!r},", dict(model.call_options)
+    if model.negative_prompt is not None:
+        call_options["negative_prompt"] = model.negative_prompt
     if model is not trained:
         source += f"  # trained on {trained.options.pretrained_model_name_or_path!r}, which takes the LoRA, too"
         call_options["num_inference_steps"] = trained.options.validation_inference_steps
@@ -24,7 +26,7 @@ def inference_snippet(trained, lora: str, prompt: str) -> str:
         lines.append(f"vae={vae}.from_pretrained({options.pretrained_vae_model_name_or_path!r}, dtype=dtype),")
     lines += [f"{name}=None," for name in model.absent_modules]
     loading = "".join(f"    {line}\n" for line in (*lines, "dtype=dtype,"))
-    config = ", ".join(f"{name}={value!r}" for name, value in model.noise_process.sampler_config.items())
+    config = ", ".join(f"{name}={value!r}" for name, value in options.sampler_config.items())
     call_options = "".join(f", {name}={value!r}" for name, value in call_options.items())
     scheduler_line = f"pipeline.scheduler.register_to_config({config})\n" if config else ""
     return (

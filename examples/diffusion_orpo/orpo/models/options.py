@@ -75,6 +75,11 @@ class ModelOptions:
         return [name.strip() for name in self.lora_layers.split(",")]
 
     @property
+    def sampler_config(self) -> dict[str, str]:
+        """Entries of the sampler's configuration that the flags override."""
+        return {} if self.prediction_type is None else {"prediction_type": self.prediction_type}
+
+    @property
     def source_options(self) -> dict[str, str | None]:
         """Arguments of diffusers' loaders that say which files of the model are meant."""
         return {"revision": self.revision, "cache_dir": self.cache_dir}

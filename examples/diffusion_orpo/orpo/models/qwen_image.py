@@ -39,6 +39,7 @@ class QwenImage(LatentDiffusion):
     tags = ("qwen-image", "qwen-image-diffusers")
     license = "apache-2.0"
     inference_dtype = "bfloat16"
+    negative_prompt = " "  # Without one, the pipeline draws without guidance.
 
     @property
     def latent_channels(self) -> int:
@@ -46,8 +47,7 @@ class QwenImage(LatentDiffusion):
 
     @property
     def call_options(self) -> dict:
-        # Without a negative prompt, the pipeline draws without guidance.
-        return {"negative_prompt": " ", "max_sequence_length": self.options.max_sequence_length}
+        return {"max_sequence_length": self.options.max_sequence_length}
 
     @staticmethod
     def guidance_options(scale: float) -> dict:

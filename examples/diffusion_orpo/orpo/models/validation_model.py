@@ -62,7 +62,7 @@ def loaded_with_lora(drawn, trained) -> Iterator[None]:
         drawn: a model family of which nothing is loaded; VAE and text encoders it loads in its own `drawing`.
         trained: the model family that trains. Where its LoRA is off, so is the other.
     """
-    drawn.load_denoiser()
+    drawn.load_modules(encoders=False)
     add_lora(drawn.denoiser, drawn.options)
     set_peft_model_state_dict(drawn.denoiser, get_peft_model_state_dict(trained.denoiser))
     if lora_is_off(trained.denoiser):

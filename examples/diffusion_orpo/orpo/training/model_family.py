@@ -1,6 +1,6 @@
 """A model family as training needs it; `models/latent_diffusion.py` is the base of all families."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -63,13 +63,12 @@ class ModelFamily(Protocol):
     def base_identity(self) -> dict[str, str]:
         """Identifies the base of this run's LoRA: its modules by content, and the prediction type."""
 
-    def drawing(self, prompts: list[str]) -> AbstractContextManager[None]:
-        """In the block, everything needed to draw these prompts is loaded."""
+    def drawing(self, prompts: list[str]) -> AbstractContextManager[Callable[..., list[Image]]]:
+        """In the block, everything needed to draw these prompts is loaded.
 
-    def draw(
-        self, prompt: str, seed: int, steps: int, guidance_scale: float, shape: tuple[int, int] | None = None
-    ) -> Image:
-        """Draws an image of a height and width; without them, at the training resolution."""
+        The block gets a function of prompts, seeds, steps, guidance scale, and height and width, that draws an image of
+        each prompt.
+        """
 
     def save_lora(self, directory: Path) -> None:
         """Writes the LoRA in diffusers' format."""

@@ -113,15 +113,10 @@ class Validator:
             return []
         self.model.denoiser.eval()
         args, shapes = self.args, self.data.shapes
-        with self.model.drawing(args.validation_prompts):
+        steps, guidance_scale = args.validation_inference_steps, args.validation_guidance_scale
+        with self.model.drawing(args.validation_prompts) as draw:
             return [
-                self.model.draw(
-                    prompt,
-                    self.run.seed + i,
-                    args.validation_inference_steps,
-                    args.validation_guidance_scale,
-                    shapes[i % len(shapes)],
-                )
+                draw([prompt], [self.run.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
                 for prompt in args.validation_prompts
                 for i in range(args.num_validation_images)
             ]

@@ -1,0 +1,198 @@
+"""The pipeline of a model family: which one it is, how it is loaded, and the one place where it draws an image.
+
+Training's validation, `evaluate_lora.py` and `make_preferences.py` all draw here. What trains is in `latent_diffusion.py`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from PIL.Image import Image
+
+from diffusers import DiffusionPipeline
+
+from ..system.shapes import Shape
+from .checks import build_empty, check_modules, check_pipeline, check_sequence_length, is_absent, read_index
+from .options import ModelOptions
+from .prompt_memory import PromptMemory
+from .prompts import report_first_truncation
+from .quantization import quantization_options
+from .vae import Vae
+
+
+class FamilyPipeline:
+    """A pipeline whose modules are frozen.
+
+    A family sets the first seven, and overrides what it must of the others.
+
+    Attributes:
+        pipeline_class: of diffusers.
+        denoiser_name: "unet" or "transformer".
+        text_encoder_names: in the pipeline.
+        name, slug, tags, license: for the model card and the default names of folders.
+        vae_class: `Vae`, or a class on top of it.
+        optional_modules: of the pipeline, those that it works without.
+        pipeline_options: more arguments for loading the pipeline.
+        inference_dtype: that the model card recommends on a GPU.
+        negative_prompt: that guidance leads away from, where the pipeline has to be given one.
+
+        options: of the model.
+        device: of all modules.
+        dtype: of the denoiser and text encoders, and of a VAE that does not ask for float32.
+        pipeline: has all modules that are loaded, on the device.
+        vae: encodes and decodes images; its weights are in the pipeline.
+        absent_modules: the optional ones that this model was saved without.
+    """
+
+    pipeline_class: type[DiffusionPipeline]
+    denoiser_name: str
+    text_encoder_names: tuple[str, ...]
+    name: str
+    slug: str
+    tags: tuple[str, ...]
+    license: str
+    vae_class: type[Vae] = Vae
+    optional_modules: tuple[str, ...] = ()
+    pipeline_options: dict = {}
+    inference_dtype = "float16"
+    negative_prompt: str | None = None
+
+    def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
+        """Reads the model's configuration files, and no weights.
+
+        Raises:
+            ValueError: the model is not one of this family, lacks a module, or has a VAE that the family does not know.
+        """
+        self.options, self.device, self.dtype = options, device, dtype
+        self._prompt_memory = PromptMemory()
+        report_first_truncation(self.pipeline_class.__module__)
+        self._index = read_index(options, self.pipeline_class.__name__)
+        check_pipeline(options, self._index, self.pipeline_class.__name__, self.name)
+        self.absent_modules = tuple(name for name in self.optional_modules if is_absent(self._index, name))
+        tokenizers = tuple(name.replace("text_encoder", "tokenizer") for name in self.text_encoder_names)
+        needed = (self.denoiser_name, *self.text_encoder_names, *tokenizers, "scheduler")
+        check_modules(options, self._index, tuple(name for name in needed if name not in self.absent_modules))
+        if options.max_sequence_length is not None and self.text_encoder_names[-1] not in self.absent_modules:
+            check_sequence_length(options, self.text_encoder_names[-1])
+        self.vae = self.vae_class(options)
+
+    @cached_property
+    def empty_denoiser(self) -> torch.nn.Module:
+        """The denoiser on the meta device, for its configuration and its modules' names."""
+        return build_empty(self.options, self._index, self.denoiser_name)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def encoder_names(self) -> tuple[str, ...]:
+        return ("vae", *self.text_encoder_names)
+
+    @property
+    def has_encoders(self) -> bool:
+        return self.pipeline.vae is not None
+
+    def load_modules(self, denoiser: bool = True, encoders: bool = True) -> None:
+        """Loads the pipeline, frozen: with its denoiser or without, and with VAE and text encoders or without."""
+        absent = {} if denoiser else {self.denoiser_name: None}
+        if encoders:
+            self._load_pipeline(vae=self.vae.load(self.dtype), **absent)
+        else:
+            self._load_pipeline(**dict.fromkeys(self.encoder_names), **absent)
+            self._prompt_memory.attach(self.pipeline)
+
+    def _load_pipeline(self, **modules) -> None:
+        """Loads the pipeline's modules but for those given, which may be None."""
+        options = self.options
+        is_denoiser_given = self.denoiser_name in modules
+        self.pipeline = self.pipeline_class.from_pretrained(
+            options.pretrained_model_name_or_path,
+            dtype=self.dtype,
+            variant=options.variant,
+            **options.source_options,
+            **self.pipeline_options,
+            **({} if is_denoiser_given else quantization_options(options, self.denoiser_name, self.dtype)),
+            **dict.fromkeys(self.absent_modules) | modules,
+        ).to(self.device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.scheduler.register_to_config(**options.sampler_config)
+        names = self.encoder_names if is_denoiser_given else (self.denoiser_name, *self.encoder_names)
+        for name in names:
+            if getattr(self.pipeline, name) is not None:
+                getattr(self.pipeline, name).requires_grad_(False)
+
+    @contextmanager
+    def drawing(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
+        """In the block, which gets `draw`, these prompts can be drawn.
+
+        VAE and text encoders that are not loaded are loaded for it and freed after: the text encoders the first time
+        only, since what they say of these prompts is remembered.
+        """
+        if self.has_encoders:
+            yield self.draw
+            return
+        vae = self.vae.load(self.dtype)
+        if self._prompt_memory.has(prompts):
+            self.pipeline.register_modules(vae=vae.to(self.device))
+        else:
+            self._load_pipeline(vae=vae, **{self.denoiser_name: self.denoiser})
+            self._prompt_memory.attach(self.pipeline)
+        try:
+            yield self.draw
+            self._prompt_memory.add(prompts)
+        finally:
+            self.free_encoders()
+
+    def free_encoders(self) -> None:
+        """Frees the memory of VAE and text encoders."""
+        self.pipeline.register_modules(**dict.fromkeys(self.encoder_names))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: list[str], seeds: list[int], steps: int, guidance_scale: float, shape: Shape | None = None
+    ) -> list[Image]:
+        """Draws an image of each prompt, from noise that neither the batch nor the device changes.
+
+        Args:
+            prompts: what to draw.
+            seeds: of the initial noise, one for each image.
+            steps: of the sampler.
+            guidance_scale: of classifier-free guidance.
+            shape: height and width. Default: the model's resolution, a square.
+        """
+        height, width = shape or (self.options.resolution, self.options.resolution)
+        negative = {} if self.negative_prompt is None else {"negative_prompt": [self.negative_prompt] * len(prompts)}
+        latents = self.pipeline(
+            prompt=list(prompts),  # Z-Image's pipeline writes into the list that it is handed
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="latent",
+            **self.guidance_options(guidance_scale),
+            **self.call_options,
+            **negative,
+        ).images
+        latents = self.unpack_latents(latents, height // self.vae.downscale, width // self.vae.downscale)
+        # The VAE may be float32 beside a denoiser in half precision, so it decodes here and not in the pipeline; image by
+        # image, so that the batch does not decide how much memory that takes.
+        images = [self.vae.decode(self.pipeline.vae, of_one).float() for of_one in latents.split(1)]
+        return [self.pipeline.image_processor.postprocess(image)[0] for image in images]
+
+    @property
+    def call_options(self) -> dict:
+        """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
+        return {}
+
+    @staticmethod
+    def guidance_options(scale: float) -> dict:
+        """The pipeline's arguments for classifier-free guidance."""
+        return {"guidance_scale": scale}
+
+    def unpack_latents(self, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The pipeline's latents as (N, C, height, width), for families that arrange them differently."""
+        return latents

@@ -1,0 +1,97 @@
+"""The validation images of a training run are those that `evaluate_lora.py` draws with its LoRA, pixel by pixel."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import PartialState
+from families import FAMILIES, save_tiny
+from helpers import train
+from orpo.models.drawing import Drawing, draw, find_family, load_model
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import evaluate_lora
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+TRAINING = {"rank": 3, "lora_alpha": 9, "lora_dropout": 0.3, "learning_rate": 0.02, "max_train_steps": 3, "seed": 5}
+TRAINING |= {"run_validation": True, "num_validation_pairs": 0, "num_validation_images": 2}
+TRAINING |= {"validation_prompts": ["a red ball"], "validation_inference_steps": 3}
+
+
+@pytest.fixture(params=["sdxl", *FAMILIES])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def base(name, tiny_sdxl, tmp_path) -> str:
+    return tiny_sdxl if name == "sdxl" else save_tiny(name, tmp_path / "base")
+
+
+def train_one(name: str, base: str, faces: str, folder: Path) -> None:
+    if name == "sdxl":
+        train(base, faces, folder, **TRAINING)
+    else:
+        FAMILIES[name].train(base, faces, folder, **TRAINING)
+
+
+def command_line(name: str, base: str, lora: Path, folder: Path) -> list[str]:
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red ball\n")
+    flags = {
+        "pretrained_model_name_or_path": base,
+        "lora_weights": lora,
+        "prompt_file": prompts,
+        "output_dir": folder / "evaluation",
+        "resolution": 64,
+        "num_inference_steps": 3,
+        "num_images_per_prompt": 2,
+        "seed": 5,
+        "batch_size": 1,
+        "scorers": "saturation",
+        **({} if name == "sdxl" else FAMILIES[name].flags),
+    }
+    return [f"--{flag}={value}" for flag, value in flags.items()]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=int)
+
+
+def test_validation_and_evaluation_draw_the_same_images(name, base, faces, tmp_path):
+    """With each family's own guidance, of which neither script is told, and with dropout in training."""
+    train_one(name, base, faces, tmp_path / "lora")
+    PartialState._reset_state()
+    evaluate_lora.main(command_line(name, base, tmp_path / "lora", tmp_path))
+    for i in range(2):
+        drawn = {}
+        for side, ending in (("lora", ""), ("base", "_without_lora")):
+            drawn[side] = pixels(tmp_path / "lora" / f"image_{i}{ending}.png")
+            evaluated = pixels(tmp_path / "evaluation" / side / f"00000-{i}.png")
+            np.testing.assert_array_equal(evaluated, drawn[side])
+        assert abs(drawn["lora"] - drawn["base"]).max() > 2
+
+
+def test_a_dropout_in_the_file_of_a_lora_does_not_act_in_drawing(tiny_sdxl, faces, tmp_path):
+    """Ours name none; those of other programs, and of earlier versions of this one, do."""
+    train(tiny_sdxl, faces, tmp_path / "lora", **TRAINING)
+    path = tmp_path / "lora" / LORA_FILE
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert '"unet.lora_dropout": 0.0' in metadata["lora_adapter_metadata"]
+    metadata["lora_adapter_metadata"] = metadata["lora_adapter_metadata"].replace(
+        '"unet.lora_dropout": 0.0', '"unet.lora_dropout": 0.9'
+    )
+    (tmp_path / "other").mkdir()
+    save_file(load_file(path), tmp_path / "other" / LORA_FILE, metadata=metadata)
+    images = []
+    for lora in ("lora", "other"):
+        args = evaluate_lora.parse_args(command_line("sdxl", tiny_sdxl, tmp_path / lora, tmp_path))
+        family, device = find_family(args), torch.device("cpu")
+        drawing = Drawing.from_flags(args, family, device)
+        images += draw(drawing, load_model(drawing, family, device), ["a red ball"], [5])
+    np.testing.assert_array_equal(*map(np.asarray, images))
