@@ -4,18 +4,29 @@ JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_
 SELF = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def modules(name: str) -> dict[str, tuple[int, int]]:
-    """Modules that the default --lora_layers names, with the channels that go in and come out."""
-    return {"sdxl": _sdxl, "sd3": _sd3, "flux": _flux, "z_image": _z_image, "flux2": _flux2, "qwen_image": _qwen}[
-        name
-    ]()
+def modules(name: str, blocks: int | None = None) -> dict[str, tuple[int, int]]:
+    """Modules that the default --lora_layers names, with the channels that go in and come out.
+
+    Args:
+        name: of the model.
+        blocks: of each kind, in a copy that is cut; not for SDXL. Default: as many as are published.
+    """
+    listed, published = {
+        "sdxl": (_sdxl, ()),
+        "sd3": (_sd3, (24,)),
+        "flux": (_flux, (19, 38)),
+        "z_image": (_z_image, (30, 2)),
+        "flux2": (_flux2, (5, 20)),
+        "qwen_image": (_qwen, (60,)),
+    }[name]
+    return listed(*(blocks or number for number in published))
 
 
-def tensors(name: str, rank: int) -> dict[str, tuple[int, int]]:
+def tensors(name: str, rank: int, blocks: int | None = None) -> dict[str, tuple[int, int]]:
     """Keys and shapes of pytorch_lora_weights.safetensors: of U-Nets as diffusers calls them, of transformers as PEFT does."""
     prefix, down, up = ("unet", "lora.down", "lora.up") if name == "sdxl" else ("transformer", "lora_A", "lora_B")
     shapes = {}
-    for module, (into, out) in modules(name).items():
+    for module, (into, out) in modules(name, blocks).items():
         shapes[f"{prefix}.{module}.{down}.weight"] = (rank, into)
         shapes[f"{prefix}.{module}.{up}.weight"] = (out, rank)
     return shapes
@@ -38,40 +49,41 @@ def _sdxl() -> dict[str, tuple[int, int]]:
     return found
 
 
-def _sd3() -> dict[str, tuple[int, int]]:
+def _sd3(blocks: int) -> dict[str, tuple[int, int]]:
     """24 joint blocks of 1536 channels, the last of which makes nothing of the prompt."""
-    found = {f"transformer_blocks.{i}.attn.{layer}": (1536, 1536) for i in range(24) for layer in JOINT}
-    del found["transformer_blocks.23.attn.to_add_out"]
+    found = {f"transformer_blocks.{i}.attn.{layer}": (1536, 1536) for i in range(blocks) for layer in JOINT}
+    del found[f"transformer_blocks.{blocks - 1}.attn.to_add_out"]
     return found
 
 
-def _flux() -> dict[str, tuple[int, int]]:
+def _flux(double: int, single: int) -> dict[str, tuple[int, int]]:
     """19 double blocks of 3072 channels with two feed-forward layers of four times that, and attention of 38 single ones."""
-    found = {f"transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(19) for layer in JOINT}
-    for i in range(19):
+    found = {f"transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(double) for layer in JOINT}
+    for i in range(double):
         for part in ("ff", "ff_context"):
             found[f"transformer_blocks.{i}.{part}.net.0.proj"] = (3072, 12288)
             found[f"transformer_blocks.{i}.{part}.net.2"] = (12288, 3072)
-    single = {f"single_transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(38) for layer in SELF[:3]}
-    return found | single
+    for i in range(single):
+        found |= {f"single_transformer_blocks.{i}.attn.{layer}": (3072, 3072) for layer in SELF[:3]}
+    return found
 
 
-def _z_image() -> dict[str, tuple[int, int]]:
+def _z_image(layers: int, refiners: int) -> dict[str, tuple[int, int]]:
     """30 layers of 3840 channels, and two refiners each of image and prompt."""
-    blocks = [f"layers.{i}" for i in range(30)]
-    blocks += [f"{part}_refiner.{i}" for part in ("noise", "context") for i in range(2)]
+    blocks = [f"layers.{i}" for i in range(layers)]
+    blocks += [f"{part}_refiner.{i}" for part in ("noise", "context") for i in range(refiners)]
     return {f"{block}.attention.{layer}": (3840, 3840) for block in blocks for layer in SELF}
 
 
-def _flux2() -> dict[str, tuple[int, int]]:
+def _flux2(double: int, single: int) -> dict[str, tuple[int, int]]:
     """FLUX.2 klein 4B: 5 double blocks of 3072 channels, 20 single ones whose attention and gated MLP of 9216 are fused."""
-    found = {f"transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(5) for layer in SELF}
-    for i in range(20):
+    found = {f"transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(double) for layer in SELF}
+    for i in range(single):
         found[f"single_transformer_blocks.{i}.attn.to_qkv_mlp_proj"] = (3072, 3 * 3072 + 2 * 9216)
         found[f"single_transformer_blocks.{i}.attn.to_out"] = (3072 + 9216, 3072)
     return found
 
 
-def _qwen() -> dict[str, tuple[int, int]]:
+def _qwen(blocks: int) -> dict[str, tuple[int, int]]:
     """60 double blocks of 3072 channels; the image's projections alone."""
-    return {f"transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(60) for layer in SELF}
+    return {f"transformer_blocks.{i}.attn.{layer}": (3072, 3072) for i in range(blocks) for layer in SELF}
