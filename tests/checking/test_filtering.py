@@ -111,7 +111,7 @@ def test_what_stops_training_is_left_out_of_the_copy(tmp_path):
 def test_low_agreement_is_left_out(tmp_path):
     rows = [row | {"label_0": share} for row, share in zip(ROWS[:4], (0.9, 0.4, 0.5, 0.75))]
     source = write_parquet(tmp_path / "data", rows)
-    line = [f"--dataset_name={source}", f"--filter={tmp_path / 'copy'}", "--min_agreement=0.7"]
+    line = [f"--dataset_name={source}", f"--filter={tmp_path / 'copy'}", "--soft_labels", "--min_agreement=0.7"]
     status, report = check(tmp_path / "out", *line)
     assert status == 0 and report["filtered"]["pairs"] == 2
     assert report["labels"] == {"first_preferred": 2, "second_preferred": 0, "ties": 1, "low_agreement": 1, "bad": 0}

@@ -43,7 +43,7 @@ VERDICTS = {
         "label_1": ["0", "1", None],
     },
 }
-MANY_VOTES = Reading(min_agreement=0.7)
+MANY_VOTES, SHARES = Reading(min_agreement=0.7), Reading(soft_labels=True, min_agreement=0.8)
 
 
 def one_pair(convention, rng: random.Random) -> pa.Table:
@@ -119,7 +119,8 @@ def name_of(convention) -> str:
 def test_training_checker_and_converter_say_the_same_of_every_row(convention):
     rng, seen = random.Random(0), set()
     number = 400 if convention.name == "Pick-a-Pic" else 40 if convention.is_ranked else 80
-    for reading in [Reading()] * number + ([MANY_VOTES] * 60 if convention.votes else []):
+    of_votes = [MANY_VOTES] * 60 * convention.votes + [SHARES] * 60 * convention.soft_labels
+    for reading in [Reading()] * number + of_votes:
         rows = one_pair(convention, rng)
         table = Table.of(Dataset(rows), "rows", reading=reading)
         assert len(table) == 1 or rows.column(convention.group).null_count
@@ -129,7 +130,7 @@ def test_training_checker_and_converter_say_the_same_of_every_row(convention):
     expected = {"pair"} if convention.is_ranked else {"pair", "bad prompt", "missing image", "undecodable image"}
     expected |= {"bad label", "contradicting columns"} if convention.name in VERDICTS else set()
     expected |= {"bad label", "tie"} if convention.verdict else set()
-    assert seen >= expected | ({"low"} if convention.votes and convention.name != "Pick-a-Pic" else set())
+    assert seen >= expected | ({"low"} if convention.votes else set())
 
 
 def pick_a_pic(**columns) -> float | str:

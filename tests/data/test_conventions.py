@@ -348,7 +348,7 @@ WAYS_TO_NAME = [
 
 @pytest.mark.parametrize("flags", WAYS_TO_NAME, ids=["labelled", "chosen"])
 def test_flags_name_columns_in_training(tmp_path, flags):
-    rows = {"min_agreement": 0.6} if "label_column" in flags else {}
+    rows = {"soft_labels": True, "min_agreement": 0.6} if "label_column" in flags else {}
     data = load(arguments("unused", str(named(tmp_path)), "unused", **flags, **rows))
     assert seen(data.train[i] for i in range(data.num_pairs)) == sorted(TWO)
 
@@ -405,32 +405,37 @@ def test_training_from_a_ranking_equals_training_from_its_pairs(tmp_path, tiny_s
 # Votes
 
 
-def label_of(folder: Path, min_agreement: float | None = None, **columns) -> float | str:
+def label_of(folder: Path, soft_labels: bool, min_agreement: float | None, **columns) -> float | str:
     row = {"jpg_0": image(1), "jpg_1": image(2), "caption": "a"} | columns
     pq.write_table(pa.Table.from_pylist([row]), folder / "train.parquet")
-    (label,) = open_table(str(folder / "train.parquet"), reading=Reading(min_agreement=min_agreement)).labels()
+    reading = Reading(soft_labels=soft_labels, min_agreement=min_agreement)
+    (label,) = open_table(str(folder / "train.parquet"), reading=reading).labels()
     return label.kind if isinstance(label, BadPair) else label
 
 
 @pytest.mark.parametrize(
-    "min_agreement, columns, label",
+    "soft_labels, min_agreement, columns, label",
     [
-        (None, {"label_0": 0.7}, "bad label"),
-        (0.5, {"label_0": 0.7}, 1.0),
-        (0.7, {"label_0": 0.7}, 1.0),
-        (0.7, {"label_0": 0.3}, 0.0),
-        (0.8, {"label_0": 0.3}, -1.0),
-        (0.8, {"label_0": 0.5}, 0.5),
-        (0.8, {"label_0": 1.2}, "bad label"),
-        (0.8, {"label_0": 0.3, "label_1": 0.7}, -1.0),
-        (0.8, {"label_0": 0.3, "label_1": 0.3}, "contradicting columns"),
-        (0.8, {"label_0": 1.0, "votes_0": 3, "votes_1": 1, "votes_tie": 0, "votes_bad": 0}, -1.0),
-        (0.75, {"label_0": 1.0, "votes_0": 3, "votes_1": 1, "votes_tie": 0, "votes_bad": 0}, 1.0),
-        (0.75, {"label_0": 0.0, "votes_0": 0, "votes_1": 2, "votes_tie": 1, "votes_bad": 0}, -1.0),
+        (False, None, {"label_0": 0.7}, "bad label"),
+        (False, 0.6, {"label_0": 0.7}, "bad label"),
+        (True, None, {"label_0": 0.7}, 1.0),
+        (True, None, {"label_0": 0.499}, 0.0),
+        (True, None, {"label_0": 1}, 1.0),
+        (True, 0.7, {"label_0": 0.7}, 1.0),
+        (True, 0.7, {"label_0": 0.3}, 0.0),
+        (True, 0.8, {"label_0": 0.3}, -1.0),
+        (True, 0.8, {"label_0": 0.5}, 0.5),
+        (True, None, {"label_0": 1.2}, "bad label"),
+        (True, None, {"label_0": float("nan")}, "bad label"),
+        (True, 0.8, {"label_0": 0.3, "label_1": 0.7}, -1.0),
+        (True, 0.8, {"label_0": 0.3, "label_1": 0.3}, "contradicting columns"),
+        (False, 0.8, {"label_0": 1.0, "votes_0": 3, "votes_1": 1, "votes_tie": 0, "votes_bad": 0}, -1.0),
+        (False, 0.75, {"label_0": 1.0, "votes_0": 3, "votes_1": 1, "votes_tie": 0, "votes_bad": 0}, 1.0),
+        (False, 0.75, {"label_0": 0.0, "votes_0": 0, "votes_1": 2, "votes_tie": 1, "votes_bad": 0}, -1.0),
     ],
 )
-def test_agreement(tmp_path, min_agreement, columns, label):
-    assert label_of(tmp_path, min_agreement, **columns) == label
+def test_agreement(tmp_path, soft_labels, min_agreement, columns, label):
+    assert label_of(tmp_path, soft_labels, min_agreement, **columns) == label
 
 
 def test_a_share_of_votes_is_refused_with_the_flag_that_takes_it(tmp_path):
@@ -438,7 +443,7 @@ def test_a_share_of_votes_is_refused_with_the_flag_that_takes_it(tmp_path):
         pa.Table.from_pylist([{"jpg_0": image(1), "jpg_1": image(2), "caption": "a", "label_0": 0.7}]),
         tmp_path / "train.parquet",
     )
-    with pytest.raises(BadPair, match="label_0 is 0.7.*say so: --min_agreement"):
+    with pytest.raises(BadPair, match="label_0 is 0.7.*say so: --soft_labels"):
         PreferenceRows.open(open_table(str(tmp_path)))
 
 
@@ -453,7 +458,16 @@ def test_pairs_of_low_agreement_are_counted(tmp_path):
     assert job.plan != plan_job(str(tmp_path), str(tmp_path)).plan
 
 
-def test_min_agreement_needs_votes(tmp_path):
+def test_the_converter_writes_the_majority_of_a_share(tmp_path):
+    rows = [{"jpg_0": image(1), "jpg_1": image(2), "caption": "a", "label_0": share} for share in (0.7, 0.2, 0.5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    job = plan_job(str(tmp_path), str(tmp_path), reading=Reading(soft_labels=True))
+    labels = json.loads(convert_unit({"item": 0}, job)["shard"])["labels"]
+    assert labels == {"jpg_0": 1, "jpg_1": 1, "tie": 1}
+    assert job.plan != plan_job(str(tmp_path), str(tmp_path)).plan  # shards of another reading are not taken for these
+
+
+def test_flags_about_votes_need_votes(tmp_path):
     (tmp_path / "table").mkdir()
     write_images(tmp_path / "folders", "chosen/250.png", "rejected/250.png")
     (tmp_path / "folders" / "prompts.txt").write_text("a\n")
@@ -461,6 +475,8 @@ def test_min_agreement_needs_votes(tmp_path):
         assert len(open_table(str(source))) > 0
         with pytest.raises(ValueError, match="--min_agreement=0.7: .* holds no votes"):
             open_table(str(source), reading=Reading(min_agreement=0.7))
+        with pytest.raises(ValueError, match="--soft_labels: .* holds no label that could be a share"):
+            open_table(str(source), reading=Reading(soft_labels=True))
         with pytest.raises(ValueError, match="It needs first, second, text"):
             open_table(str(source), reading=BY_CHOICE)
 

@@ -126,8 +126,9 @@ def plan_job(
     if encoding is not None:
         decisive.append(encoding.identity)
     columns = footers[0].columns
-    if columns.min_agreement is not None or columns.convention not in CONVENTIONS:
-        decisive.append([columns.used, columns.min_agreement])
+    votes = columns.soft_labels, columns.min_agreement
+    if votes != (False, None) or columns.convention not in CONVENTIONS:
+        decisive.append([columns.used, *votes])
     plan = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     columns = {file: footer.columns for file, footer in zip(files, footers)}
     return Job(listing.root, output_dir, cache_dir, split, keep_ties, files, columns, units, plan, encoding, copy)

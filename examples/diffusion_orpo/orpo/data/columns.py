@@ -39,13 +39,14 @@ class Columns:
         convention: what they mean.
         verdict: those that say which image is preferred, among the table's columns.
         classes: names of the classes of a column whose cells are their numbers (ClassLabel).
-        min_agreement: share of the votes that must be for the preferred image. None: a majority will do, and labels
-            are not shares.
+        soft_labels: whether the label is the share of the votes for the first image.
+        min_agreement: share of the votes that must be for the preferred image. None: a majority will do.
     """
 
     convention: Convention
     verdict: tuple[str, ...]
     classes: dict[str, tuple[str, ...]]
+    soft_labels: bool = False
     min_agreement: float | None = None
 
     @classmethod
@@ -55,6 +56,7 @@ class Columns:
         where: str,
         classes: Mapping[str, Iterable[str]] | None = None,
         named: Convention | None = None,
+        soft_labels: bool = False,
         min_agreement: float | None = None,
         paths: bool = False,
     ) -> "Columns":
@@ -65,7 +67,7 @@ class Columns:
             where: names the table in errors.
             classes: names of the classes of each ClassLabel column.
             named: the columns that flags name, if any do.
-            min_agreement: see the class.
+            soft_labels, min_agreement: see the class.
             paths: whether an image may be the path of its file, as text.
 
         Raises:
@@ -83,13 +85,14 @@ class Columns:
         (convention,) = fitting
         for column in convention.images:
             check_image_column(schema.field(column).type, column, where, paths)
+        held = f"({convention.name}: {', '.join(convention.needed)}). Leave the flag out."
+        if soft_labels and not convention.soft_labels:
+            raise ValueError(f"--soft_labels: {where} holds no label that could be a share of votes {held}")
         if min_agreement is not None and not convention.votes:
-            raise ValueError(
-                f"--min_agreement={min_agreement:g}: {where} holds no votes ({convention.name}: {', '.join(convention.needed)})."
-                " Leave the flag out."
-            )
+            raise ValueError(f"--min_agreement={min_agreement:g}: {where} holds no votes {held}")
         verdict = tuple(name for name in (*convention.verdict, *convention.hints) if name in names)
-        return cls(convention, verdict, {name: tuple(value) for name, value in (classes or {}).items()}, min_agreement)
+        names_of_classes = {name: tuple(value) for name, value in (classes or {}).items()}
+        return cls(convention, verdict, names_of_classes, soft_labels, min_agreement)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -121,7 +124,7 @@ class Columns:
         """
         try:
             values = {name: self._verdict_value(cells[name], name) for name in self.verdict}
-            label, agreement = self.convention.label(values, self.min_agreement is not None)
+            label, agreement = self.convention.label(values, self.soft_labels)
         except BadPair as bad:
             raise bad.within(where) from bad.__cause__
         if label == TIE or self.min_agreement is None or agreement is None:

@@ -24,9 +24,10 @@ class Convention:
         prompt: of both.
         verdict: required columns that say which is preferred.
         hints: optional columns that also say something about it.
-        label: reads those that exist. Its second argument is whether labels may be shares of votes. Raises BadPair.
+        label: reads those that exist. Its second argument is whether the label is a share of votes. Raises BadPair.
         marks: at least one of these columns is required too, since the others alone could mean something else.
         votes: whether the columns can tell how many voters agree.
+        soft_labels: whether the label may be the share of the votes for the first image.
         group: the column that identifies the prompt, if ranked images have a row each; None if a row lists them.
     """
 
@@ -38,6 +39,7 @@ class Convention:
     hints: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     votes: bool = False
+    soft_labels: bool = False
     group: str | None = None
 
     @property
@@ -81,6 +83,7 @@ CONVENTIONS = (
         label=pick_a_pic,
         hints=("label_1", "has_label", "are_different", "best_image_uid", "image_0_uid", "image_1_uid", *JUDGES_VOTES),
         votes=True,
+        soft_labels=True,
     ),
     Convention(
         "TRL",  # docs of huggingface/trl, "Dataset formats": preference
@@ -143,4 +146,5 @@ def named_columns(images: tuple[str, str], prompt: str, label: str | None) -> Co
     """
     if label is None:
         return Convention("named columns", images, prompt, (), first_preferred)
-    return Convention("named columns", images, prompt, (label,), partial(by_label, name=label), votes=True)
+    read = partial(by_label, name=label)
+    return Convention("named columns", images, prompt, (label,), read, votes=True, soft_labels=True)

@@ -33,9 +33,15 @@ DATA_SET = FlagGroup(
             is_source=True,
         ),
         Flag(
+            "soft_labels",
+            "label_0 is the share of the votes that are for the first image, 0 to 1, instead of 1, 0 or 0.5. The majority decides; "
+            "--min_agreement leaves out pairs on which it is small.",
+            bool,
+        ),
+        Flag(
             "min_agreement",
-            "Share of the votes, 0.5 to 1, that must be for the preferred image; other pairs are left out, and counted. With "
-            "it, label_0 may be a share of votes. Default: a majority will do.",
+            "Share of the votes, 0.5 to 1, that must be for the preferred image; other pairs are left out, and counted. "
+            "Default: a majority will do.",
             float,
             range=(0.5, 1),
         ),
@@ -116,7 +122,7 @@ LABELLED = ("image_0_column", "image_1_column", "label_column", "prompt_column")
 CHOSEN = ("chosen_column", "rejected_column", "prompt_column")
 
 # All that say how rows are read (see `Reading`), for scripts that take these of DATA_SET alone.
-READING = tuple(dict.fromkeys((*LABELLED, *CHOSEN, "image_root", "min_agreement", "pairs_per_group")))
+READING = tuple(dict.fromkeys((*LABELLED, *CHOSEN, "image_root", "soft_labels", "min_agreement", "pairs_per_group")))
 
 
 def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -18,12 +18,13 @@ class Reading:
 
     Attributes:
         named: the columns, if flags name them.
-        min_agreement: as in `Columns`.
+        soft_labels, min_agreement: as in `Columns`.
         pairs_per_group: as for `RankedPairs`.
         image_root: the folder that paths of images start from. None: the table's own folder.
     """
 
     named: Convention | None = None
+    soft_labels: bool = False
     min_agreement: float | None = None
     pairs_per_group: str = ALL
     image_root: Path | None = None
@@ -31,13 +32,14 @@ class Reading:
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> "Reading":
         root = None if args.image_root is None else Path(args.image_root)
-        return cls(_named(args), args.min_agreement, args.pairs_per_group, root)
+        return cls(_named(args), args.soft_labels, args.min_agreement, args.pairs_per_group, root)
 
     def find_columns(
         self, schema: pa.Schema, where: str, classes: dict | None = None, files: ImageFiles = ImageFiles()
     ) -> Columns:
         """See `Columns.find`."""
-        return Columns.find(schema, where, classes, self.named, self.min_agreement, paths=files.root is not None)
+        votes = self.soft_labels, self.min_agreement
+        return Columns.find(schema, where, classes, self.named, *votes, paths=files.root is not None)
 
     def files_below(self, folder: Path | None) -> ImageFiles:
         """The images that a table in this folder may name. None: the table is not on this machine, or in several folders."""

@@ -53,7 +53,7 @@ def by_label(row: dict[str, object], shares: bool, name: str = "label_0") -> Ver
             return Verdict(parse_label(row[name], "", name))
         except BadPair as bad:
             if 0 < _number(row[name]) < 1:
-                bad.advice += " If it is a share of votes, say so: --min_agreement=0.5."
+                bad.advice += " If it is a share of votes, say so: --soft_labels."
             raise
     share = _number(row[name])
     if not 0 <= share <= 1:
