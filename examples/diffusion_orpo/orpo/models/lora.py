@@ -52,9 +52,8 @@ def save_lora(pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Modul
         layers = convert_state_dict_to_diffusers(layers)
     config = denoiser.peft_config["default"].to_dict()
     metadata = {name: config[name] for name in METADATA_FIELDS}
-    metadata["lora_dropout"] = (
-        0.0  # loading a LoRA into a pipeline would switch it on, and each image would be another
-    )
+    # A pipeline that loads a LoRA with a dropout switches it on, and draws with it.
+    metadata["lora_dropout"] = 0.0
     metadata["target_modules"] = sorted(metadata["target_modules"])  # a set, whose order differs from run to run
     pipeline_class.save_lora_weights(
         directory,
