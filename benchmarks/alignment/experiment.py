@@ -208,10 +208,10 @@ class Training:
         self.experiment, self.world = experiment, world
         self.objective = ALL_OBJECTIVES[experiment.objective]
         self.pairs = keep_clear(flip(pairs, experiment.flipped, experiment.seed), self.objective.min_share)
-        args, self.model = load_model(world.base, experiment.learning_rate, experiment.seed)
+        self.args, self.model = load_model(world.base, experiment.learning_rate, experiment.seed)
         self.model.denoiser.train()
         self.parameters = [parameter for parameter in self.model.denoiser.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(args, self.parameters, PAIRS_PER_STEP)
+        self.optimizer = make_optimizer(self.args, self.parameters, PAIRS_PER_STEP)
         self.states, self.step, self.references = states, 0, None
         if states and self.state_file.exists() and not from_start:
             self._load()

@@ -180,11 +180,13 @@ class Pairs:
     noise: float
 
 
-def draw_pairs(world: World, count: int, seed: int = 0, votes: int = 1) -> Pairs:
-    """Draws pairs with the base model and has them voted on; of a tie, the winner is whichever."""
+def draw_pairs(
+    world: World, count: int, seed: int = 0, votes: int = 1, pipeline: StableDiffusionXLPipeline | None = None
+) -> Pairs:
+    """Draws pairs, with the base model unless told otherwise, and has them voted on; of a tie, the winner is whichever."""
     rng = np.random.default_rng(seed)
     classes = world.cycle(world.train_classes, count)
-    pipeline = load_pipeline(world.base)
+    pipeline = pipeline or load_pipeline(world.base)
     images = [
         world.draw(pipeline, classes, 10_000_000 * (seed + 1) + side * count, f"Drawing pairs, side {side}")
         for side in (0, 1)
