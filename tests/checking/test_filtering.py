@@ -116,6 +116,11 @@ def test_low_agreement_is_left_out(tmp_path):
     assert status == 0 and report["filtered"]["pairs"] == 2
     assert report["labels"] == {"first_preferred": 2, "second_preferred": 0, "ties": 1, "low_agreement": 1, "bad": 0}
     assert report["filtered"]["left_out"]["of low agreement"] == 1
+    _, again = check(tmp_path / "out2", f"--dataset_name={tmp_path / 'copy'}", "--min_agreement=0.8")
+    assert (again["labels"]["first_preferred"], again["labels"]["low_agreement"]) == (
+        1,
+        1,
+    )  # 0.9 and 0.75 of the votes
 
 
 def test_shards_are_filtered_too(tmp_path):

@@ -417,7 +417,6 @@ def label_of(folder: Path, soft_labels: bool, min_agreement: float | None, **col
     "soft_labels, min_agreement, columns, label",
     [
         (False, None, {"label_0": 0.7}, "bad label"),
-        (False, 0.6, {"label_0": 0.7}, "bad label"),
         (True, None, {"label_0": 0.7}, 1.0),
         (True, None, {"label_0": 0.499}, 0.0),
         (True, None, {"label_0": 1}, 1.0),
@@ -479,6 +478,13 @@ def test_flags_about_votes_need_votes(tmp_path):
             open_table(str(source), reading=Reading(soft_labels=True))
         with pytest.raises(ValueError, match="It needs first, second, text"):
             open_table(str(source), reading=BY_CHOICE)
+
+
+def test_labels_alone_are_no_votes(tmp_path):
+    row = {"jpg_0": image(1), "jpg_1": image(2), "caption": "a", "label_0": 1.0}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="--min_agreement=0.9: .* holds no votes .* add --soft_labels"):
+        open_table(str(tmp_path), reading=Reading(min_agreement=0.9))
 
 
 def test_votes_against_the_preferred_path_are_a_contradiction(tmp_path):

@@ -3,20 +3,21 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..data.verdicts import JUDGES_VOTES, LOW_AGREEMENT, TIE
 from ..data.writing import write_pairs
 from .inspection import PairSource
 from .report import PreferenceReport
 
 
 FILE = "train.parquet"
+VOTES = JUDGES_VOTES[:2]
 
 
 def write_filtered(folder: Path, source: PairSource, counts: PreferenceReport) -> dict:
     """Writes the good pairs that neither contradict nor repeat another one, each with its place in the data set.
 
     Args:
-        folder: gets `train.parquet`, with the preferred image as jpg_0.
+        folder: gets `train.parquet`, with the preferred image as jpg_0, and the votes as shares, where there are any.
         source: the pairs.
         counts: the findings about them.
 
@@ -40,11 +41,16 @@ def write_filtered(folder: Path, source: PairSource, counts: PreferenceReport) -
         out |= indices
     kept = [key for index, key in enumerate(keys) if index not in out]
     folder.mkdir(parents=True, exist_ok=True)
-    number = write_pairs(folder / FILE, _rows(source, kept), {"source": "string"})
+    votes = dict.fromkeys(VOTES, "float64") if source.has_votes else {}
+    number = write_pairs(folder / FILE, _rows(source, kept), {"source": "string"} | votes)
     return {"file": str(folder / FILE), "pairs": number, "left_out": left_out}
 
 
 def _rows(source: PairSource, keys: list[tuple[int, int]]) -> Iterator[dict]:
     for key, pair in zip(keys, source.pairs(keys), strict=True):
         images = {"jpg_0": pair.winner, "jpg_1": pair.loser}
-        yield images | {"label_0": 1.0, "caption": pair.prompt, "source": source.where(key)}
+        row = images | {"label_0": 1.0, "caption": pair.prompt, "source": source.where(key)}
+        if source.has_votes:
+            known = pair.agreement is not None
+            row |= dict(zip(VOTES, (pair.agreement, 1 - pair.agreement) if known else (None, None)))
+        yield row

@@ -49,6 +49,10 @@ class RowSource:
         used = np.cumsum(is_pair) <= (len(labels) if self.max_pairs is None else self.max_pairs)
         return np.flatnonzero(used | np.isnan(labels))
 
+    @property
+    def has_votes(self) -> bool:
+        return self.table.columns.has_votes
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -62,7 +66,7 @@ class RowSource:
     def pair(self, key: tuple[int, int]) -> PreferencePair:
         """A good pair, winner first."""
         row = self._read(key[1])
-        return PreferencePair(*(row.images if row.label == 1 else row.images[::-1]), row.prompt)
+        return PreferencePair(*(row.images if row.label == 1 else row.images[::-1]), row.prompt, row.agreement)
 
     def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
         """Several good pairs."""
@@ -104,6 +108,7 @@ class ShardSource:
     """
 
     shards: Shards
+    has_votes = False
 
     def __len__(self) -> int:
         return int(self.shards.counts.sum())

@@ -12,7 +12,7 @@ from ..system.messages import printable
 from .bad_pair import BadPair
 from .conventions import CONVENTIONS, NEEDED, Convention
 from .image_files import ImageFiles, check_image_column, read_image
-from .verdicts import LOW_AGREEMENT, TIE
+from .verdicts import LOW_AGREEMENT, TIE, Verdict
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Row:
 
     Attributes:
         label: None where it is bad.
+        agreement: share of the votes that are for the preferred image; None if it is unknown.
         prompt, images: None where they are bad, or left alone.
         problems: all that is wrong with it.
     """
@@ -29,6 +30,7 @@ class Row:
     prompt: str | None = None
     images: tuple[bytes | None, bytes | None] = (None, None)
     problems: tuple[BadPair, ...] = ()
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,24 @@ class Columns:
         (convention,) = fitting
         for column in convention.images:
             check_image_column(schema.field(column).type, column, where, paths)
-        held = f"({convention.name}: {', '.join(convention.needed)}). Leave the flag out."
+        held = f"({convention.name}: {', '.join(convention.needed)})"
         if soft_labels and not convention.soft_labels:
-            raise ValueError(f"--soft_labels: {where} holds no label that could be a share of votes {held}")
-        if min_agreement is not None and not convention.votes:
-            raise ValueError(f"--min_agreement={min_agreement:g}: {where} holds no votes {held}")
-        verdict = tuple(name for name in (*convention.verdict, *convention.hints) if name in names)
+            raise ValueError(
+                f"--soft_labels: {where} holds no label that could be a share of votes {held}. Leave the flag out."
+            )
         names_of_classes = {name: tuple(value) for name, value in (classes or {}).items()}
-        return cls(convention, verdict, names_of_classes, soft_labels, min_agreement)
+        verdict = tuple(name for name in (*convention.verdict, *convention.hints) if name in names)
+        columns = cls(convention, verdict, names_of_classes, soft_labels, min_agreement)
+        if min_agreement is not None and not columns.has_votes:
+            soft = " If its label is a share of votes, add --soft_labels;" if convention.soft_labels else ""
+            leave = f"{soft} else leave" if soft else " Leave"
+            raise ValueError(f"--min_agreement={min_agreement:g}: {where} holds no votes {held}.{leave} the flag out.")
+        return columns
+
+    @property
+    def has_votes(self) -> bool:
+        """Whether rows may say how many of the voters agree."""
+        return self.soft_labels or not set(self.convention.votes).isdisjoint(self.verdict)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -113,7 +125,11 @@ class Columns:
         return Columns(convention, convention.verdict, {})
 
     def read_label(self, cells: Mapping[str, pa.Scalar], where: str = "") -> float:
-        """A row's label: 1.0 where the first image is preferred, 0.0 where the second is, TIE, or LOW_AGREEMENT.
+        """A row's label: 1.0 where the first image is preferred, 0.0 where the second is, TIE, or LOW_AGREEMENT."""
+        return self.read_verdict(cells, where).label
+
+    def read_verdict(self, cells: Mapping[str, pa.Scalar], where: str = "") -> Verdict:
+        """A row's label, and how many of the voters agree with it.
 
         Args:
             cells: of the columns in `verdict`, at least.
@@ -124,12 +140,12 @@ class Columns:
         """
         try:
             values = {name: self._verdict_value(cells[name], name) for name in self.verdict}
-            label, agreement = self.convention.label(values, self.soft_labels)
+            verdict = self.convention.label(values, self.soft_labels)
         except BadPair as bad:
             raise bad.within(where) from bad.__cause__
-        if label == TIE or self.min_agreement is None or agreement is None:
-            return label
-        return label if agreement >= self.min_agreement - 1e-9 else LOW_AGREEMENT
+        if verdict.label == TIE or self.min_agreement is None or verdict.agreement is None:
+            return verdict
+        return verdict if verdict.agreement >= self.min_agreement - 1e-9 else verdict._replace(label=LOW_AGREEMENT)
 
     def read_prompt(self, cell: pa.Scalar, where: str = "") -> str:
         """A row's prompt.
@@ -165,12 +181,13 @@ class Columns:
             except BadPair as bad:
                 problems.append(bad)
 
-        label = attempt(self.read_label, cells, where)
+        verdict = attempt(self.read_verdict, cells, where)
+        label, agreement = verdict or (None, None)
         if label == LOW_AGREEMENT or label == TIE and not ties_too:
             return Row(label)
         prompt = attempt(self.read_prompt, cells[self.prompt], where)
         images = tuple(attempt(read_image, cells[name], name, where, files) for name in self.images)
-        return Row(label, prompt, images, tuple(problems))
+        return Row(label, prompt, images, tuple(problems), agreement)
 
     def _verdict_value(self, cell: pa.Scalar, name: str):
         value = _value(cell, "bad label", name, "")

@@ -26,7 +26,7 @@ class Convention:
         hints: optional columns that also say something about it.
         label: reads those that exist. Its second argument is whether the label is a share of votes. Raises BadPair.
         marks: at least one of these columns is required too, since the others alone could mean something else.
-        votes: whether the columns can tell how many voters agree.
+        votes: columns of which each alone tells how many voters agree.
         soft_labels: whether the label may be the share of the votes for the first image.
         group: the column that identifies the prompt, if ranked images have a row each; None if a row lists them.
     """
@@ -38,7 +38,7 @@ class Convention:
     label: Callable[[dict[str, object], bool], Verdict]
     hints: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
-    votes: bool = False
+    votes: tuple[str, ...] = ()
     soft_labels: bool = False
     group: str | None = None
 
@@ -70,7 +70,7 @@ def _ranked(name: str, images: str, order: str, lower_is_better: bool, group: st
 
 
 def _counted(name: str, votes: tuple[str, str]) -> Convention:
-    return Convention(name, ("image1", "image2"), "prompt", votes, partial(by_votes, names=votes), votes=True)
+    return Convention(name, ("image1", "image2"), "prompt", votes, partial(by_votes, names=votes), votes=votes)
 
 
 # Comments name the documents that define the columns; cards and loading scripts are on huggingface.co/datasets.
@@ -82,7 +82,7 @@ CONVENTIONS = (
         verdict=("label_0",),
         label=pick_a_pic,
         hints=("label_1", "has_label", "are_different", "best_image_uid", "image_0_uid", "image_1_uid", *JUDGES_VOTES),
-        votes=True,
+        votes=JUDGES_VOTES,
         soft_labels=True,
     ),
     Convention(
@@ -101,7 +101,7 @@ CONVENTIONS = (
         label=hpd_v3,
         hints=("choice_dist", "label_0", "label_1"),
         marks=("choice_dist", "model1", "model2"),
-        votes=True,
+        votes=("choice_dist",),
     ),
     # card of Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3
     _counted("votes", ("votes_image1", "votes_image2")),
@@ -146,5 +146,4 @@ def named_columns(images: tuple[str, str], prompt: str, label: str | None) -> Co
     """
     if label is None:
         return Convention("named columns", images, prompt, (), first_preferred)
-    read = partial(by_label, name=label)
-    return Convention("named columns", images, prompt, (label,), read, votes=True, soft_labels=True)
+    return Convention("named columns", images, prompt, (label,), partial(by_label, name=label), soft_labels=True)

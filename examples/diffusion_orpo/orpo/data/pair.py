@@ -23,11 +23,13 @@ class PreferencePair:
     Attributes:
         winner, loser: the images as encoded files, in a format that `image.py` takes.
         prompt: the caption of both.
+        agreement: share of the votes that are for the winner; None if it is unknown.
     """
 
     winner: bytes
     loser: bytes
     prompt: str
+    agreement: float | None = None
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
