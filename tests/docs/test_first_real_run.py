@@ -21,7 +21,7 @@ LESS = {
 REAL = {
     "--pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0": "--pretrained_model_name_or_path={base}",
     "--pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix": "",
-    "--dataset_name=kashif/pickascore": "--dataset_name={data}",
+    "--dataset_name=data-is-better-together/open-image-preferences-v1-binarized": "--dataset_name={data}",
 }
 
 
@@ -60,3 +60,18 @@ def test_both_runs_differ_in_nothing_but_the_strength():
     first, second = [set(words) for words in commands() if words[0] == "accelerate"]
     assert first - second == {"--output_dir=sft", "--beta_orpo=0"}
     assert second - first == {"--output_dir=orpo", "--beta_orpo=0.1"}
+
+
+def test_the_hours_are_what_the_operations_take():
+    """From the table of docs/performance.md, which the benchmark of operations makes."""
+    table = (ROOT / "docs" / "performance.md").read_text()
+    tflop = {
+        name: float(re.search(rf"^\| {name} \| ([\d.]+)", table, flags=re.MULTILINE)[1])
+        for name in ("U-Net, forward alone", "the same with gradient checkpointing", "VAE, encoding both images")
+        + ("text encoders, once for both images",)
+    }
+    forward, *step = tflop.values()
+    pairs, validations = 2000 * 16 * sum(step), (2000 // 200 + 1) * 64 * 12 * forward
+    hours = (pairs + validations) / 125 / 3600
+    assert f"**{hours:.1f} hours per\nrun**, {2 * float(f'{hours:.1f}'):.1f} for both" in PAGE
+    assert f"{pairs / 1e6:.2f} EFLOP" in PAGE and f"{validations / 1e6:.2f} EFLOP" in PAGE
