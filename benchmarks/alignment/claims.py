@@ -33,11 +33,17 @@ def status(worlds: dict[str, Comparison]) -> str:
     if len(done) == len(worlds):
         return f"The comparison is complete: {len(SEEDS)} seeds of every objective in every world."
     complete = f"complete for {' and '.join(done)} only" if done else "not complete in any world yet"
+    begun = [f"{TITLES[world]}, {seeds(c)} seeds of {len(SEEDS)}" for world, c in worlds.items() if is_compared(c)]
+    other = f" It has test images in {'; '.join(begun)}; elsewhere" if begun else " Until it is,"
     return (
-        f"**The comparison on equal footing is {complete}** ([what there is](#what-there-is-so-far)). Until it is, results on"
-        f" test images come from [the first comparison](#the-first-comparison), whose flaws are named there, and nothing is"
-        f" claimed about which objective is best at its best."
+        f"**The comparison on equal footing is {complete}** ([what there is](#what-there-is-so-far)).{other} results on"
+        f" test images come from [the first comparison](#the-first-comparison), whose flaws are named there."
     )
+
+
+def seeds(c: Comparison) -> int:
+    """Seeds on test images that every objective has."""
+    return min(len(c.tests(name)) for name in OBJECTIVES)
 
 
 def comparison_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
@@ -67,19 +73,18 @@ def anchor(c: Comparison) -> str:
 
 
 def search_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
-    """How far the search has got: one seed, validation images."""
-    begun = [name for name in OBJECTIVES if c.choices[name]]
-    if len(begun) < 2:
-        return
+    """What the search has found, once it has ended: validation images."""
+    if not all(c.finished.values()):
+        return  # one setting of each says nothing
     found = []
-    for name in sorted(begun, key=lambda name: -c.choices[name].reward):
+    for name in sorted(filter(c.choices.get, OBJECTIVES), key=lambda name: -c.choices[name].reward):
         choice, tried = c.choices[name], len(c.settings(name))
         found.append(
             f"{OBJECTIVES[name].label} {c.gain(choice.run, choice.step):+.2f} with {choice.run.mean(choice.step, 'follows'):.2f} of the images"
-            f" right, the best of {tried} settings{'' if c.finished[name] else ' so far'}"
+            f" right, the best of {tried} settings"
         )
     yield (
-        f"where each objective gets its own rate and steps (validation images, one seed to three): {'; '.join(found)}"
+        f"where each objective gets its own rate and steps (validation images, three seeds): {'; '.join(found)}"
         f" ([search](#the-search-{TITLES[c.world]})). A lead at 200 steps is not a lead there.",
         True,
     )

@@ -61,7 +61,7 @@ def earlier(errors: Errors, beta: float) -> torch.Tensor:
 
 
 def mended(errors: Errors, beta: float) -> torch.Tensor:
-    """The same with its sign mended."""
+    """The same with its sign corrected."""
     return errors.w - beta * logsigmoid(errors.l - errors.w)
 
 
@@ -125,7 +125,7 @@ OBJECTIVES = {
 # Compared before, and not tuned again: `results/first`.
 FIRST_OBJECTIVES = {
     "earlier": Objective("earlier formula", earlier, (0.1, 0.3, 1.0)),
-    "mended": Objective("its sign mended", mended, (1.0, 10.0, 100.0)),
+    "mended": Objective("its sign corrected", mended, (1.0, 10.0, 100.0)),
 }
 # ORPO with something changed, at ORPO's own setting: the strength is that of the change.
 VARIANTS = {

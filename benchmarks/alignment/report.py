@@ -12,7 +12,7 @@ import compass
 import figures
 import paths
 import tables
-from claims import in_short, is_compared
+from claims import in_short, is_compared, seeds
 from comparison import TITLES, Comparison
 from edges import edge_table
 from first import First
@@ -38,22 +38,33 @@ def readme_part(worlds: dict[str, Comparison], first: dict[str, First], cost: di
             elif name in OBJECTIVES:
                 cells.append(f"{c.estimate(c.tests(name), c.choices[name].step):+.2f}")
             else:
-                cells.append("")
+                cells.append("not run")
         lines.append([tables.label(name), *cells, f"{cost[name]['time']:.2f}"])
     return f"{tables.rows(header, lines)}\n\n{readme_note(worlds)}"
 
 
 def readme_note(worlds: dict[str, Comparison]) -> str:
     """Which runs the README's table shows."""
+    new = [note_on(c) for c in worlds.values() if is_compared(c)]
     old = [TITLES[world] for world in WORLDS if not is_compared(worlds[world])]
     if not old:
-        return "Each objective at its own best strength, learning rate and number of steps, found by one search."
-    where = "These are" if len(old) == len(WORLDS) else f"On {' and '.join(old)} these are"
-    return (
-        f"{where} the first comparison's numbers: 200 steps and six settings for each objective,\n"
+        return "\n".join(new)
+    where = "These are" if not new else f"On {' and '.join(old)} these are"
+    first = (
+        f"{where} the first comparison's numbers: five seeds, 200 steps and six settings for each objective,\n"
         "some of them best at the edge of what was tried, and on the digits ORPO's gain costs prompt-following. A search without\n"
         "these limits is under way. How far it has got, and what these numbers don't show, is in the first lines of\n"
         "[docs/results.md](docs/results.md)."
+    )
+    return "\n".join([*new, first])
+
+
+def note_on(c: Comparison) -> str:
+    """How one column of the README's table came about."""
+    choice = c.choices["orpo"]
+    return (
+        f"On {TITLES[c.world]} each objective has its own strength, learning rate and number of steps, found by one search"
+        f" (ORPO:\n{tables.setting('orpo', choice)}, {choice.step} steps); {seeds(c)} seeds."
     )
 
 

@@ -51,13 +51,17 @@ def completeness(worlds: dict[str, Comparison]) -> str:
             [
                 TITLES[world],
                 ", ".join(found),
-                f"{min(seeds)} to {max(seeds)} of {len(SEEDS)}",
-                f"{min(long)} to {max(long)} of {len(SEEDS)}",
+                f"{span(seeds)} of {len(SEEDS)}",
+                f"{span(long)} of {len(SEEDS)}",
             ]
         )
     return rows(
         ["world", "settings searched", "seeds on test images, each objective", f"of them to {LONG_MARK} steps"], lines
     )
+
+
+def span(counts: list[int]) -> str:
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(min(counts))
 
 
 def search_table(c: Comparison) -> str:
