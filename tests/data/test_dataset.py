@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from datasets import Features, Image, Value
+from datasets import Dataset, Features, Image, Value
 from helpers import arguments, encode, face_rows, write_parquet
 from orpo.data.dataset import DataOptions, PairKeys, PreferenceData, load_pairs
 from orpo.data.files import choose_split
@@ -163,6 +163,34 @@ def test_large_binary_columns(tmp_path):
 def test_max_train_samples_truncates_and_may_exceed_the_data(faces):
     assert open_data(faces, max_train_samples=5).num_pairs == 5
     assert open_data(faces, max_train_samples=1000).num_pairs == 24
+
+
+def test_no_more_pairs_than_asked_for_where_few_can_be_held_out(tmp_path):
+    """Ten pairs that share an image can't be held out, four others can."""
+    rows = face_rows(14, ties=0)
+    for row in rows[:10]:
+        row["jpg_1" if row["label_0"] == 1 else "jpg_0"] = rows[0]["jpg_1" if rows[0]["label_0"] == 1 else "jpg_0"]
+    folder = write_parquet(tmp_path, rows)
+    data = open_data(folder, max_train_samples=4, run_validation=True, num_validation_pairs=8)
+    assert data.num_pairs == 4 and 0 < len(data.held_out) <= 8
+
+
+def test_nothing_is_written_into_a_saved_data_set(tmp_path):
+    """`save_to_disk` is the user's folder: what is found out about it is kept in the cache, and used again."""
+    rows = face_rows(6, ties=0)
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    before = sorted(tmp_path.rglob("*"))
+    for file in (tmp_path / "saved").iterdir():
+        file.chmod(0o444)
+    first = open_data(str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+    (kept,) = (tmp_path / "cache" / "results_on_saved").glob("*.arrow")
+    changed = kept.stat().st_mtime_ns
+    again = open_data(str(tmp_path / "saved"), cache_dir=str(tmp_path / "cache"))
+    assert kept.stat().st_mtime_ns == changed
+    assert (again.train.digests == first.train.digests).all() and len(again.train) == 6
+    Dataset.from_list(rows[:5]).save_to_disk(tmp_path / "other")
+    assert open_data(str(tmp_path / "other"), cache_dir=str(tmp_path / "cache")).num_pairs == 5
 
 
 def test_cache_dir_holds_the_data_set(tmp_path):

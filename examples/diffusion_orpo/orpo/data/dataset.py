@@ -27,7 +27,7 @@ class DataOptions:
     Attributes:
         name, config, split, cache_dir, reading: as for `open_table`.
         transform: of the training images.
-        max_pairs: use the first so many pairs only; None for all.
+        max_pairs: train on at most this many pairs, the first ones; None for all.
         num_held_out: pairs to keep for validation, at most.
         num_workers: processes that decode.
     """
@@ -79,6 +79,8 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
     pairs, note = put_in_buckets(pairs.with_images(images), transform)
     check_held_out(pairs, number)
     train, held_out = hold_out(pairs, number)
+    if options.max_pairs is not None:  # where fewer pairs than asked for could be held out
+        train = train.select(np.arange(min(options.max_pairs, len(train))))
     return PreferenceData(train, held_out, transform, options.num_workers, note=note)
 
 

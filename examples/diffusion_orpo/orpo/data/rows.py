@@ -137,28 +137,25 @@ class PreferenceRows:
         """
         self.prompts()
         images = self.table.images_of(self.rows)
-        rows = list(images.by_row)
-        checked = (
-            self.table.dataset.select_columns(list(images.columns))
-            .select(rows)
-            .with_format("arrow")
-            .map(
-                partial(
-                    _check_images,
-                    rows=rows,
-                    used=list(images.by_row.values()),
-                    name=self.name,
-                    files=self.table.files,
-                    decoder=DECODER,
-                    versions=self._versions_of_files(images),
-                ),
-                with_indices=True,
-                remove_columns=list(images.columns),
-                num_proc=os.cpu_count() if len(self) >= MANY else None,
-                desc=f"Checking {self.name}",
-            )
-            .with_format(None)
-        )
+        rows, used = list(images.by_row), list(images.by_row.values())
+        versions = self._versions_of_files(images)
+        chosen = self.table.dataset.select_columns(list(images.columns)).select(rows).with_format("arrow")
+        checked = chosen.map(
+            partial(
+                _check_images,
+                rows=rows,
+                used=used,
+                name=self.name,
+                files=self.table.files,
+                decoder=DECODER,
+                versions=versions,
+            ),
+            with_indices=True,
+            remove_columns=list(images.columns),
+            num_proc=os.cpu_count() if len(self) >= MANY else None,
+            cache_file_name=self.table.result_file(chosen, used, DECODER, versions),
+            desc=f"Checking {self.name}",
+        ).with_format(None)
         found = {
             (row, place): (hash, size)
             for (row, places), hashes, sizes in zip(images.by_row.items(), checked["hashes"], checked["sizes"])

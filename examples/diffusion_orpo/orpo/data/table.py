@@ -3,14 +3,16 @@
 import glob
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
 
 from .bad_pair import BadPair
 from .columns import Columns
@@ -32,6 +34,7 @@ class Table:
         split: that the rows are from; "train" where there are none.
         files: the image files that cells may name.
         ranked: the pairs made of ranked images. None if each row is a pair.
+        results: folder for what is found out about the rows. None: beside them, in the cache of datasets.
     """
 
     dataset: Dataset
@@ -40,6 +43,7 @@ class Table:
     split: str = "train"
     files: ImageFiles = ImageFiles()
     ranked: RankedPairs | None = None
+    results: Path | None = None
 
     @classmethod
     def of(
@@ -65,6 +69,18 @@ class Table:
         if not len(ranked):
             raise ValueError(f"{name}: no two images of a prompt are ranked, so there are no pairs.")
         return cls(dataset, name, columns.of_pairs(), split, files, ranked)
+
+    def result_file(self, rows: Dataset, *decisive: object) -> str | None:
+        """Where the result of a look at some rows is kept; None leaves that to datasets.
+
+        Args:
+            rows: those that are looked at.
+            decisive: what else the result depends on.
+        """
+        if self.results is None:
+            return None
+        self.results.mkdir(parents=True, exist_ok=True)
+        return str(self.results / f"{Hasher.hash([rows._fingerprint, *decisive])}.arrow")
 
     def __len__(self) -> int:
         return len(self.dataset) if self.ranked is None else len(self.ranked)
@@ -173,7 +189,9 @@ def open_table(
         return Table.of(dataset, name, files=reading.files_below(Path(path).parent), reading=reading)
     if is_saved(path):
         dataset, shown, split = _open_saved(path, name, config, split)
-        return Table.of(dataset, shown, split, reading.files_below(None), reading)
+        table = Table.of(dataset, shown, split, reading.files_below(None), reading)
+        # datasets would write them into the saved folder, which is the user's and may be read-only.
+        return replace(table, results=Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "results_on_saved"))
     builder = find_builder(path, config, cache_dir)
     split = pick_split(split_names(builder), split, name)
     with readable(name):
