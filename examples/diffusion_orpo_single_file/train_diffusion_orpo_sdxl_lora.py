@@ -231,7 +231,7 @@ def collate_fn(examples: list[dict]) -> dict:
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, pixel_values: torch.Tensor, vae_noise: torch.Tensor) -> torch.Tensor:
     """Latents (N, 4, H/8, W/8), in float32, of uint8 images (N, 3, H, W), sampled with the noise given."""
-    moments = vae.encode(pixel_values.to(vae.dtype) / 127.5 - 1).latent_dist.parameters
+    moments = vae.encode((pixel_values.float() / 127.5 - 1).to(vae.dtype)).latent_dist.parameters
     posterior = DiagonalGaussianDistribution(moments.float())
     return (posterior.mean + posterior.std * vae_noise) * vae.config.scaling_factor
 

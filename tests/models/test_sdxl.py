@@ -99,6 +99,16 @@ def test_vae_encode_batch_size_bounds_the_batch_and_changes_nothing(tiny_sdxl):
     torch.testing.assert_close(latents[2], latents[8], rtol=1e-4, atol=1e-5)
 
 
+def test_pixels_are_rounded_once(tiny_sdxl):
+    """In half precision, 256 levels from -1 to 1 are the nearest numbers that there are."""
+    model, seen = load(tiny_sdxl, torch.bfloat16), []
+    model.pipeline.vae.to(torch.bfloat16)
+    model.pipeline.vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    model.encode_images(levels)
+    assert torch.equal(seen[0], (levels.double() / 127.5 - 1).to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_lora_is_float32_and_alone_trains(tiny_sdxl, dtype):
     model = load(tiny_sdxl, dtype)

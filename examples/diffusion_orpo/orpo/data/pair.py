@@ -11,7 +11,7 @@ from .image import decode_at_least
 
 
 # Part of the key of cached encodings. The number changes whenever an image would give other pixels.
-TRANSFORM = 1
+TRANSFORM = 2
 
 CENTRE = (0.5, 0.5)
 

@@ -28,7 +28,12 @@ DRAWN_MODEL = FlagGroup(
 DRAWING = FlagGroup(
     "drawing",
     (
-        Flag("resolution", "Pixels per side. Default: what the model was made for.", int, range=(8,)),
+        Flag(
+            "resolution",
+            "Pixels per side. Default: 1024, and 512 for Stable Diffusion 1.x and 2.x; name 768 for 2.1.",
+            int,
+            range=(8,),
+        ),
         Flag("num_inference_steps", "Sampling steps per image.", int, 30, range=(1,)),
         Flag("guidance_scale", "Classifier-free guidance. Default: as in training's validation.", float, range=(0,)),
         Flag(

@@ -177,7 +177,7 @@ class LatentDiffusion(FamilyPipeline):
         """
         module = self.pipeline.vae
         moments = [
-            self.vae.encode(module, to_device(pixels, self.device).to(module.dtype) / 127.5 - 1)
+            self.vae.encode(module, (to_device(pixels, self.device).float() / 127.5 - 1).to(module.dtype))
             for pixels in pixel_values.split(self.options.vae_encode_batch_size)
         ]
         return torch.cat(moments)
