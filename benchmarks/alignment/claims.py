@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import compass
 from comparison import TITLES, Comparison
 from first import First
-from objectives import OBJECTIVES
-from plan import LONG_MARK, SEEDS
+from objectives import OBJECTIVES, VOTES
+from plan import LONG_MARK, SEEDS, VOTE_COUNTS
 
 
 ENOUGH = 3  # seeds of every objective before a comparison on test images is spoken of
@@ -24,6 +24,7 @@ def in_short(worlds: dict[str, Comparison], first: dict[str, First], cost: dict)
         for sentence, is_against in comparison_sentences(c) if is_compared(c) else search_sentences(c):
             (against if is_against else rest).append(f"{TITLES[world].capitalize()}: {sentence}")
     against += first_against(first)
+    rest += vote_sentences(worlds["prompt"])
     rest += [*first_for(first), *compass_sentences(worlds), *long_sentences(worlds), cost_sentence(cost)]
     return "\n".join(f"- {sentence}" for sentence in (status(worlds), *against, *rest))
 
@@ -125,6 +126,20 @@ def compass_sentences(worlds: dict[str, Comparison]) -> Iterator[str]:
                 f" over {len(found)} points of ORPO's search{'' if c.finished['orpo'] else ', which has not ended'}; choosing setting and step by it alone gets {reached:+.2f} of"
                 f" {best:+.2f}, which is {1 - reached / best:.0%} less ([compass](#held-out-accuracy-is-the-compass))."
             )
+
+
+def vote_sentences(c: Comparison) -> Iterator[str]:
+    """What several votes on each pair are good for, against the majority's label."""
+    for votes in VOTE_COUNTS:
+        found = {name: c.tests_with("orpo", {"objective": name, "votes": votes}) for name in VOTES}
+        if any(each is None or len(each[1]) < ENOUGH for each in found.values()):
+            continue
+        choice, runs = found.pop("majority")
+        leads = {
+            VOTES[name].label: c.lead(theirs, their.step, runs, choice.step) for name, (their, theirs) in found.items()
+        }
+        said = ", ".join(f"{label} {lead:+.2f}" for label, lead in leads.items())
+        yield f"{votes} votes on each pair, gain over training on the majority's label: {said} ([votes](#votes-instead-of-labels))."
 
 
 def long_sentences(worlds: dict[str, Comparison]) -> Iterator[str]:

@@ -18,11 +18,13 @@ from edges import edge_table
 from first import First
 from objectives import OBJECTIVES
 from plan import WORLDS
+from rounds import load_rounds
 from store import RESULTS
 
 
 PAGE = paths.REPOSITORY / "docs" / "results.md"
 README = paths.REPOSITORY / "README.md"
+OWN = paths.REPOSITORY / "docs" / "own_preferences.md"
 
 
 def readme_part(worlds: dict[str, Comparison], first: dict[str, First], cost: dict) -> str:
@@ -117,13 +119,15 @@ def pages() -> dict[Path, str]:
     """The current text of every page that holds results."""
     worlds, first, cost = load()
     page = Template((paths.HERE / "results_page.template").read_text()).substitute(values_of_page(worlds, first, cost))
-    readme = re.sub(
-        r"(<!-- alignment -->\n).*(<!-- /alignment -->)",
-        lambda m: f"{m[1]}{readme_part(worlds, first, cost)}\n{m[2]}",
-        README.read_text(),
-        flags=re.DOTALL,
-    )
-    return {PAGE: page, README: readme}
+    readme = between(README.read_text(), "alignment", readme_part(worlds, first, cost))
+    rounds = tables.rounds_table(worlds["smile"], load_rounds())
+    return {PAGE: page, README: readme, OWN: between(OWN.read_text(), "rounds", rounds)}
+
+
+def between(text: str, name: str, part: str) -> str:
+    """The text with this part between its two marks."""
+    marks = rf"(<!-- {name} -->\n).*(<!-- /{name} -->)"
+    return re.sub(marks, lambda m: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from comparison import TITLES, Comparison
 from first import NAMES, First
 from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
 from plan import FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS
+from rounds import ARMS, ROUNDS, STEPS
 from search import FINAL_MARKS, LEARNING_RATES, MARKS, Choice
 
 
@@ -224,6 +225,29 @@ def vote_table(c: Comparison) -> str:
         "ahead of the majority's label",
     ]
     return rows(header, lines) if len(lines) > 1 else NOT_YET
+
+
+def rounds_table(c: Comparison, lines: list[dict]) -> str:
+    """Three rounds of own pairs against one long round: gain and prompt-following after each third, over the seeds that all have."""
+    seeds = set.intersection(*({line["seed"] for line in lines if line["arm"] == arm} for arm in ARMS))
+    if not seeds:
+        return NOT_YET
+    bootstrap, table = c.bootstrap(len(seeds)), []
+
+    def values(arm: str, step: int, field: str) -> np.ndarray:
+        found = sorted(
+            (line for line in lines if line["arm"] == arm and line["seed"] in seeds), key=lambda x: x["seed"]
+        )
+        return np.array([line["evaluations"][str(step)][field] for line in found], dtype=float)
+
+    steps = [STEPS * (number + 1) for number in range(ROUNDS)]
+    for arm, what in ARMS.items():
+        rewards = {step: values(arm, step, "rewards") - c.base_rewards("test") for step in steps}
+        cells = [f"{bootstrap.mean(rewards[s]):+.2f}, {values(arm, s, 'follows').mean():.2f}" for s in steps]
+        lead = bootstrap.mean(values(arm, steps[-1], "rewards") - values("rounds", steps[-1], "rewards"))
+        table.append([what.label, str(what.labels), *cells, f"{lead:+.2f}" if arm != "rounds" else ""])
+    header = ["pairs", "labels", *(f"{s} steps: gain, follows" for s in steps), "ahead of the first row"]
+    return f"{len(seeds)} seeds.\n\n{rows(header, table)}"
 
 
 def beta_table(c: Comparison) -> str:
