@@ -1,4 +1,4 @@
-# One environment for everything. Any torch from 2.4 on works: `make demo TORCH=torch` takes the newest.
+# One environment for everything. `make demo TORCH=torch` takes the newest torch.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv

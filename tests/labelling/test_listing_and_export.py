@@ -2,11 +2,13 @@
 
 import json
 import os
+from argparse import Namespace
 
 import pyarrow.parquet as pq
 import pytest
 from helpers import train
 from orpo.data.listing import read_listing
+from orpo.drawing.prompts import read_prompts
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
@@ -29,6 +31,18 @@ def judge(folder, name: str, decide, k: int = 2, overlap: float = 1.0) -> None:
 
 def number(name: str) -> int:
     return int(name.split("/")[1].split("-")[0])
+
+
+def test_only_line_ends_end_lines(make_images, tmp_path):
+    """Others may stand in a prompt: U+2028 comes with text from the web, and Python's `splitlines` splits there, too."""
+    folder, odd = make_images(2), "a red\u2028fox\x0band\x85a cat"
+    lines = (folder / "metadata.jsonl").read_text().split("\n")
+    entry = json.loads(lines[0]) | {"prompt": odd}
+    (folder / "metadata.jsonl").write_text("\r\n".join([json.dumps(entry, ensure_ascii=False), *lines[1:]]))
+    assert read_listing(folder)[0].prompt == odd
+    (tmp_path / "prompts.txt").write_text(f"{odd}\r\na dog\n", newline="")
+    flags = Namespace(dataset_name=None, prompt_file=tmp_path / "prompts.txt", num_prompts=9)
+    assert read_prompts(flags) == [odd, "a dog"]
 
 
 def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):

@@ -1,9 +1,9 @@
 """The flags of check_preferences.py that other scripts don't have."""
 
 import argparse
-import os
 from pathlib import Path
 
+from ..system.cores import num_cores
 from ..system.flags import Flag, FlagGroup
 
 
@@ -37,9 +37,7 @@ OUTPUT = FlagGroup(
             1000,
             range=(0,),
         ),
-        Flag(
-            "num_workers", "Processes that decode. Default: one per core.", int, lambda _: os.cpu_count(), range=(0,)
-        ),
+        Flag("num_workers", "Processes that decode. Default: one per core.", int, lambda _: num_cores(), range=(0,)),
     ),
 )
 

@@ -4,7 +4,6 @@ Imported only where something is encoded, since torch and diffusers take memory 
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -22,6 +21,7 @@ from ..models.encoding_identity import encoding_identity
 from ..models.options import ModelOptions
 from ..models.registry import FAMILIES
 from ..shards.manifest import Encoding
+from ..system.cores import num_cores
 from ..system.flags import assemble, make_parser, parse
 from ..system.libraries import LIBRARIES
 from ..system.precision import DTYPES
@@ -81,7 +81,7 @@ class RowEncoder:
 
     def __init__(self, job: EncodingJob) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets it to 1
+        torch.set_num_threads(num_cores())  # Ray sets it to 1
         self.model = job.family.load(job.options, device, DTYPES[job.precision], denoiser=False)
         self.shapes = job.options.shapes
         self.batch_rows = max(1, job.options.vae_encode_batch_size // 2)

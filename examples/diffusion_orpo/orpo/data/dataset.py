@@ -85,7 +85,7 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
 
 
 def check_held_out(pairs: PreferenceRows, number: int) -> None:
-    """Stops where holding out so many pairs leaves none to train on."""
+    """Stops where holding out this many pairs leaves none to train on."""
     if number >= len(pairs):
         raise ValueError(
             f"--num_validation_pairs={number} leaves none of the {len(pairs)} pairs of {pairs.name} to train on."
@@ -185,7 +185,7 @@ class PreferenceData:
         )
 
     def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
-        """Pairs that a run has seen after so many epochs, with what fills the last batch of each bucket."""
+        """Pairs that a run has seen after this many epochs, with what fills the last batch of each bucket."""
         return self.order(batch_size, seed, position).pairs_of(epochs)
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> DataLoader | None:

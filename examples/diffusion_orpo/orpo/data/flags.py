@@ -63,7 +63,7 @@ DATA_SET = FlagGroup(
 IMAGES = FlagGroup(
     "pairs",
     (
-        Flag("max_train_samples", "Train on the first so many pairs only.", int, range=(1,)),
+        Flag("max_train_samples", "Train on at most this many pairs, the first ones.", int, range=(1,)),
         Flag(
             "resolution",
             "Images are resized by their shorter side and cropped to this.",

@@ -1,6 +1,7 @@
 """The prompts of pairs in `chosen/` and `rejected/`: from caption files, `metadata.jsonl`, `metadata.csv` or `prompts.txt`."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def _read_metadata(found: "PairFolders", file: str) -> None:
 def _entries(text: str, is_csv: bool) -> Iterator[tuple[int, Callable[[], dict]]]:
     """The entries of a metadata file: the line that each ends in, and what reads it."""
     if is_csv:
-        reader = csv.DictReader(text.splitlines(keepends=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         for entry in reader:
             yield reader.line_num, lambda entry=entry: entry
         return

@@ -59,7 +59,7 @@ def read_listing(folder: Path) -> list[ListedImage]:
 def _read_metadata(folder: Path) -> tuple[list[ListedImage], list[str]]:
     path = folder / METADATA
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read: {printable(str(error))}") from error
     images, problems, seen = [], [], set()

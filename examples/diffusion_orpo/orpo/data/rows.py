@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from networkx.utils import UnionFind
 
+from ..system.cores import num_cores
 from ..system.messages import printable
 from .bad_pair import BadPair
 from .image import DECODER, decode_image
@@ -152,7 +152,7 @@ class PreferenceRows:
             ),
             with_indices=True,
             remove_columns=list(images.columns),
-            num_proc=os.cpu_count() if len(self) >= MANY else None,
+            num_proc=num_cores() if len(self) >= MANY else None,
             cache_file_name=self.table.result_file(chosen, used, DECODER, versions),
             desc=f"Checking {self.name}",
         ).with_format(None)

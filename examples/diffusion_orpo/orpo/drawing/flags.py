@@ -19,7 +19,7 @@ PROMPTS = FlagGroup(
             "caption_column",
             f"Column of the prompts. Default: the first that exists of {', '.join(CAPTION_COLUMNS)}.",
         ),
-        Flag("num_prompts", "Draw the first so many different prompts.", int, 100, range=(1,)),
+        Flag("num_prompts", "Draw at most this many different prompts, the first ones.", int, 100, range=(1,)),
     ),
 )
 

@@ -25,7 +25,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     else:
         source = args.prompt_file or BUILT_IN_PROMPTS
         try:
-            lines = Path(source).read_text(encoding="utf-8").splitlines()
+            lines = Path(source).read_text(encoding="utf-8").split("\n")  # splitlines would split at U+2028, too
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--prompt_file={source} can't be read as text: {error}") from error
     stripped = (line.strip() for line in lines if isinstance(line, str))

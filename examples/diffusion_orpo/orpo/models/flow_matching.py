@@ -18,7 +18,7 @@ class FlowMatching:
     """A noisy image is (1 - sigma) latents + sigma noise, and the denoiser predicts noise - latents.
 
     Attributes:
-        scheduler: with the timesteps, 1000 sigma, shifted as the model's sampler shifts them.
+        scheduler: with the timesteps, 1000 sigma, under its static shift; one that depends on the resolution is for drawing only.
         weighting_scheme, logit_mean, logit_std, mode_scale: as the flags of these names.
     """
 

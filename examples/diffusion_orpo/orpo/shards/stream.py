@@ -260,7 +260,7 @@ class ShardData:
         return BucketReader(self.shards, self.pairs, self.buckets, seed, self.buffer_size)
 
     def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
-        """Pairs that a run has seen after so many epochs, with what fills the last batch of each bucket."""
+        """Pairs that a run has seen after this many epochs, with what fills the last batch of each bucket."""
         return self.order(batch_size, seed, position).pairs_of(epochs)
 
     def held_out_batches(self, batch_size: int, rank: int, world_size: int) -> Iterator[dict] | None:

@@ -43,7 +43,7 @@ class PairSource(Protocol):
         """The shapes that pairs are trained in, the most frequent first."""
 
     def pairs_of(self, epochs: int, batch_size: int, seed: int, position: dict | None) -> int:
-        """Pairs that a run, at a position now, has seen after so many epochs, with what fills the last batches."""
+        """Pairs that a run, at a position now, has seen after this many epochs, with what fills the last batches."""
 
     def training_batches(
         self, batch_size: int, seed: int, position: dict | None, rank: int, world_size: int
