@@ -50,7 +50,7 @@ class Flux2Klein(LatentDiffusion):
     name, slug = FLUX2_KLEIN.name, FLUX2_KLEIN.slug
     vae_class = Flux2Vae
     tags = ("flux2-klein", "flux2-klein-diffusers")
-    license = "apache-2.0"
+    license = "other"  # that of the checkpoint: klein 4B's is another than 9B's
     inference_dtype = "bfloat16"
 
     @property
@@ -99,4 +99,3 @@ class Flux2(Flux2Klein):
     pipeline_class = Flux2Pipeline
     name, slug = FLUX2.name, FLUX2.slug
     tags = ("flux2", "flux2-diffusers")
-    license = "other"

@@ -18,7 +18,7 @@ class StableDiffusion(LatentDiffusion):
     noise_process_class = DDPM
     name, slug = SD.name, SD.slug
     tags = ("stable-diffusion", "stable-diffusion-diffusers")
-    license = "creativeml-openrail-m"
+    license = "other"  # that of the checkpoint: 1.x and 2.x have different ones
     pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
 
     @torch.no_grad()
