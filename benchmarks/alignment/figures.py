@@ -54,26 +54,26 @@ def draw_curves(worlds: dict[str, Comparison]) -> None:
         "accuracy": "held-out accuracy",
     }
     figure, axes = plt.subplots(
-        len(fields), len(worlds), figsize=(5 * len(worlds), 11), layout="constrained", squeeze=False
+        len(worlds), len(fields), figsize=(11, 3.2 * len(worlds)), layout="constrained", squeeze=False
     )
-    for column, c in zip(axes.T, worlds.values()):
+    for row, c in zip(axes, worlds.values()):
         for name in OBJECTIVES:
             runs = c.tests(name)
             marks = (
                 (*FINAL_MARKS, LONG_MARK) if runs and all(LONG_MARK in r.evaluations for r in runs) else FINAL_MARKS
             )
-            for axis, field in zip(column, fields):
+            for axis, field in zip(row, fields):
                 if runs:
                     values = [np.mean([r.mean(s, field) for r in runs]) for s in marks]
                     shift = c.base_rewards("test").mean() if field == "rewards" else 0
                     axis.plot(
                         marks, np.array(values) - shift, color=COLORS[name], marker=".", label=OBJECTIVES[name].label
                     )
-        for axis, text in zip(column, fields.values()):
-            axis.set(ylabel=text, xscale="log")
-        column[0].set(title=TITLES[c.world])
-        column[-1].set(xlabel="steps of 16 pairs")
-    axes[0, 0].legend(fontsize=8)
+        for axis, text in zip(row, fields.values()):
+            axis.set(title=text, xscale="log", xlabel="steps of 16 pairs")
+        row[0].set(ylabel=TITLES[c.world])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     save(figure, "curves.png")
 
 
