@@ -1,8 +1,8 @@
 """The one rule by which every objective gets its strength, its learning rate and its number of steps.
 
-Only validation images are looked at. Best is the highest reward among the settings and steps that keep to the prompt. The search
-goes from a setting to the better of its four neighbours, until none is better: stronger, weaker, twice and half the rate. One
-seed may be lucky, so the best three settings are run with two more seeds, and for longer; the mean of the three seeds decides.
+Only validation images count. The best setting and step is the one with the highest reward among those that keep to the prompt. From a
+setting the search moves to the best of its four neighbours (stronger, weaker, twice the rate, half the rate) until none is better. One
+seed can be lucky, so the best three settings are then run with two more seeds, and longer; the mean of the three seeds decides.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from objectives import OBJECTIVES
 from store import Run
 
 
-Task = tuple[Experiment, tuple[int, ...]]  # and the steps at which it is measured
+Task = tuple[Experiment, tuple[int, ...]]  # an experiment, and the steps at which it is measured
 
 KEPT = 0.95  # of the base's prompt-following, by what is chosen
 SEEDS = (0, 6, 7)  # of training: the first for every setting, all for the best; those of the test are others

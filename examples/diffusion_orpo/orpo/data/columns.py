@@ -96,9 +96,10 @@ class Columns:
         verdict = tuple(name for name in (*convention.verdict, *convention.hints) if name in names)
         columns = cls(convention, verdict, names_of_classes, soft_labels, min_agreement)
         if min_agreement is not None and not columns.has_votes:
-            soft = " If its label is a share of votes, add --soft_labels;" if convention.soft_labels else ""
-            leave = f"{soft} else leave" if soft else " Leave"
-            raise ValueError(f"--min_agreement={min_agreement:g}: {where} holds no votes {held}.{leave} the flag out.")
+            advice = "Leave the flag out."
+            if convention.soft_labels:
+                advice = "If its label is a share of votes, add --soft_labels; else leave the flag out."
+            raise ValueError(f"--min_agreement={min_agreement:g}: {where} holds no votes {held}. {advice}")
         return columns
 
     @property
