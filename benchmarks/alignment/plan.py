@@ -28,23 +28,20 @@ def chosen(runs: Runs, bases: dict[str, dict], world: str, objective: str) -> Ch
 def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) -> Iterator[Task]:
     """Everything that is to be run and can be now, done or not, in order."""
     faces = [world for world in worlds if world != "digits"]
+    digits = [world for world in worlds if world == "digits"]
+    has_prompt = "prompt" in worlds
     yield from _search(runs, bases, faces)
-    yield from _compare(runs, bases, faces, SEEDS[:3])
-    if "prompt" in worlds:
-        yield from _vary(runs, bases, ["prompt"])
-        yield from _vote(runs, bases, SEEDS)
-        for flipped in FLIPS:
-            yield from _flip(runs, bases, flipped, SEEDS[:3])
-    yield from _compare(runs, bases, faces, SEEDS)
+    yield from _compare(runs, bases, faces)
+    if has_prompt:
+        yield from _flip(runs, bases, FLIPS[0])
     yield from _lengthen(runs, bases, faces)
+    yield from _search(runs, bases, digits)
+    yield from _compare(runs, bases, digits)
     yield from _betas(runs, bases, faces)
-    if "prompt" in worlds:
-        for flipped in FLIPS:
-            yield from _flip(runs, bases, flipped, SEEDS)
-    yield from _vary(runs, bases, faces)
-    rest = [world for world in worlds if world == "digits"]
-    yield from _search(runs, bases, rest)
-    yield from _compare(runs, bases, rest, SEEDS)
+    if has_prompt:
+        yield from _flip(runs, bases, FLIPS[1])
+        yield from _vary(runs, bases)
+        yield from _vote(runs, bases)
 
 
 def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
@@ -56,45 +53,42 @@ def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[T
             yield from search.missing(runs[world], bases[world], world, objective)
 
 
-def _compare(runs: Runs, bases: dict[str, dict], worlds: list[str], seeds: tuple[int, ...]) -> Iterator[Task]:
+def _compare(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
     """Each objective at its best, on test images, with fresh seeds."""
-    for seed in seeds:
+    for seed in SEEDS:
         for world in worlds:
             for objective in ORDER:
                 if choice := chosen(runs, bases, world, objective):
                     yield replace(choice.experiment, split="test", seed=seed), FINAL_MARKS
 
 
-def _vary(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
-    """Changes to ORPO's loss, at ORPO's learning rate."""
-    for seed in SEEDS[:3]:
-        for world in worlds:
-            if choice := chosen(runs, bases, world, "orpo"):
-                for name, variant in VARIANTS.items():
-                    for strength in variant.strengths:
-                        setting = {"objective": name, "strength": strength, "split": "test", "seed": seed}
-                        yield replace(choice.experiment, **setting), MARKS[:3]
+def _vary(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
+    """Changes to ORPO's loss on prompt-following, at ORPO's learning rate."""
+    if choice := chosen(runs, bases, "prompt", "orpo"):
+        for seed in SEEDS[:3]:
+            for name, variant in VARIANTS.items():
+                for strength in variant.strengths:
+                    setting = {"objective": name, "strength": strength, "split": "test", "seed": seed}
+                    yield replace(choice.experiment, **setting), MARKS[:3]
 
 
-def _flip(runs: Runs, bases: dict[str, dict], flipped: float, seeds: tuple[int, ...]) -> Iterator[Task]:
+def _flip(runs: Runs, bases: dict[str, dict], flipped: float) -> Iterator[Task]:
     """Wrong labels on prompt-following, for every objective."""
-    yield from _tune_and_test(runs, bases, [(name, {"flipped": flipped}) for name in ORDER], seeds)
+    yield from _tune_and_test(runs, bases, [(name, {"flipped": flipped}) for name in ORDER])
 
 
-def _vote(runs: Runs, bases: dict[str, dict], seeds: tuple[int, ...]) -> Iterator[Task]:
+def _vote(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
     """Several votes on each pair of prompt-following, and what ORPO does with them."""
     for votes in VOTE_COUNTS:
         changes = [("orpo", {"objective": name, "votes": votes}) for name in VOTES]
-        yield from _tune_and_test(runs, bases, changes, seeds)
+        yield from _tune_and_test(runs, bases, changes)
 
 
-def _tune_and_test(
-    runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]], seeds: tuple[int, ...]
-) -> Iterator[Task]:
+def _tune_and_test(runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]]) -> Iterator[Task]:
     """With other data, the learning rate is chosen again on validation images, then tested."""
     for name, changed in changes:
         yield from ((experiment, MARKS) for experiment in candidates(runs, bases, name, changed))
-    for seed in seeds:
+    for seed in SEEDS:
         for name, changed in changes:
             if choice := tuned(runs, bases, name, changed):
                 yield replace(choice.experiment, split="test", seed=seed), MARKS
@@ -117,7 +111,7 @@ def tuned(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> 
 
 
 def _lengthen(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
-    for experiment, marks in _compare(runs, bases, worlds, SEEDS):
+    for experiment, marks in _compare(runs, bases, worlds):
         yield experiment, (*marks, LONG_MARK)
 
 
