@@ -18,7 +18,7 @@ import evaluate_lora
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 TRAINING = {"rank": 3, "lora_alpha": 9, "lora_dropout": 0.3, "learning_rate": 0.02, "max_train_steps": 3, "seed": 5}
-TRAINING |= {"run_validation": True, "num_validation_pairs": 0, "num_validation_images": 2}
+TRAINING |= {"run_validation": True, "validation_steps": 1, "num_validation_pairs": 0, "num_validation_images": 2}
 TRAINING |= {"validation_prompts": ["a red ball"], "validation_inference_steps": 3}
 
 
@@ -32,14 +32,13 @@ def base(name, tiny_sdxl, tmp_path) -> str:
     return tiny_sdxl if name == "sdxl" else save_tiny(name, tmp_path / "base")
 
 
-def train_one(name: str, base: str, faces: str, folder: Path) -> None:
+def train_one(name: str, base: str, faces: str, folder: Path, **flags) -> dict[str, torch.Tensor]:
     if name == "sdxl":
-        train(base, faces, folder, **TRAINING)
-    else:
-        FAMILIES[name].train(base, faces, folder, **TRAINING)
+        return train(base, faces, folder, **TRAINING | flags)
+    return FAMILIES[name].train(base, faces, folder, **TRAINING | flags)
 
 
-def command_line(name: str, base: str, lora: Path, folder: Path) -> list[str]:
+def command_line(name: str, base: str, lora: Path, folder: Path, dtype: str = "fp32") -> list[str]:
     prompts = folder / "prompts.txt"
     prompts.write_text("a red ball\n")
     flags = {
@@ -53,6 +52,7 @@ def command_line(name: str, base: str, lora: Path, folder: Path) -> list[str]:
         "seed": 5,
         "batch_size": 1,
         "scorers": "saturation",
+        "dtype": dtype,
         **({} if name == "sdxl" else FAMILIES[name].flags),
     }
     return [f"--{flag}={value}" for flag, value in flags.items()]
@@ -62,11 +62,12 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=int)
 
 
-def test_validation_and_evaluation_draw_the_same_images(name, base, faces, tmp_path):
+@pytest.mark.parametrize("precision, dtype", [("no", "fp32"), ("bf16", "bf16")])
+def test_validation_and_evaluation_draw_the_same_images(name, base, faces, tmp_path, precision, dtype):
     """With each family's own guidance, of which neither script is told, and with dropout in training."""
-    train_one(name, base, faces, tmp_path / "lora")
+    train_one(name, base, faces, tmp_path / "lora", mixed_precision=precision)
     PartialState._reset_state()
-    evaluate_lora.main(command_line(name, base, tmp_path / "lora", tmp_path))
+    evaluate_lora.main(command_line(name, base, tmp_path / "lora", tmp_path, dtype))
     for i in range(2):
         drawn = {}
         for side, ending in (("lora", ""), ("base", "_without_lora")):
@@ -74,6 +75,15 @@ def test_validation_and_evaluation_draw_the_same_images(name, base, faces, tmp_p
             evaluated = pixels(tmp_path / "evaluation" / side / f"00000-{i}.png")
             np.testing.assert_array_equal(evaluated, drawn[side])
         assert abs(drawn["lora"] - drawn["base"]).max() > 2
+
+
+def test_drawing_in_half_precision_leaves_the_training_as_it_is(tiny_sdxl, faces, tmp_path):
+    """It rounds the LoRA while it draws, and calls the denoiser without accelerate's autocast."""
+    drawing, still = (
+        train_one("sdxl", tiny_sdxl, faces, tmp_path / str(i), mixed_precision="bf16", run_validation=drawing)
+        for i, drawing in enumerate((True, False))
+    )
+    torch.testing.assert_close(drawing, still, rtol=0, atol=0)
 
 
 def test_a_dropout_in_the_file_of_a_lora_does_not_act_in_drawing(tiny_sdxl, faces, tmp_path):

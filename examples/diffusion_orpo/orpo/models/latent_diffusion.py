@@ -19,7 +19,7 @@ from .encoding_identity import base_identity, encoding_identity
 from .family_pipeline import FamilyPipeline
 from .inference_snippet import inference_snippet
 from .initial_lora import read_initial_lora
-from .lora import LORA_FILE, add_lora, load_lora, save_lora
+from .lora import LORA_FILE, add_lora, as_loaded, load_lora, save_lora
 from .options import ModelOptions
 from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .vae import sample_latents
@@ -157,9 +157,9 @@ class LatentDiffusion(FamilyPipeline):
 
     @contextmanager
     def drawing(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
-        """In the block, which gets `draw` of the model that draws, these prompts can be drawn."""
+        """In the block, which gets `draw` of the model that draws, these prompts can be drawn, as users will draw them."""
         if self.validation_model is None:
-            with super().drawing(prompts) as draw:
+            with as_loaded(self.denoiser, self.dtype), super().drawing(prompts) as draw:
                 yield draw
         else:
             with loaded_with_lora(self.validation_model, self), self.validation_model.drawing(prompts) as draw:

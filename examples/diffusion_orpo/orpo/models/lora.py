@@ -1,5 +1,7 @@
 """The LoRA: into the denoiser, to a file, and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -79,3 +81,23 @@ def load_lora(denoiser_name: str, denoiser: torch.nn.Module, directory: Path) ->
             f" {len(expected - found)} tensors are missing, {len(found - expected)} are unknown."
         )
     set_peft_model_state_dict(denoiser, state_dict)
+
+
+@contextmanager
+def as_loaded(denoiser: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """In the block, a denoiser that trains computes what it would in a pipeline that its LoRA was loaded into.
+
+    That is, with the LoRA in the precision of the other weights, and without the autocast that accelerate wraps it in.
+    """
+    trained = {parameter: parameter.data for parameter in denoiser.parameters() if parameter.requires_grad}
+    is_wrapped = hasattr(denoiser, "_original_forward")
+    wrapped = denoiser.__dict__.pop("forward") if is_wrapped else None
+    try:
+        for parameter in trained:
+            parameter.data = parameter.data.to(dtype)
+        yield
+    finally:
+        if is_wrapped:
+            denoiser.forward = wrapped
+        for parameter, data in trained.items():
+            parameter.data = data
