@@ -36,8 +36,7 @@ class Objective:
     Attributes:
         label: its name in tables and figures.
         loss: (errors, strength) -> loss of each pair (B,).
-        strengths: of the preference term, about half a decade apart; the search starts in the middle, and goes as far as it
-            gains.
+        strengths: of the preference term, about half a decade apart.
         has_reference: whether each step also runs the base model.
         symbol: of the strength.
         min_share: of the votes that must be for a pair's winner; pairs with a smaller one are left out.

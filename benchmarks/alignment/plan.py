@@ -45,9 +45,7 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
 
 
 def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
-    """The search, all objectives' starts first."""
-    for world in worlds:
-        yield from ((search.start(world, objective), MARKS) for objective in ORDER)
+    """The search for each objective's setting."""
     for world in worlds:
         for objective in ORDER:
             yield from search.missing(runs[world], bases[world], world, objective)

@@ -1,8 +1,9 @@
 """The one rule by which every objective gets its strength, its learning rate and its number of steps.
 
-Only validation images count. The best setting and step is the one with the highest reward among those that keep to the prompt. From a
-setting the search moves to the best of its four neighbours (stronger, weaker, twice the rate, half the rate) until none is better. One
-seed can be lucky, so the best three settings are then run with two more seeds, and longer; the mean of the three seeds decides.
+Only validation images count. The best setting and step is the one with the highest reward among those that keep to the prompt. The
+search begins with every strength of the grid at one learning rate, and moves from the best setting to the best of its four neighbours
+(stronger, weaker, twice the rate, half the rate) until none is better. One seed can be lucky, so the best three settings are then run
+with two more seeds, and longer; the mean of the three seeds decides.
 """
 
 from dataclasses import dataclass, replace
@@ -23,29 +24,7 @@ MARKS = (100, 200, 400, 600)  # steps at which a run of the search is measured
 FINAL_MARKS = (*MARKS, 1000)
 POOLED = ("rewards", "follows", "distance", "accuracy")
 LEARNING_RATES = tuple(1e-3 * 2.0**i for i in range(-5, 6))
-START = {  # strength and learning rate
-    "smile": {
-        "sft": (0.0, 4e-3),
-        "orpo": (0.5, 2e-3),
-        "scaled": (30.0, 2e-3),
-        "mapo": (1.0, 2e-3),
-        "dpo": (100.0, 2e-3),
-    },
-    "prompt": {
-        "sft": (0.0, 2e-3),
-        "orpo": (0.5, 2e-3),
-        "scaled": (100.0, 2e-3),
-        "mapo": (1.0, 2e-3),
-        "dpo": (100.0, 2e-3),
-    },
-    "digits": {
-        "sft": (0.0, 1e-3),
-        "orpo": (0.05, 5e-4),
-        "scaled": (10.0, 5e-4),
-        "mapo": (0.1, 5e-4),
-        "dpo": (100.0, 5e-4),
-    },
-}
+START_RATE = {"smile": 2e-3, "prompt": 2e-3, "digits": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -130,18 +109,19 @@ def neighbours(experiment: Experiment) -> list[Experiment]:
     return found
 
 
-def start(world: str, objective: str) -> Experiment:
-    return Experiment(world, objective, *START[world][objective])
+def starts(world: str, objective: str) -> list[Experiment]:
+    """Every strength, at the first learning rate."""
+    return [Experiment(world, objective, strength, START_RATE[world]) for strength in OBJECTIVES[objective].strengths]
 
 
 def missing(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> list[Task]:
-    """What the search must run next; nothing once the best setting's neighbours are all worse, and the best are run with all seeds."""
+    """What the search must run next: nothing once the best setting's neighbours are all worse, and the best are run with all seeds."""
     done = searched(runs, world, objective)
-    best = rank(done, needed_following(base), last=max(MARKS))
-    around = best[0].experiment if best else start(world, objective)
     known = {run.experiment for run in done}
-    if untried := [experiment for experiment in (around, *neighbours(around)) if experiment not in known]:
-        return [(experiment, MARKS) for experiment in untried]
+    best = rank(done, needed_following(base), last=max(MARKS))
+    for wanted in (starts(world, objective), neighbours(best[0].experiment) if best else []):
+        if untried := [experiment for experiment in wanted if experiment not in known]:
+            return [(experiment, MARKS) for experiment in untried]
     return [(e, FINAL_MARKS) for choice in best[:FINALISTS] for e in lacking_seeds(runs, choice.experiment)]
 
 

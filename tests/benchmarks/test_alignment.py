@@ -104,7 +104,7 @@ def test_the_search_stops_at_the_edge_of_the_grid():
 
 
 def test_what_loses_the_prompt_is_not_chosen_and_nobody_gets_a_fallback():
-    better, worse = search.start("smile", "orpo"), Experiment("smile", "orpo", 1.5, 2e-3)
+    better, worse = Experiment("smile", "orpo", 0.5, 2e-3), Experiment("smile", "orpo", 1.5, 2e-3)
     runs = [fake(better, 1.0, follows=0.94), fake(worse, 0.2, follows=0.95)]
     assert search.choose(runs, needed=0.95).experiment == worse
     assert search.choose(runs[:1], needed=0.95) is None
@@ -125,18 +125,29 @@ def test_a_lucky_seed_does_not_decide():
     assert sum(e.seed != 0 for e in runs) == 2 * search.FINALISTS
 
 
+def test_every_strength_is_tried_before_the_search_climbs():
+    """Or it would end on the first of two hills."""
+
+    def reward(experiment: Experiment) -> float:
+        hills = {0.05: 0.2, 0.15: 0.3, 0.5: 0.2, 1.5: 0.0, 5.0: 0.4}
+        return hills[experiment.strength] - abs(np.log(experiment.learning_rate / 2e-3))
+
+    assert search.chosen(search_with(reward), BASE, "smile", "orpo").experiment.strength == 5.0
+
+
 def test_nothing_is_compared_before_its_search_has_ended():
-    start = search.start("prompt", "orpo")
-    bases, runs = {"prompt": BASE}, {"prompt": {start: fake(start, 1.0)}}
+    best = Experiment("prompt", "orpo", 0.5, 2e-3)
+    bases, runs = {"prompt": BASE}, {"prompt": {e: fake(e, 0.5) for e in search.starts("prompt", "orpo")}}
+    runs["prompt"][best] = fake(best, 1.0)
     assert all(experiment.split == "validation" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
-    runs["prompt"] |= {e: fake(e, 0.5) for e in search.neighbours(start)}
+    runs["prompt"] |= {e: fake(e, 0.5) for e in search.neighbours(best)}
     assert all(experiment.split == "validation" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
     for seed in search.SEEDS:
         runs["prompt"] |= {
-            replace(e, seed=seed): fake(e, 0.5 + 0.5 * (e == start)) for e in (start, *search.neighbours(start))
+            replace(e, seed=seed): fake(e, 0.5 + 0.5 * (replace(e, seed=0) == best)) for e in list(runs["prompt"])
         }
     tested = {experiment for experiment, _ in plan.tasks(runs, bases, ("prompt",)) if experiment.split == "test"}
-    assert {replace(start, split="test", seed=seed) for seed in plan.SEEDS} <= tested
+    assert {replace(best, split="test", seed=seed) for seed in plan.SEEDS} <= tested
     assert all(experiment.objective in ("orpo", "smoothed", "squared", "weighted") for experiment in tested)
 
 
