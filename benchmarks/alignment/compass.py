@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from comparison import Comparison
+from search import FINAL_MARKS
+from store import Run
+
+
+KEPT = 0  # in place of the step that a run's own accuracy chooses
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,13 @@ def price(c: Comparison, name: str) -> tuple[float, float] | None:
     found = points(c, name)
     kept = [p.gain for p in found if p.follows >= c.needed]
     return (max(found, key=lambda p: p.accuracy).gain, max(kept)) if kept else None
+
+
+def kept_step(run: Run) -> int:
+    """The step that `--keep_best` keeps: the first with the highest held-out accuracy."""
+    return max(FINAL_MARKS, key=lambda step: run.evaluations[step]["accuracy"])
+
+
+def keep_best(runs: list[Run]) -> list[Run]:
+    """Runs with the one evaluation that `--keep_best` keeps of each."""
+    return [Run(run.experiment, {KEPT: run.evaluations[kept_step(run)]}) for run in runs]

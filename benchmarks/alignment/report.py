@@ -86,6 +86,7 @@ def values_of_page(worlds: dict[str, Comparison], first: dict[str, First], cost:
     for world, c in worlds.items():
         values |= {
             f"test_{world}": tables.test_table(c, cost),
+            f"kept_{world}": tables.kept_table(c),
             f"search_{world}": tables.search_table(c),
             f"settings_{world}": tables.all_settings(c),
             f"noise_{world}": f"{c.base['noise']:.0%}",

@@ -3,6 +3,7 @@
 import numpy as np
 
 from comparison import TITLES, Comparison
+from compass import KEPT, keep_best, kept_step
 from first import NAMES, First
 from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
 from plan import FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS
@@ -159,6 +160,27 @@ def test_table(c: Comparison, cost: dict) -> str:
         "in ORPO's time (steps)",
     ]
     return rows(header, lines) if any(c.tests(name) for name in OBJECTIVES) else NOT_YET
+
+
+def kept_table(c: Comparison) -> str:
+    """Each objective at its own setting, each run at the step that its held-out accuracy chooses."""
+    lines, ours = [], keep_best(c.tests("orpo"))
+    for name in OBJECTIVES:
+        if runs := c.tests(name):
+            best = keep_best(runs)
+            cells = [f"{c.estimate(best, KEPT):+.2f}", f"{c.estimate(best, KEPT, 'follows'):.2f}"]
+            leads = [c.lead(ours, KEPT, best, KEPT, field) for field in ("rewards", "follows")]
+            cells += [f"{lead:+.2f}" if name != "orpo" and ours else "" for lead in leads]
+            lines.append([label(name), ", ".join(str(kept_step(run)) for run in runs), *cells])
+    header = [
+        "objective",
+        "steps kept, by seed",
+        "gain",
+        "follows prompt",
+        "ORPO's lead in gain",
+        "in prompt-following",
+    ]
+    return rows(header, lines) if lines else NOT_YET
 
 
 def long_table(c: Comparison) -> str:

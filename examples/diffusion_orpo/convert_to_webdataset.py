@@ -70,6 +70,7 @@ def main(input_args: list[str] | None = None) -> None:
         shard_size_mb=args.shard_size_mb,
         keep_ties=args.keep_ties,
         cache_dir=args.cache_dir,
+        staging_dir=args.staging_dir,
         encoding=read_encoding_flags(args) if args.encode else None,
         reading=Reading.from_flags(args),
     )
@@ -99,7 +100,7 @@ def read_encoding_flags(args: argparse.Namespace) -> "EncodingJob":  # noqa: F82
     """
     from orpo.conversion.encoder import plan_encoding  # imports torch and diffusers
 
-    flags = []
+    flags = [f"--cache_dir={os.path.abspath(args.cache_dir)}"] if args.cache_dir else []
     for flag in ENCODED_WITH:
         value = getattr(args, flag.name)
         if value is True:

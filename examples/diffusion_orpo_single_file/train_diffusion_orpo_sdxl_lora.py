@@ -374,7 +374,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add("--dataset_name", required=True, help="Data set on the Hub, or a local folder that datasets can read.")
     add("--dataset_config_name", help="Configuration of the data set, if it has several.")
     add("--dataset_split_name", help="Split to train on. Default: the only one, else train.")
-    add("--max_train_samples", type=int, help="Train on the first so many pairs only.")
+    add("--max_train_samples", type=int, help="Train on at most this many pairs, the first ones.")
     add("--dataloader_num_workers", type=int, default=0, help="Processes that decode images.")
     add("--resolution", type=int, default=1024, help="Images are resized by their shorter side and cropped to this.")
     add("--random_crop", action="store_true", help="Crop at random, both images of a pair alike. Default: the centre.")

@@ -422,7 +422,7 @@ def test_s3_holds_what_a_folder_would(tmp_path):
     client.create_bucket(Bucket="pairs")
     (tmp_path / "wait").mkdir()
     url = "s3://pairs/some/where"
-    flags = ["--shard_size_mb=0.01", f"--cache_dir={tmp_path / 'wait'}"]
+    flags = ["--shard_size_mb=0.01", f"--staging_dir={tmp_path / 'wait'}"]
     convert(tmp_path / "in", url, *flags)
 
     def on_s3():

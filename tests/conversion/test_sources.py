@@ -67,6 +67,12 @@ def arrow_file(folder: Path) -> Path:
 SOURCES = [folders, imagefolder, saved, saved_splits, one_file, with_a_url, arrow_file]
 
 
+def test_cache_dir_is_where_datasets_keeps_what_it_reads(tmp_path):
+    job = plan_job(str(imagefolder(tmp_path / "data")), str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert job.rows == len(ROWS)
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+
+
 @pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
 def test_shards_hold_the_pairs_that_training_takes(make, tmp_path):
     source, output = str(make(tmp_path / "data")), tmp_path / "shards"

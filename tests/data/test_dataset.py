@@ -302,6 +302,15 @@ def test_ranks_see_different_pairs_under_different_seeds(faces):
     assert len(set(seeds)) == 12
 
 
+def test_a_loading_script_is_no_data_set(tmp_path):
+    """Such as HPDv2's on the Hub."""
+    (tmp_path / f"{tmp_path.name}.py").write_text("import datasets")
+    with pytest.raises(
+        ValueError, match="scripts are no longer supported.*Download it, and name its JSON, CSV or parquet"
+    ):
+        open_data(str(tmp_path))
+
+
 def test_large_images_are_read_as_they_are(tmp_path):
     """Original sizes come from the file, not from what the transform made of it."""
     image = encode(PILImage.fromarray(np.zeros((70, 300, 3), dtype=np.uint8)))

@@ -277,6 +277,19 @@ def test_a_stopped_conversion_goes_on_and_writes_the_same_bytes(rows, encoded, t
             convert(rows, folder, *flags)
 
 
+def test_cache_dir_is_where_downloaded_models_are_looked_for(rows, encoded, tiny_sdxl, tmp_path):
+    """As in training; the Hub's own cache of this machine has no such model."""
+    downloaded = tmp_path / "cache" / "models--somebody--sdxl"
+    shutil.copytree(tiny_sdxl, downloaded / "snapshots" / ("0" * 40))
+    (downloaded / "refs").mkdir()
+    (downloaded / "refs" / "main").write_text("0" * 40)
+    with pytest.raises(ValueError, match="somebody/sdxl is not a pipeline"):
+        convert(rows, tmp_path / "not_found", *encode_flags("somebody/sdxl"))
+    found = convert(rows, tmp_path / "found", *encode_flags("somebody/sdxl"), f"--cache_dir={tmp_path / 'cache'}")
+    for tar in encoded.glob("*.tar"):
+        assert (found / tar.name).read_bytes() == tar.read_bytes()
+
+
 def test_images_and_latents_are_not_mixed(encoded, plain):
     with pytest.raises(ValueError, match="hold different things"):
         find_shards([str(plain), str(encoded)])

@@ -24,9 +24,9 @@ ROWS_AT_ONCE = 64  # in a row group; of large images 0.2 GB
 SHOWN = 12  # missing images that a warning names
 
 
-def copy_folder(output_dir: str, cache_dir: str | None) -> Path:
+def copy_folder(output_dir: str, staging_dir: str | None) -> Path:
     """The folder for the copy: that of the shards, which a cluster's nodes share, unless it is on S3."""
-    return Path(cache_dir or tempfile.gettempdir()) if output_dir.startswith("s3://") else Path(output_dir)
+    return Path(staging_dir or tempfile.gettempdir()) if output_dir.startswith("s3://") else Path(output_dir)
 
 
 def write_copy(table: Table, folder: Path) -> Path:

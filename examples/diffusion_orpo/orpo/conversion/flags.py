@@ -28,7 +28,8 @@ CONVERSION = FlagGroup(
         Flag("shard_size_mb", "Approximate size of a shard, in 10^6 bytes.", float, 500.0),
         Flag("keep_ties", "Write pairs with label 0.5, too.", bool),
         Flag("ray_address", "Ray cluster to run on. Default: this machine, all its cores."),
-        Flag("cache_dir", "Folder where shards wait for their upload to S3. Default: the system's temporary one."),
+        *pick([MODEL], ("cache_dir",)),
+        Flag("staging_dir", "Folder where shards wait for their upload to S3. Default: the system's temporary one."),
         Flag("verify", "Convert nothing; compare the shards in --output_dir with the manifest.", bool),
     ),
 )

@@ -61,13 +61,20 @@ def open_dataset(path: str) -> SubTreeFileSystem:
     return SubTreeFileSystem(f"datasets/{path}", PyFileSystem(FSSpecHandler(HfFileSystem())))
 
 
-def list_files(path: str, config: str | None, split: str | None, reading: Reading = Reading()) -> Listing | Table:
+def list_files(
+    path: str,
+    config: str | None,
+    split: str | None,
+    cache_dir: str | None = None,
+    reading: Reading = Reading(),
+) -> Listing | Table:
     """Finds the parquet files of a split, the same ones that training reads.
 
     Args:
         path: a folder or file, s3://bucket/prefix, or a data set of the Hub.
         config: of a data set that has several.
         split: Default: the only one, else train.
+        cache_dir: of datasets; None for the default.
         reading: how the flags say that rows are read.
 
     Returns:
@@ -86,15 +93,15 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
         return _list_on_s3(path, split)
     path = as_given(path)
     if is_pair_folders(path) or is_saved(path) or os.path.isfile(path) and not path.endswith(".parquet"):
-        return open_table(path, config, split, reading=reading)
+        return open_table(path, config, split, cache_dir, reading)
     if os.path.isfile(path):
         listing = Listing(os.path.dirname(os.path.abspath(path)), split or "train", [os.path.basename(path)])
-        return listing if _holds_pairs(listing, reading) else open_table(path, config, split, reading=reading)
-    builder = find_builder(path, config)
+        return listing if _holds_pairs(listing, reading) else open_table(path, config, split, cache_dir, reading)
+    builder = find_builder(path, config, cache_dir)
     split = pick_split(split_names(builder), split, path, "--split")
     files = [str(file) for file in builder.config.data_files[split]]
     if not all(file.endswith(".parquet") for file in files):
-        return open_table(path, config, split, reading=reading)
+        return open_table(path, config, split, cache_dir, reading)
     classes = class_names(builder.info.features or {})
     if files[0].startswith("hf://"):
         root = re.match(r"hf://datasets/([^@]+@[^/]+)/", files[0])
@@ -102,7 +109,7 @@ def list_files(path: str, config: str | None, split: str | None, reading: Readin
     else:
         folder = Path(path).resolve()
         listing = Listing(str(folder), split, [os.path.relpath(file, folder) for file in files], classes)
-    return listing if _holds_pairs(listing, reading) else open_table(path, config, split, reading=reading)
+    return listing if _holds_pairs(listing, reading) else open_table(path, config, split, cache_dir, reading)
 
 
 def _holds_pairs(listing: Listing, reading: Reading) -> bool:

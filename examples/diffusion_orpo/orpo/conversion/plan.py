@@ -62,7 +62,7 @@ class Job:
 
     dataset_path: str
     output_dir: str
-    cache_dir: str | None
+    staging_dir: str | None
     split: str
     keep_ties: bool
     files: list[str]
@@ -86,6 +86,7 @@ def plan_job(
     shard_size_mb: float = 500,
     keep_ties: bool = False,
     cache_dir: str | None = None,
+    staging_dir: str | None = None,
     encoding: EncodingJob | None = None,
     reading: Reading = Reading(),
 ) -> Job:
@@ -96,17 +97,18 @@ def plan_job(
         output_dir: gets the shards.
         shard_size_mb: approximate size of a shard, in 10^6 bytes.
         keep_ties: whether rows without a preference are written too.
-        cache_dir: where shards wait for their upload to S3.
+        cache_dir: of datasets; None for the default.
+        staging_dir: where shards wait for their upload to S3; None for the system's temporary folder.
         encoding: how samples are encoded, if they are.
         reading: how the flags say that rows are read.
 
     Raises:
         ValueError: files, split or columns are missing, the files' columns differ, or there are no rows.
     """
-    listing = list_files(dataset_path, dataset_config_name, split, reading)
+    listing = list_files(dataset_path, dataset_config_name, split, cache_dir, reading)
     copy = None
     if isinstance(listing, Table):
-        table, copy = listing, write_copy(listing, copy_folder(output_dir, cache_dir))
+        table, copy = listing, write_copy(listing, copy_folder(output_dir, staging_dir))
         listing = Listing(str(copy.parent), table.split, [copy.name], columns=table.columns)
     folder, files, split = open_dataset(listing.root), listing.files, listing.split
 
@@ -131,7 +133,7 @@ def plan_job(
         decisive.append([columns.used, *votes])
     plan = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     columns = {file: footer.columns for file, footer in zip(files, footers)}
-    return Job(listing.root, output_dir, cache_dir, split, keep_ties, files, columns, units, plan, encoding, copy)
+    return Job(listing.root, output_dir, staging_dir, split, keep_ties, files, columns, units, plan, encoding, copy)
 
 
 def _check_alike(files: list[str], footers: list[Footer]) -> None:

@@ -103,7 +103,7 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
     """
     unit, folder = job.units[row["item"]], open_folder(job.output_dir)
     labels, bad_rows, ties, sizes = Counter(jpg_0=0, jpg_1=0, tie=0), [], [], []
-    with written_whole(folder, unit.name, job.cache_dir) as path:
+    with written_whole(folder, unit.name, job.staging_dir) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
             for file, number, result, sizes_of_row in convert_rows(unit, job, encoder):
                 if isinstance(result, BadPair):
@@ -120,7 +120,7 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
     shard = Shard(
         unit.name, job.split, len(sizes), size, digest, dict(labels), unit.source, bad_rows, ties, pack_sizes(sizes)
     )
-    with written_whole(folder, f".{unit.name[:-4]}.json", job.cache_dir) as path:
+    with written_whole(folder, f".{unit.name[:-4]}.json", job.staging_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
     return {"shard": json.dumps(asdict(shard))}
 

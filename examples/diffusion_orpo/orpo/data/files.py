@@ -105,7 +105,9 @@ def readable(name: str) -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reasons = dict.fromkeys(printable(str(e)).rstrip(".") for e in (error, cause))
-        raise ValueError(f"{printable(name)} can't be read: {': '.join(reasons)}. Check its files.") from error
+        has_script = any(reason.startswith("Dataset scripts are no longer supported") for reason in reasons)
+        what_to_do = "Download it, and name its JSON, CSV or parquet file." if has_script else "Check its files."
+        raise ValueError(f"{printable(name)} can't be read: {': '.join(reasons)}. {what_to_do}") from error
 
 
 def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
