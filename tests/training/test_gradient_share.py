@@ -4,10 +4,13 @@ import json
 import logging
 import math
 import re
+from importlib import import_module
 
 import pytest
 import torch
+from families import FAMILIES, save_tiny
 from helpers import train
+from orpo.system.flags import make_parser, parse
 from orpo.training.gradient_share import beta_of_share, loser_share
 
 
@@ -75,3 +78,29 @@ def test_the_share_leaves_the_run_as_its_beta_alone_would(tiny_sdxl, faces, tmp_
     state = json.loads((tmp_path / "share" / "checkpoint-2" / "training_state.json").read_text())
     given = train(tiny_sdxl, faces, tmp_path / "beta", max_train_steps=2, beta_orpo=state["beta"])
     assert all(torch.equal(shared[name], given[name]) for name in shared)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_velocities_start_with_a_share_unless_a_beta_is_given(name):
+    declared = import_module(FAMILIES[name].script).FLAGS
+
+    def strength(*given: str) -> tuple[float | None, float | None]:
+        command = ["--pretrained_model_name_or_path=x", "--dataset_name=y", "--output_dir=z", *given]
+        args = parse(make_parser(None, declared), declared, command)
+        return args.beta_orpo, args.loser_share
+
+    assert strength() == ((0.1, None) if name == "sd" else (None, 0.4))
+    assert strength("--beta_orpo=0") == (0.0, None)
+    assert strength("--loser_share=0.2") == (None, 0.2)
+
+
+def test_flow_matching_finds_its_beta_at_the_start(faces, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        FAMILIES["flux"].train(save_tiny("flux", tmp_path / "base"), faces, tmp_path / "lora", max_train_steps=1)
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    (beta,) = re.findall(r"--loser_share=0.4: beta is ([\d.]+)", said)
+    ((used, share),) = re.findall(r"With --beta_orpo=([\d.]+) .* gradient is ([\d.]+)", said)
+    assert (
+        float(used) == pytest.approx(float(beta), rel=1e-3) and float(beta) > 1
+    )  # 0.1 would be a share of 0.07 or less
+    assert float(share) == pytest.approx(0.4, abs=0.03)

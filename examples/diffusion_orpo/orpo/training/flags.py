@@ -19,8 +19,8 @@ LOSS = FlagGroup(
     (
         Flag(
             "beta_orpo",
-            "Weight of the odds ratio term: 0 is supervised fine-tuning on winners, larger values push harder. Default: 0.1, "
-            "or what --loser_share asks for.",
+            "Weight of the odds ratio term: 0 is supervised fine-tuning on winners, larger values push harder. Default: what "
+            "--loser_share asks for, else 0.1.",
             float,
             lambda args: 0.1 if args.loser_share is None else None,
             range=(0,),
@@ -30,7 +30,8 @@ LOSS = FlagGroup(
         Flag(
             "loser_share",
             "Strength in place of --beta_orpo, above 0 and below 0.5: the losers' share of the gradient at the start, from "
-            "which beta is computed on the first pairs. It means the same for every model; beta depends on the model's errors.",
+            "which beta is computed on the first pairs. It means the same for every model; beta depends on the model's errors. "
+            "Default: 0.4 where the model predicts velocities (from Stable Diffusion 3 on) and --beta_orpo is not given.",
             float,
             range=(0, 0.5),
             resume="same",
