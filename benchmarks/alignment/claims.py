@@ -23,9 +23,9 @@ def in_short(worlds: dict[str, Comparison], first: dict[str, First], cost: dict)
     for world, c in worlds.items():
         for sentence, is_against in comparison_sentences(c) if is_compared(c) else search_sentences(c):
             (against if is_against else rest).append(f"{TITLES[world].capitalize()}: {sentence}")
-    against += first_against(first)
+    against += first_against(first, worlds)
     rest += vote_sentences(worlds["prompt"])
-    rest += [*first_for(first), *compass_sentences(worlds), *long_sentences(worlds), cost_sentence(cost)]
+    rest += [*first_for(first, worlds), *compass_sentences(worlds), *long_sentences(worlds), cost_sentence(cost)]
     return "\n".join(f"- {sentence}" for sentence in (status(worlds), *against, *rest))
 
 
@@ -107,29 +107,33 @@ def search_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
     )
 
 
-def first_against(first: dict[str, First]) -> Iterator[str]:
+def first_against(first: dict[str, First], worlds: dict[str, Comparison]) -> Iterator[str]:
+    """What the first comparison says of worlds that have no other."""
     digits, smile = first["digits"], first["smile"]
     source = "[first comparison](#the-first-comparison)"
-    yield (
-        f"Digits, 200 steps: ORPO's gain of {digits.gain('orpo'):+.3f} is bought with prompt-following: {digits.follows('orpo'):.2f}"
-        f" of its images show what was asked, {digits.follows('dpo'):.2f} of Diffusion-DPO's and {digits.base_follows:.2f} of the"
-        f" base's. No claim to be ahead there holds ({source})."
-    )
-    yield (
-        f"Smile, 200 steps: ORPO is within noise of the scaled margin, {smile.lead('orpo', 'scaled'):+.2f}, and at that setting"
-        f" {1 - smile.follows('orpo'):.0%} of its images no longer show what was asked ({source})."
-    )
+    if not is_compared(worlds["digits"]):
+        yield (
+            f"Digits, 200 steps: ORPO's gain of {digits.gain('orpo'):+.3f} is bought with prompt-following: {digits.follows('orpo'):.2f}"
+            f" of its images show what was asked, {digits.follows('dpo'):.2f} of Diffusion-DPO's and {digits.base_follows:.2f} of the"
+            f" base's. No claim to be ahead there holds ({source})."
+        )
+    if not is_compared(worlds["smile"]):
+        yield (
+            f"Smile, 200 steps: ORPO is within noise of the scaled margin, {smile.lead('orpo', 'scaled'):+.2f}, and at that setting"
+            f" {1 - smile.follows('orpo'):.0%} of its images no longer show what was asked ({source})."
+        )
 
 
-def first_for(first: dict[str, First]) -> Iterator[str]:
+def first_for(first: dict[str, First], worlds: dict[str, Comparison]) -> Iterator[str]:
     source = "[first comparison](#the-first-comparison)"
     leads = ", ".join(f"{f.lead('earlier', 'sft'):+.3f} ({TITLES[world]})" for world, f in first.items())
     yield f"The earlier formula is no better than fine-tuning on the winners. Its lead, 200 steps: {leads} ({source})."
     prompt = first["prompt"]
-    yield (
-        f"Prompt-following, 200 steps: ORPO gains {prompt.lead('orpo', 'dpo'):.2f} more than Diffusion-DPO and"
-        f" {prompt.lead('orpo', 'sft'):.2f} more than fine-tuning ({source})."
-    )
+    if not is_compared(worlds["prompt"]):
+        yield (
+            f"Prompt-following, 200 steps: ORPO gains {prompt.lead('orpo', 'dpo'):.2f} more than Diffusion-DPO and"
+            f" {prompt.lead('orpo', 'sft'):.2f} more than fine-tuning ({source})."
+        )
 
 
 def compass_sentences(worlds: dict[str, Comparison]) -> Iterator[str]:
