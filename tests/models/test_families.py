@@ -264,7 +264,7 @@ def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(name, f
     """Dropout included, which acts in training alone."""
     flags = {"rank": 3, "lora_alpha": 9, "learning_rate": 0.02, "max_train_steps": 3, "run_validation": True}
     flags |= {"validation_prompts": ["a red ball"], "validation_inference_steps": 3, "num_validation_pairs": 2}
-    flags |= {"lora_dropout": 0.3}
+    flags |= {"lora_dropout": 0.3, "beta_orpo": 0.1}
     family.train(model, faces, tmp_path, seed=5, validation_guidance_scale=3.0, **flags)
     trained, base = (
         np.asarray(Image.open(tmp_path / f"image_0{which}.png"), dtype=int) for which in ("", "_without_lora")
