@@ -67,22 +67,24 @@ def comparison_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
             yield f"ORPO is within noise of {what}: {lead:+.2f} ({anchor(c)}).", True
         else:
             yield f"ORPO is ahead of {what} by {lead:.2f} ({anchor(c)}).", False
-    yield kept_sentence(c), False
+    yield kept_sentence(c)
 
 
-def kept_sentence(c: Comparison) -> str:
-    """The same where each run ends at the step that its own held-out accuracy chooses."""
+def kept_sentence(c: Comparison) -> tuple[str, bool]:
+    """The same where each run ends at the step that its own held-out accuracy chooses, and whether it goes against ORPO."""
     ours = compass.keep_best(c.tests("orpo"))
     gain, follows = c.estimate(ours, compass.KEPT), c.estimate(ours, compass.KEPT, "follows")
-    leads = [
-        f"{c.lead(ours, compass.KEPT, compass.keep_best(c.tests(name)), compass.KEPT):+.2f} over {OBJECTIVES[name].label}"
+    leads = {
+        OBJECTIVES[name].label: c.lead(ours, compass.KEPT, compass.keep_best(c.tests(name)), compass.KEPT)
         for name in OTHERS
-    ]
-    return (
+    }
+    said = ", ".join(f"{lead:+.2f} over {label}" for label, lead in leads.items())
+    sentence = (
         f"with `--keep_best`, where each run keeps the step with its highest held-out accuracy, ORPO gains {gain:+.2f},"
-        f" {follows:.2f} of its images show what was asked, and its leads are {', '.join(leads)}"
+        f" {follows:.2f} of its images show what was asked, and its leads are {said}"
         f" ([kept](#the-step-that-held-out-accuracy-keeps))."
     )
+    return sentence, any(lead.high < 0 for lead in leads.values())
 
 
 def anchor(c: Comparison) -> str:

@@ -47,7 +47,8 @@ def readme_part(worlds: dict[str, Comparison], first: dict[str, First], cost: di
 
 def readme_note(worlds: dict[str, Comparison]) -> str:
     """Which runs the README's table shows."""
-    new = [note_on(c) for c in worlds.values() if is_compared(c)]
+    compared = [c for c in worlds.values() if is_compared(c)]
+    new = [note_on(compared)] if compared else []
     old = [TITLES[world] for world in WORLDS if not is_compared(worlds[world])]
     if not old:
         return "\n".join(new)
@@ -61,12 +62,15 @@ def readme_note(worlds: dict[str, Comparison]) -> str:
     return "\n".join([*new, first])
 
 
-def note_on(c: Comparison) -> str:
-    """How one column of the README's table came about."""
-    choice = c.choices["orpo"]
+def note_on(compared: list[Comparison]) -> str:
+    """How these columns of the README's table came about."""
+    ours = [
+        f"{tables.setting('orpo', c.choices['orpo'])}, {c.choices['orpo'].step} steps on {TITLES[c.world]}, {seeds(c)} seeds"
+        for c in compared
+    ]
     return (
-        f"On {TITLES[c.world]} each objective has its own strength, learning rate and number of steps, found by one search"
-        f" (ORPO:\n{tables.setting('orpo', choice)}, {choice.step} steps); {seeds(c)} seeds."
+        f"On {' and '.join(TITLES[c.world] for c in compared)} each objective has its own strength, learning rate and number of\n"
+        f"steps, found by one search (ORPO: {'; '.join(ours)})."
     )
 
 
