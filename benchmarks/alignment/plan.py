@@ -119,4 +119,4 @@ def _betas(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Ta
         for world in worlds:
             if choice := chosen(runs, bases, world, "orpo"):
                 for strength in OBJECTIVES["orpo"].strengths:
-                    yield replace(choice.experiment, strength=strength, split="test", seed=seed), MARKS
+                    yield replace(choice.experiment, strength=strength, split="test", seed=seed), FINAL_MARKS

@@ -276,15 +276,14 @@ def beta_table(c: Comparison) -> str:
     """ORPO by beta, at its learning rate and the step of its choice."""
     lines, choice = [], c.choices["orpo"]
     for beta in OBJECTIVES["orpo"].strengths:
-        if runs := c.tests("orpo", MARKS, strength=beta):
-            step = min(choice.step, max(MARKS))
-            distance = np.mean([run.evaluations[step]["distance"] for run in runs])
+        if runs := c.tests("orpo", strength=beta):
+            distance = np.mean([run.evaluations[choice.step]["distance"] for run in runs])
             lines.append(
                 [
                     f"{beta:g}",
                     str(len(runs)),
-                    f"{c.estimate(runs, step):+.2f}",
-                    f"{c.estimate(runs, step, 'follows'):.2f}",
+                    f"{c.estimate(runs, choice.step):+.2f}",
+                    f"{c.estimate(runs, choice.step, 'follows'):.2f}",
                     f"{distance:.1f}",
                 ]
             )
