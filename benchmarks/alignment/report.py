@@ -92,6 +92,7 @@ def values_of_page(worlds: dict[str, Comparison], first: dict[str, First], cost:
             f"test_{world}": tables.test_table(c, cost),
             f"kept_{world}": tables.kept_table(c),
             f"search_{world}": tables.search_table(c),
+            f"finals_{world}": tables.finals_table(c),
             f"settings_{world}": tables.all_settings(c),
             f"noise_{world}": f"{c.base['noise']:.0%}",
             f"long_{world}": tables.long_table(c),

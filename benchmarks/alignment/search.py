@@ -125,10 +125,14 @@ def missing(runs: dict[Experiment, Run], base: dict, world: str, objective: str)
     return [(e, FINAL_MARKS) for choice in best[:FINALISTS] for e in lacking_seeds(runs, choice.experiment)]
 
 
+def finalists(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> list[Run]:
+    """The best settings, each of all seeds; none before the search has ended."""
+    if missing(runs, base, world, objective):
+        return []
+    best = rank(searched(runs, world, objective), needed_following(base), last=max(MARKS))[:FINALISTS]
+    return [pool([runs[replace(choice.experiment, seed=seed)] for seed in SEEDS]) for choice in best]
+
+
 def chosen(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> Choice | None:
     """An objective's choice; None before the search has ended, or where no setting keeps to the prompt."""
-    if missing(runs, base, world, objective):
-        return None
-    needed = needed_following(base)
-    finalists = rank(searched(runs, world, objective), needed, last=max(MARKS))[:FINALISTS]
-    return choose([pool([runs[replace(c.experiment, seed=seed)] for seed in SEEDS]) for c in finalists], needed)
+    return choose(finalists(runs, base, world, objective), needed_following(base))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import search
 from comparison import TITLES, Comparison
 from compass import KEPT, keep_best, kept_step
 from first import NAMES, First
@@ -99,6 +100,17 @@ def search_table(c: Comparison) -> str:
         "where it lies",
     ]
     return rows(header, lines)
+
+
+def finals_table(c: Comparison) -> str:
+    """The settings that were run with all seeds of the search: gain and share that follows the prompt, at each step."""
+    lines = []
+    for name in OBJECTIVES:
+        for run in search.finalists(c.runs, c.base, c.world, name):
+            cells = [f"{c.gain(run, step):+.2f}, {run.mean(step, 'follows'):.2f}" for step in FINAL_MARKS]
+            lines.append([label(name), f"{run.experiment.strength:g}", f"{run.experiment.learning_rate:g}", *cells])
+    header = ["objective", "strength", "learning rate", *(f"{step} steps" for step in FINAL_MARKS)]
+    return rows(header, lines) if lines else NOT_YET
 
 
 def all_settings(c: Comparison) -> str:
