@@ -28,7 +28,8 @@ def family_lora(request, faces, tmp_path_factory) -> tuple[str, str, Path]:
     """A family, its tiny model and a trained LoRA."""
     folder = tmp_path_factory.mktemp(request.param)
     model = save_tiny(request.param, folder / "model")
-    FAMILIES[request.param].train(model, faces, folder / "lora", rank=RANK, lora_alpha=ALPHA, learning_rate=1e-2)
+    flags = {"rank": RANK, "lora_alpha": ALPHA, "learning_rate": 1e-2, "beta_orpo": 0.1}
+    FAMILIES[request.param].train(model, faces, folder / "lora", **flags)
     return request.param, model, folder / "lora"
 
 
