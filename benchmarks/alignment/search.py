@@ -17,7 +17,7 @@ from store import Run
 
 Task = tuple[Experiment, tuple[int, ...]]  # an experiment, and the steps at which it is measured
 
-KEPT = 0.95  # of the base's prompt-following, by what is chosen
+MIN_FOLLOWING = 0.95  # share of the base's prompt-following that a chosen setting must keep
 SEEDS = (0, 6, 7)  # of training: the first for every setting, all for the best; those of the test are others
 FINALISTS = 3
 MARKS = (100, 200, 400, 600)  # steps at which a run of the search is measured
@@ -58,7 +58,7 @@ def best_step(run: Run, needed: float) -> Choice | None:
 
 def needed_following(base: dict) -> float:
     """The share of validation images that must show what was asked."""
-    return KEPT * float(np.mean(base["splits"]["validation"]["follows"]))
+    return MIN_FOLLOWING * float(np.mean(base["splits"]["validation"]["follows"]))
 
 
 def searched(runs: dict[Experiment, Run], world: str, objective: str) -> list[Run]:

@@ -181,8 +181,10 @@ def kept_table(c: Comparison) -> str:
         if runs := c.tests(name):
             best = keep_best(runs)
             cells = [f"{c.estimate(best, KEPT):+.2f}", f"{c.estimate(best, KEPT, 'follows'):.2f}"]
-            leads = [c.lead(ours, KEPT, best, KEPT, field) for field in ("rewards", "follows")]
-            cells += [f"{lead:+.2f}" if name != "orpo" and ours else "" for lead in leads]
+            if ours and name != "orpo":
+                cells += [f"{c.lead(ours, KEPT, best, KEPT, field):+.2f}" for field in ("rewards", "follows")]
+            else:
+                cells += ["", ""]
             lines.append([label(name), ", ".join(str(kept_step(run)) for run in runs), *cells])
     header = [
         "objective",

@@ -89,8 +89,7 @@ def test_keys_choose_what_the_screen_shows(browse, make_images, tmp_path):
         assert list(vote.shown) == names and prompt.endswith(f" {sides[0][0]}")
         expected = {"Left": names[0], "Right": names[1]}.get(key)
         assert (vote.choice, vote.best) == ("best" if expected else {"Down": "tie", "X": "bad"}[key], expected)
-        assert 0 <= vote.seconds < 20
-    assert any(vote.seconds for vote in votes)  # a script may press a key in no time
+        assert 0 < vote.seconds < 20
     text, title = seen["values"][-1]
     assert "All done" in text and title == "All done" and "12 of 12" in text
     assert len({vote.shown[0][-5] for vote in votes}) == 2  # both sides

@@ -110,7 +110,7 @@ class Session:
             raise ValueError(f"No answer takes {seconds} seconds.")
         names = (shown[best], shown[worst]) if choice == "best" else (None, None)
         time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._log.add(Vote(question, choice, *names, shown, round(float(seconds), 2), time))
+        self._log.add(Vote(question, choice, *names, shown, round(float(seconds), 3), time))
         self._ask(None)
         return True
 
