@@ -11,14 +11,15 @@ from objectives import OBJECTIVES
 from plan import SEEDS
 from search import FINAL_MARKS, MARKS, Choice, choose, needed_following, searched
 from store import Run, load_base, load_runs
+from worlds import FINAL_PROMPTS, UNSEEN
 
 
 TITLES = {"prompt": "prompt-following", "smile": "smile", "digits": "digits"}
 
 
 def prompts_of(world: str, count: int) -> np.ndarray:
-    """Prompt of each image: the prompts take turns."""
-    return np.arange(count) % (10 if world == "digits" else 12)
+    """Prompt of each test image: the prompts take turns."""
+    return np.arange(count) % (10 if world == "digits" else UNSEEN)
 
 
 class Comparison:
@@ -28,11 +29,14 @@ class Comparison:
         choices: by objective, what was chosen, or as long as its search goes on the best so far; None where nothing that was
             tried keeps to the prompt.
         finished: by objective, whether the search has ended.
+        tested: which images of the test count: those whose prompt was not in the final.
     """
 
     def __init__(self, world: str):
         self.world, self.runs, self.base = world, load_runs(world), load_base(world)
         self.needed = needed_following(self.base)
+        self.prompts = prompts_of(world, len(self.base_rewards("test")))
+        self.tested = np.full(len(self.prompts), True) if world == "digits" else ~np.isin(self.prompts, FINAL_PROMPTS)
         self.finished = {
             name: bool(self.settings(name)) and not search.missing(self.runs, self.base, world, name)
             for name in OBJECTIVES
@@ -69,23 +73,25 @@ class Comparison:
         return [run for run in found if set(marks) <= set(run.evaluations)]
 
     def bootstrap(self, num_seeds: int) -> Bootstrap:
-        return Bootstrap(num_seeds, prompts_of(self.world, len(self.base_rewards("test"))))
+        return Bootstrap(num_seeds, self.prompts[self.tested])
+
+    def values(self, runs: list[Run], step: int, field: str) -> np.ndarray:
+        """Of the test images that count (runs, images)."""
+        return np.array([run.evaluations[step][field] for run in runs], dtype=float)[:, self.tested]
 
     def estimate(self, runs: list[Run], step: int, field: str = "rewards") -> Estimate:
         """Mean over seeds and prompts at a step; rewards are above the base's."""
-        values = np.array([run.evaluations[step][field] for run in runs], dtype=float)
+        values = self.values(runs, step, field)
         if field == "rewards":
-            values = values - self.base_rewards("test")
+            values = values - self.base_rewards("test")[self.tested]
         return self.bootstrap(len(runs)).mean(values)
 
     def lead(self, ours: list[Run], step: int, theirs: list[Run], their_step: int, field: str = "rewards") -> Estimate:
         """How far we are ahead, over the seeds that both have."""
         both = {run.experiment.seed for run in ours} & {run.experiment.seed for run in theirs}
-        values = [
-            np.array([r.evaluations[s][field] for r in runs if r.experiment.seed in both], dtype=float)
-            for runs, s in ((ours, step), (theirs, their_step))
-        ]
-        return self.bootstrap(len(both)).mean(values[0] - values[1])
+        ours, theirs = ([run for run in runs if run.experiment.seed in both] for runs in (ours, theirs))
+        difference = self.values(ours, step, field) - self.values(theirs, their_step, field)
+        return self.bootstrap(len(both)).mean(difference)
 
     def tests_with(self, name: str, changed: dict) -> tuple[Choice, list[Run]] | None:
         """With other data, what was chosen (see `plan.tuned`) and its runs on test images; None before there are any."""

@@ -30,7 +30,7 @@ PAIRS_PER_STEP = 16
 RANK = 8
 HELD_OUT_SEED = 2**31
 QUARTERS = 4  # of the noise levels, in each of which every held-out pair is predicted once
-TEST_SEEDS = {"validation": 500_000_000, "test": 600_000_000}
+TEST_SEEDS = {"validation": 500_000_000, "test": 600_000_000, "final": 700_000_000}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Experiment:
         strength: of its preference term.
         learning_rate: of AdamW.
         seed: of LoRA, order, noise and timesteps.
-        split: "validation" (prompts of the pairs) or "test" (other prompts where there are any); the seeds differ too.
+        split: "validation" (prompts of the pairs), "final" or "test" (prompts that no pair has); the seeds differ too.
         flipped: share of the pairs whose winner and loser are exchanged.
         votes: on each pair.
     """
@@ -176,7 +176,7 @@ def measure(world: World, model: EncodedSDXL, held_out: Pairs, split: str) -> di
         `distance`, and `accuracy`, `m_w` and `m_l` of the held-out pairs.
     """
     model.denoiser.eval()
-    classes = world.cycle(world.test_classes if split == "test" else world.train_classes, TEST_IMAGES)
+    classes = world.cycle(world.classes[split], TEST_IMAGES)
     images = world.draw(model.pipeline, classes, TEST_SEEDS[split], "Drawing")
     m_w, m_l = held_out_errors(world, model, held_out)
     correct = (m_w < m_l).double()

@@ -30,7 +30,7 @@ COLUMNS = 16
 def draw_world(name: str, work: Path) -> None:
     world, pairs, _ = prepare(name, work)
     choices = Comparison(name).choices
-    classes = world.cycle(world.test_classes, COLUMNS)
+    classes = world.cycle(world.classes["test"], COLUMNS)
     rows = {}
     for objective in OBJECTIVES:
         if choice := choices[objective]:

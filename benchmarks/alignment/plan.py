@@ -6,7 +6,7 @@ from dataclasses import replace
 import search
 from experiment import Experiment
 from objectives import OBJECTIVES, VARIANTS, VOTES
-from search import FINAL_MARKS, MARKS, Choice, Task, choose, needed_following
+from search import FINAL_MARKS, FINAL_SPLIT, MARKS, Choice, Task, choose, needed_following
 from store import Run
 
 
@@ -83,7 +83,7 @@ def _vote(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
 
 
 def _tune_and_test(runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]]) -> Iterator[Task]:
-    """With other data, the learning rate is chosen again on validation images, then tested."""
+    """With other data, the learning rate is chosen again on the final's images, then tested."""
     for name, changed in changes:
         yield from ((experiment, MARKS) for experiment in candidates(runs, bases, name, changed))
     for seed in SEEDS:
@@ -105,7 +105,8 @@ def tuned(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> 
     """The best of the candidates, once all are run."""
     wanted = candidates(runs, bases, objective, changed)
     done = [run for e in wanted if (run := runs["prompt"].get(e)) and set(MARKS) <= set(run.evaluations)]
-    return choose(done, needed_following(bases["prompt"])) if done and len(done) == len(wanted) else None
+    needed = needed_following(bases["prompt"], FINAL_SPLIT["prompt"])
+    return choose(done, needed) if done and len(done) == len(wanted) else None
 
 
 def _lengthen(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:

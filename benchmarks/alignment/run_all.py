@@ -45,14 +45,14 @@ def prepare(name: str, work: Path, votes: int = 1):
 
 
 def measure_base(name: str, work: Path) -> dict:
-    """The base on both splits, and what is to be known about world and pairs."""
+    """The base on every split, and what is to be known about world and pairs."""
     world, train, held_out = prepare(name, work)
     _, model = load_model(world.base, 1e-3, seed=0)  # a fresh LoRA changes nothing
     return {
         "objective": "base",
         "noise": train.noise,
         "checks": world.checks,
-        "splits": {split: measure(world, model, held_out, split) for split in ("validation", "test")},
+        "splits": {split: measure(world, model, held_out, split) for split in world.classes},
     }
 
 

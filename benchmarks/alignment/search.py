@@ -1,9 +1,10 @@
 """The one rule by which every objective gets its strength, its learning rate and its number of steps.
 
-Only validation images count. The best setting and step is the one with the highest reward among those that keep to the prompt. The
-search begins with every strength of the grid at one learning rate, and moves from the best setting to the best of its four neighbours
-(stronger, weaker, twice the rate, half the rate) until none is better. One seed can be lucky, so the best three settings are then run
-with two more seeds, and longer; the mean of the three seeds decides.
+The best setting and step is the one with the highest reward among those that keep to the prompt. The search, on the prompts of the
+pairs, begins with every strength of the grid at one learning rate, and moves from the best setting to the best of its four neighbours
+(stronger, weaker, twice the rate, half the rate) until none is better. One seed can be lucky, and what suits the prompts of the pairs
+need not suit others. So the best three settings go to a final: three seeds, more steps, and prompts that no pair has, which are not
+those of the test. Their mean decides.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ SEEDS = (0, 6, 7)  # of training: the first for every setting, all for the best;
 FINALISTS = 3
 MARKS = (100, 200, 400, 600)  # steps at which a run of the search is measured
 FINAL_MARKS = (*MARKS, 1000)
+FINAL_SPLIT = {"smile": "final", "prompt": "final", "digits": "validation"}  # every digit is in some pair
 POOLED = ("rewards", "follows", "distance", "accuracy")
 LEARNING_RATES = tuple(1e-3 * 2.0**i for i in range(-5, 6))
 START_RATE = {"smile": 2e-3, "prompt": 2e-3, "digits": 5e-4}
@@ -32,7 +34,7 @@ class Choice:
     """A setting, and the step at which it is best.
 
     Attributes:
-        run: on validation images, of the first seed or of all.
+        run: of the first seed on validation images, or of all seeds in the final.
         step: where its reward is highest.
     """
 
@@ -56,9 +58,9 @@ def best_step(run: Run, needed: float) -> Choice | None:
     return Choice(run, max(kept, key=lambda step: run.mean(step, "rewards")))
 
 
-def needed_following(base: dict) -> float:
-    """The share of validation images that must show what was asked."""
-    return MIN_FOLLOWING * float(np.mean(base["splits"]["validation"]["follows"]))
+def needed_following(base: dict, split: str = "validation") -> float:
+    """The share of a split's images that must show what was asked."""
+    return MIN_FOLLOWING * float(np.mean(base["splits"][split]["follows"]))
 
 
 def searched(runs: dict[Experiment, Run], world: str, objective: str) -> list[Run]:
@@ -93,10 +95,13 @@ def pool(runs: list[Run]) -> Run:
     return Run(runs[0].experiment, evaluations)
 
 
-def lacking_seeds(runs: dict[Experiment, Run], setting: Experiment) -> list[Experiment]:
-    """What the final of a setting lacks: all seeds, measured at `FINAL_MARKS`."""
-    wanted = [replace(setting, seed=seed) for seed in SEEDS]
-    return [e for e in wanted if e not in runs or not set(FINAL_MARKS) <= set(runs[e].evaluations)]
+def final_of(setting: Experiment, split: str | None = None) -> list[Experiment]:
+    """A setting with every seed of the final, on its images or on another split's."""
+    return [replace(setting, seed=seed, split=split or FINAL_SPLIT[setting.world]) for seed in SEEDS]
+
+
+def is_complete(runs: dict[Experiment, Run], experiment: Experiment) -> bool:
+    return experiment in runs and set(FINAL_MARKS) <= set(runs[experiment].evaluations)
 
 
 def neighbours(experiment: Experiment) -> list[Experiment]:
@@ -122,17 +127,26 @@ def missing(runs: dict[Experiment, Run], base: dict, world: str, objective: str)
     for wanted in (starts(world, objective), neighbours(best[0].experiment) if best else []):
         if untried := [experiment for experiment in wanted if experiment not in known]:
             return [(experiment, MARKS) for experiment in untried]
-    return [(e, FINAL_MARKS) for choice in best[:FINALISTS] for e in lacking_seeds(runs, choice.experiment)]
+    wanted = [experiment for choice in best[:FINALISTS] for experiment in final_of(choice.experiment)]
+    return [(experiment, FINAL_MARKS) for experiment in wanted if not is_complete(runs, experiment)]
 
 
-def finalists(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> list[Run]:
-    """The best settings, each of all seeds; none before the search has ended."""
+def finalists(
+    runs: dict[Experiment, Run], base: dict, world: str, objective: str, split: str | None = None
+) -> list[Run]:
+    """The best settings, each of all seeds; none before the search has ended.
+
+    Args:
+        runs, base, world, objective: as for `missing`.
+        split: the images, instead of the final's; settings that were not run on them are left out.
+    """
     if missing(runs, base, world, objective):
         return []
     best = rank(searched(runs, world, objective), needed_following(base), last=max(MARKS))[:FINALISTS]
-    return [pool([runs[replace(choice.experiment, seed=seed)] for seed in SEEDS]) for choice in best]
+    finals = [final_of(choice.experiment, split) for choice in best]
+    return [pool([runs[e] for e in final]) for final in finals if all(is_complete(runs, e) for e in final)]
 
 
 def chosen(runs: dict[Experiment, Run], base: dict, world: str, objective: str) -> Choice | None:
     """An objective's choice; None before the search has ended, or where no setting keeps to the prompt."""
-    return choose(finalists(runs, base, world, objective), needed_following(base))
+    return choose(finalists(runs, base, world, objective), needed_following(base, FINAL_SPLIT[world]))

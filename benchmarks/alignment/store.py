@@ -46,7 +46,7 @@ def load_runs(world: str) -> dict[Experiment, Run]:
 
 
 def load_base(world: str) -> dict | None:
-    """What the base model draws on both splits, and what is to be known about world and pairs."""
+    """What the base model draws on every split, and what is to be known about world and pairs."""
     return next((line for line in load_lines(world) if line["objective"] == "base"), None)
 
 

@@ -28,6 +28,8 @@ STEPS = 12  # of the sampler
 LOWEST_LOG_PROB = np.log(1e-3)  # rewards are no lower: one absurd image must not decide a mean
 NUM_PAIRS, NUM_HELD_OUT = 960, 128
 TEST_IMAGES = 96
+UNSEEN = 12  # prompts that no pair has, in the two worlds of faces
+FINAL_PROMPTS = tuple(sorted(np.random.default_rng(0).permutation(UNSEEN)[: UNSEEN // 2].tolist()))
 
 
 @dataclass
@@ -39,7 +41,8 @@ class World:
         guidance_scale: that its images are drawn with.
         temperature: of the label noise, in units of the reward.
         prompts: by class.
-        train_classes, test_classes: prompts of the pairs, and of the test.
+        classes: by split, the prompts of its images: those of the pairs ("validation"), half of those that no pair has ("final"),
+            and all of those that no pair has ("test": `FINAL_PROMPTS` are drawn too, but do not count). Digits have no "final".
         reward: (images, classes) -> (N,), higher is better.
         follows_prompt: (images, classes) -> (N,) bool.
         distance: by split, Frechet distance of images to real ones of the same classes.
@@ -50,8 +53,7 @@ class World:
     guidance_scale: float
     temperature: float
     prompts: tuple[str, ...]
-    train_classes: list[int]
-    test_classes: list[int]
+    classes: dict[str, list[int]]
     reward: Callable[[torch.Tensor, np.ndarray], np.ndarray]
     follows_prompt: Callable[[torch.Tensor, np.ndarray], np.ndarray]
     distance: dict[str, FrechetDistance]
@@ -90,14 +92,13 @@ def faces(name: str) -> World:
     # Every other cell of colour x kind x background, like the white and the black squares of a board: each word is
     # trained on, half of their combinations are not.
     parity = np.indices((4, 3, 2)).sum(axis=0).reshape(-1) % 2
-    train_classes, test_classes = np.flatnonzero(parity == 0), np.flatnonzero(parity == 1)
+    seen, unseen = np.flatnonzero(parity == 0), np.flatnonzero(parity == 1)
+    splits = {"validation": seen, "final": unseen[list(FINAL_PROMPTS)], "test": unseen}
     common = {
         "prompts": tuple(kind.prompt for kind in ALL_KINDS),
-        "train_classes": train_classes.tolist(),
-        "test_classes": test_classes.tolist(),
+        "classes": {split: chosen.tolist() for split, chosen in splits.items()},
         "distance": {
-            "validation": FrechetDistance(classifier, images[np.isin(classes, train_classes)]),
-            "test": FrechetDistance(classifier, images[np.isin(classes, test_classes)]),
+            split: FrechetDistance(classifier, images[np.isin(classes, chosen)]) for split, chosen in splits.items()
         },
         "checks": {"classifier accuracy on real images": accuracy},
     }
@@ -116,17 +117,16 @@ def digits(base: str) -> World:
     classifier = train_classifier(images[:half], classes[:half], epochs=80)
     pixels = to_pixels(images)
     judge = SVC(C=10).fit(pixels[half:], classes[half:])  # another kind of classifier, and the other half of the data
-    every = list(range(len(DIGIT_PROMPTS)))
+    splits, every = ("validation", "test"), list(range(len(DIGIT_PROMPTS)))
     return World(
         base=base,
         guidance_scale=1.0,
         temperature=0.04,
         prompts=DIGIT_PROMPTS,
-        train_classes=every,
-        test_classes=every,
+        classes=dict.fromkeys(splits, every),
         reward=lambda drawn, _: slant(drawn),
         follows_prompt=lambda drawn, asked: judge.predict(to_pixels(drawn)) == asked,
-        distance=dict.fromkeys(("validation", "test"), FrechetDistance(classifier, images)),
+        distance=dict.fromkeys(splits, FrechetDistance(classifier, images)),
         checks={
             "classifier accuracy on real images": float((classifier.predict(images[half:]) == classes[half:]).mean()),
             "judge's accuracy on real images": float((judge.predict(pixels[:half]) == classes[:half]).mean()),
@@ -185,7 +185,7 @@ def draw_pairs(
 ) -> Pairs:
     """Draws pairs, with the base model unless told otherwise, and has them voted on; of a tie, the winner is whichever."""
     rng = np.random.default_rng(seed)
-    classes = world.cycle(world.train_classes, count)
+    classes = world.cycle(world.classes["validation"], count)
     pipeline = pipeline or load_pipeline(world.base)
     images = [
         world.draw(pipeline, classes, 10_000_000 * (seed + 1) + side * count, f"Drawing pairs, side {side}")
