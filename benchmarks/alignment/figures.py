@@ -9,6 +9,7 @@ from compass import points
 from objectives import OBJECTIVES
 from plan import LONG_MARK
 from search import FINAL_MARKS
+from store import Run
 
 
 matplotlib.use("agg")
@@ -64,10 +65,12 @@ def draw_curves(worlds: dict[str, Comparison]) -> None:
             )
             for axis, field in zip(row, fields):
                 if runs:
-                    values = [np.mean([r.mean(s, field) for r in runs]) for s in marks]
-                    shift = c.base_rewards("test").mean() if field == "rewards" else 0
                     axis.plot(
-                        marks, np.array(values) - shift, color=COLORS[name], marker=".", label=OBJECTIVES[name].label
+                        marks,
+                        [mean_of_tests(c, runs, s, field) for s in marks],
+                        color=COLORS[name],
+                        marker=".",
+                        label=OBJECTIVES[name].label,
                     )
         for axis, text in zip(row, fields.values()):
             axis.set(title=text, xscale="log", xlabel="steps of 16 pairs")
@@ -75,6 +78,13 @@ def draw_curves(worlds: dict[str, Comparison]) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     save(figure, "curves.png")
+
+
+def mean_of_tests(c: Comparison, runs: list[Run], step: int, field: str) -> float:
+    """Of what is measured by image over the images that count, of what is measured by run over the runs."""
+    if field in ("rewards", "follows"):
+        return c.estimate(runs, step, field).mean
+    return float(np.mean([run.evaluations[step][field] for run in runs]))
 
 
 def draw_compass(worlds: dict[str, Comparison]) -> None:

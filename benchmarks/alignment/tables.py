@@ -3,6 +3,7 @@
 import numpy as np
 
 import search
+from bootstrap import Bootstrap
 from comparison import TITLES, Comparison
 from compass import KEPT, keep_best, kept_step
 from first import NAMES, First
@@ -268,7 +269,7 @@ def rounds_table(c: Comparison, lines: list[dict]) -> str:
     seeds = set.intersection(*({line["seed"] for line in lines if line["arm"] == arm} for arm in ARMS))
     if not seeds:
         return NOT_YET
-    bootstrap, table = c.bootstrap(len(seeds)), []
+    bootstrap, table = Bootstrap(len(seeds), c.prompts), []
 
     def values(arm: str, step: int, field: str) -> np.ndarray:
         found = sorted(

@@ -13,6 +13,7 @@ import plan
 import search
 from bootstrap import Bootstrap
 from classifier import FrechetDistance
+from comparison import Comparison
 from experiment import (
     Experiment,
     Training,
@@ -76,7 +77,7 @@ def fake(experiment: Experiment, rewards: float, follows: float = 1.0, peak: int
     )
 
 
-BASE = {"splits": {"validation": {"rewards": [0.0], "follows": [1.0]}}}
+BASE = {"splits": dict.fromkeys(("validation", "final"), {"rewards": [0.0], "follows": [1.0]})}
 
 
 def search_with(reward) -> dict[Experiment, Run]:
@@ -94,7 +95,7 @@ def test_the_search_ends_where_no_neighbour_is_better():
     runs = search_with(reward)
     choice = search.chosen(runs, BASE, "smile", "orpo")
     assert (choice.experiment.strength, choice.experiment.learning_rate, choice.step) == (1.5, 5e-4, 400)
-    assert set(search.neighbours(choice.experiment)) <= set(runs)
+    assert set(search.neighbours(replace(choice.experiment, split="validation"))) <= set(runs)
 
 
 def test_the_search_stops_at_the_edge_of_the_grid():
@@ -110,19 +111,25 @@ def test_what_loses_the_prompt_is_not_chosen_and_nobody_gets_a_fallback():
     assert search.choose(runs[:1], needed=0.95) is None
 
 
-def test_a_lucky_seed_does_not_decide():
+@pytest.mark.parametrize(
+    "loses",
+    [lambda e: e.seed != 0, lambda e: e.split == "final"],
+    ids=["with other seeds", "on prompts that no pair has"],
+)
+def test_what_is_good_with_one_seed_or_on_the_prompts_of_the_pairs_only_is_not_chosen(loses):
     lucky = Experiment("smile", "orpo", 0.5, 2e-3)
 
     def reward(experiment: Experiment) -> float:
         away = abs(np.log(experiment.strength / 0.5)) + abs(np.log(experiment.learning_rate / 2e-3))
-        return 1 - away - 2 * (replace(experiment, seed=0) == lucky and experiment.seed != 0)
+        return 1 - away - 2 * (away == 0 and loses(experiment))
 
     runs = search_with(reward)
     assert search.choose(search.searched(runs, "smile", "orpo"), needed=0.95).experiment == lucky
     choice = search.chosen(runs, BASE, "smile", "orpo")
-    assert choice.experiment != lucky
-    assert {e.seed for e in runs} == set(search.SEEDS) and not set(search.SEEDS) & set(plan.SEEDS)
-    assert sum(e.seed != 0 for e in runs) == 2 * search.FINALISTS
+    assert replace(choice.experiment, split="validation") != lucky
+    finals = [e for e in runs if e.split == "final"]
+    assert {e.seed for e in finals} == set(search.SEEDS) and not set(search.SEEDS) & set(plan.SEEDS)
+    assert len(finals) == 3 * search.FINALISTS
 
 
 def test_every_strength_is_tried_before_the_search_climbs():
@@ -141,11 +148,10 @@ def test_nothing_is_compared_before_its_search_has_ended():
     runs["prompt"][best] = fake(best, 1.0)
     assert all(experiment.split == "validation" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
     runs["prompt"] |= {e: fake(e, 0.5) for e in search.neighbours(best)}
-    assert all(experiment.split == "validation" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
-    for seed in search.SEEDS:
-        runs["prompt"] |= {
-            replace(e, seed=seed): fake(e, 0.5 + 0.5 * (replace(e, seed=0) == best)) for e in list(runs["prompt"])
-        }
+    assert all(experiment.split != "test" for experiment, _ in plan.tasks(runs, bases, ("prompt",)))
+    for final in [e for setting in list(runs["prompt"]) for e in search.final_of(setting)]:
+        setting = replace(final, seed=0, split="validation")
+        runs["prompt"][final] = fake(final, 0.5 + 0.5 * (setting == best))
     tested = {experiment for experiment, _ in plan.tasks(runs, bases, ("prompt",)) if experiment.split == "test"}
     assert {replace(best, split="test", seed=seed) for seed in plan.SEEDS} <= tested
     assert all(experiment.objective in ("orpo", "smoothed", "squared", "weighted") for experiment in tested)
@@ -178,6 +184,14 @@ def test_pairs_carry_the_preference_and_flipping_takes_it_away(prompt):
 def both_errors(model, batch: dict) -> Errors:
     errors, reference = compute_errors(model, batch), reference_errors(model, batch)
     return replace(errors, reference_w=reference.w, reference_l=reference.l)
+
+
+@pytest.mark.parametrize("name", ["prompt", "smile"])
+def test_no_prompt_is_trained_on_or_chosen_on_and_tested_too(name):
+    classes, c = make_world(name).classes, Comparison(name)
+    counted = {classes["test"][position] for position in c.prompts[c.tested]}
+    assert set(classes["final"]) | counted == set(classes["test"]) and len(classes["final"]) == len(counted) == 6
+    assert not set(classes["final"]) & counted and not set(classes["validation"]) & set(classes["test"])
 
 
 def test_the_reference_is_the_model_before_training(prompt):
