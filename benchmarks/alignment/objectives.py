@@ -117,7 +117,7 @@ def expected_over_votes(errors: Errors, beta: float) -> torch.Tensor:
 OBJECTIVES = {
     "sft": Objective("SFT on winners", sft, (0.0,)),
     "scaled": Objective("scaled margin", scaled_margin, (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0), symbol="scale"),
-    "orpo": Objective("ORPO", orpo, (0.05, 0.15, 0.5, 1.5, 5.0, 15.0)),
+    "orpo": Objective("ORPO", orpo, (0.05, 0.15, 0.5, 1.5, 5.0, 15.0, 50.0)),
     "mapo": Objective("MaPO", mapo, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)),
     "dpo": Objective("Diffusion-DPO", diffusion_dpo, (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0), has_reference=True),
 }
