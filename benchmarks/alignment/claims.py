@@ -3,43 +3,49 @@
 from collections.abc import Iterator
 
 import compass
+from bootstrap import Estimate
 from comparison import TITLES, Comparison
-from first import First
+from compass import KEPT
+from earlier import Earlier
 from objectives import OBJECTIVES, VOTES
-from plan import LONG_MARK, SEEDS, VOTE_COUNTS
+from plan import FLIPS, LONG_MARK, RECOMMENDED_BETA, SEEDS, VOTE_COUNTS
+from search import MARKS, MIN_FOLLOWING
+from tables import step_in_time
 
 
 ENOUGH = 3  # seeds of every objective before a comparison on test images is spoken of
 OTHERS = [name for name in OBJECTIVES if name != "orpo"]
+LOST = 0.1  # share of the gain that may be lost by training on, or by choosing without images
+Sentence = tuple[str, bool]  # and whether it goes against ORPO
 
 
 def is_compared(c: Comparison) -> bool:
     return all(len(c.tests(name)) >= ENOUGH for name in OBJECTIVES)
 
 
-def in_short(worlds: dict[str, Comparison], first: dict[str, First], cost: dict) -> str:
+def in_short(worlds: dict[str, Comparison], earlier: dict[str, Earlier], cost: dict) -> str:
     """A list of sentences, each with the heading under which its table stands."""
-    against, rest = [], []
-    for world, c in worlds.items():
-        for sentence, is_against in comparison_sentences(c) if is_compared(c) else search_sentences(c):
-            (against if is_against else rest).append(f"{TITLES[world].capitalize()}: {sentence}")
-    against += first_against(first, worlds)
-    rest += vote_sentences(worlds["prompt"])
-    rest += [*first_for(first, worlds), *compass_sentences(worlds), *long_sentences(worlds), cost_sentence(cost)]
-    return "\n".join(f"- {sentence}" for sentence in (status(worlds), *against, *rest))
+    found = [
+        (f"{TITLES[world].capitalize()}: {sentence}", is_against)
+        for world, c in worlds.items()
+        if is_compared(c)
+        for sentence, is_against in (
+            *comparison_sentences(c),
+            *kept_sentences(c),
+            *compass_sentences(c),
+            *long_sentences(c),
+        )
+    ]
+    found += [*flip_sentences(worlds["prompt"], cost), *vote_sentences(worlds["prompt"])]
+    found += [(earlier_sentence(earlier), False), (cost_sentence(cost), False)]
+    found.sort(key=lambda sentence: not sentence[1])
+    return "\n".join(f"- {sentence}" for sentence in (*unfinished(worlds), *(sentence for sentence, _ in found)))
 
 
-def status(worlds: dict[str, Comparison]) -> str:
-    done = [TITLES[world] for world, c in worlds.items() if all(len(c.tests(n)) == len(SEEDS) for n in OBJECTIVES)]
-    if len(done) == len(worlds):
-        return f"The comparison is complete: {len(SEEDS)} seeds of every objective in every world."
-    complete = f"complete for {' and '.join(done)} only" if done else "not complete in any world yet"
-    begun = [f"{TITLES[world]}, {seeds(c)} seeds of {len(SEEDS)}" for world, c in worlds.items() if is_compared(c)]
-    other = f" It has test images in {'; '.join(begun)}; elsewhere" if begun else " Until it is,"
-    return (
-        f"**The comparison on equal footing is {complete}** ([what there is](#what-there-is-so-far)).{other} results on"
-        f" test images come from [the first comparison](#the-first-comparison), whose flaws are named there."
-    )
+def unfinished(worlds: dict[str, Comparison]) -> Iterator[str]:
+    lacking = [TITLES[world] for world, c in worlds.items() if seeds(c) < len(SEEDS)]
+    if lacking:
+        yield f"**The comparison is not complete**: {' and '.join(lacking)} lack seeds ([what there is](#runs))."
 
 
 def seeds(c: Comparison) -> int:
@@ -47,110 +53,96 @@ def seeds(c: Comparison) -> int:
     return min(len(c.tests(name)) for name in OBJECTIVES)
 
 
-def comparison_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
+def comparison_sentences(c: Comparison) -> Iterator[Sentence]:
     """Who is ahead on test images, each at its own best."""
     ours, step = c.tests("orpo"), c.choices["orpo"].step
     follows = c.estimate(ours, step, "follows")
     yield (
-        f"ORPO gains {c.estimate(ours, step):+.2f}, and {follows:.2f} of its images show what was asked ({anchor(c)}).",
-        False,
+        f"ORPO gains {c.estimate(ours, step):{c.signed}}, and {follows:.2f} of its images show what was asked,"
+        f" {c.base_follows():.2f} of the base's ({anchor(c)}).",
+        keeps_less(c, follows),
     )
     for name in OTHERS:
-        lead = c.lead(ours, step, c.tests(name), c.choices[name].step)
-        what = OBJECTIVES[name].label
+        theirs = c.tests(name), c.choices[name].step
+        lead, what = c.lead(ours, step, *theirs), OBJECTIVES[name].label
+        beside = f"in images that show what was asked ORPO's lead is {c.lead(ours, step, *theirs, 'follows'):+.2f} ({anchor(c)})."
         if lead.high < 0:
-            yield (
-                f"**{what} is ahead of ORPO** by {-lead.mean:.2f} [{-lead.high:.2f}, {-lead.low:.2f}] ({anchor(c)}).",
-                True,
-            )
+            yield f"**{what} is ahead of ORPO** by {-lead:{c.signed}}; {beside}", True
         elif lead.low <= 0:
-            yield f"ORPO is within noise of {what}: {lead:+.2f} ({anchor(c)}).", True
+            yield f"ORPO is within noise of {what}: {lead:{c.signed}}; {beside}", True
         else:
-            yield f"ORPO is ahead of {what} by {lead:.2f} ({anchor(c)}).", False
-    yield kept_sentence(c)
+            yield f"ORPO is ahead of {what} by {lead:{c.signed}}; {beside}", False
 
 
-def kept_sentence(c: Comparison) -> tuple[str, bool]:
-    """The same where each run ends at the step that its own held-out accuracy chooses, and whether it goes against ORPO."""
+def keeps_less(c: Comparison, follows: Estimate) -> bool:
+    """Whether fewer images show what was asked than the rule wants."""
+    return follows.mean < MIN_FOLLOWING * c.base_follows()
+
+
+def kept_sentences(c: Comparison) -> Iterator[Sentence]:
+    """The same where each run ends at the step that its own held-out accuracy chooses."""
     ours = compass.keep_best(c.tests("orpo"))
-    gain, follows = c.estimate(ours, compass.KEPT), c.estimate(ours, compass.KEPT, "follows")
-    leads = {
-        OBJECTIVES[name].label: c.lead(ours, compass.KEPT, compass.keep_best(c.tests(name)), compass.KEPT)
-        for name in OTHERS
-    }
-    said = ", ".join(f"{lead:+.2f} over {label}" for label, lead in leads.items())
-    sentence = (
-        f"with `--keep_best`, where each run keeps the step with its highest held-out accuracy, ORPO gains {gain:+.2f},"
-        f" {follows:.2f} of its images show what was asked, and its leads are {said}"
-        f" ([kept](#the-step-that-held-out-accuracy-keeps))."
+    gain, follows = c.estimate(ours, KEPT), c.estimate(ours, KEPT, "follows")
+    leads = {OBJECTIVES[name].label: c.lead(ours, KEPT, compass.keep_best(c.tests(name)), KEPT) for name in OTHERS}
+    said = ", ".join(f"{lead:{c.signed}} over {label}" for label, lead in leads.items())
+    yield (
+        f"with `--keep_best`, where each run keeps the step with its highest held-out accuracy, ORPO gains"
+        f" {gain:{c.signed}}, {follows:.2f} of its images show what was asked, and its leads are {said}"
+        f" ([kept](#the-step-that-held-out-accuracy-keeps)).",
+        keeps_less(c, follows) or any(lead.high < 0 for lead in leads.values()),
     )
-    return sentence, any(lead.high < 0 for lead in leads.values())
 
 
 def anchor(c: Comparison) -> str:
     return f"[table](#{TITLES[c.world]})"
 
 
-def search_sentences(c: Comparison) -> Iterator[tuple[str, bool]]:
-    """What the search has found, once it has ended: validation images."""
-    if not all(c.finished.values()):
-        return  # one setting of each says nothing
-    found = []
-    for name in sorted(filter(c.choices.get, OBJECTIVES), key=lambda name: -c.choices[name].reward):
-        choice, tried = c.choices[name], len(c.settings(name))
-        found.append(
-            f"{OBJECTIVES[name].label} {c.gain(choice.run, choice.step):+.2f} with {choice.run.mean(choice.step, 'follows'):.2f} of the images"
-            f" right, the best of {tried} settings"
-        )
-    yield (
-        f"where each objective gets its own rate and steps (validation images, three seeds): {'; '.join(found)}"
-        f" ([search](#the-search-{TITLES[c.world]})). A lead at 200 steps is not a lead there.",
-        True,
-    )
-
-
-def first_against(first: dict[str, First], worlds: dict[str, Comparison]) -> Iterator[str]:
-    """What the first comparison says of worlds that have no other."""
-    digits, smile = first["digits"], first["smile"]
-    source = "[first comparison](#the-first-comparison)"
-    if not is_compared(worlds["digits"]):
+def compass_sentences(c: Comparison) -> Iterator[Sentence]:
+    """What choosing without drawing an image costs."""
+    found, price = compass.points(c, "orpo"), compass.price(c, "orpo")
+    if price:
+        reached, best = price
         yield (
-            f"Digits, 200 steps: ORPO's gain of {digits.gain('orpo'):+.3f} is bought with prompt-following: {digits.follows('orpo'):.2f}"
-            f" of its images show what was asked, {digits.follows('dpo'):.2f} of Diffusion-DPO's and {digits.base_follows:.2f} of the"
-            f" base's. No claim to be ahead there holds ({source})."
-        )
-    if not is_compared(worlds["smile"]):
-        yield (
-            f"Smile, 200 steps: ORPO is within noise of the scaled margin, {smile.lead('orpo', 'scaled'):+.2f}, and at that setting"
-            f" {1 - smile.follows('orpo'):.0%} of its images no longer show what was asked ({source})."
+            f"over {len(found)} points of ORPO's search held-out accuracy correlates with the gain at"
+            f" r = {compass.correlation(found):.2f}; choosing setting and step by it alone gets {reached.gain:{c.signed}} with"
+            f" {reached.follows:.2f} of the images right, where the best that keeps to the prompt is {best:{c.signed}}"
+            f" ([compass](#held-out-accuracy-is-the-compass)).",
+            reached.gain < (1 - LOST) * best or reached.follows < c.needed,
         )
 
 
-def first_for(first: dict[str, First], worlds: dict[str, Comparison]) -> Iterator[str]:
-    source = "[first comparison](#the-first-comparison)"
-    leads = ", ".join(f"{f.lead('earlier', 'sft'):+.3f} ({TITLES[world]})" for world, f in first.items())
-    yield f"The earlier formula is no better than fine-tuning on the winners. Its lead, 200 steps: {leads} ({source})."
-    prompt = first["prompt"]
-    if not is_compared(worlds["prompt"]):
-        yield (
-            f"Prompt-following, 200 steps: ORPO gains {prompt.lead('orpo', 'dpo'):.2f} more than Diffusion-DPO and"
-            f" {prompt.lead('orpo', 'sft'):.2f} more than fine-tuning ({source})."
-        )
-
-
-def compass_sentences(worlds: dict[str, Comparison]) -> Iterator[str]:
-    for world, c in worlds.items():
-        found, price = compass.points(c, "orpo"), compass.price(c, "orpo")
-        if price and len(found) >= 12:
-            reached, best = price
+def long_sentences(c: Comparison) -> Iterator[Sentence]:
+    """What training on does, at ORPO's own setting and at the beta that is recommended."""
+    for beta in sorted({c.choices["orpo"].experiment.strength, RECOMMENDED_BETA}):
+        runs = c.tests("orpo", (LONG_MARK,), strength=beta)
+        if len(runs) >= ENOUGH:
+            gain, follows = c.estimate(runs, LONG_MARK), c.estimate(runs, LONG_MARK, "follows")
+            best = max(c.estimate(runs, step).mean for step in runs[0].evaluations)
             yield (
-                f"{TITLES[world].capitalize()}: held-out accuracy correlates with the gain at r = {compass.correlation(found):.2f}"
-                f" over {len(found)} points of ORPO's search{'' if c.finished['orpo'] else ', which has not ended'}; choosing setting and step by it alone gets {reached:+.2f} of"
-                f" {best:+.2f}, which is {1 - reached / best:.0%} less ([compass](#held-out-accuracy-is-the-compass))."
+                f"after {LONG_MARK:,} steps at beta {beta:g} ORPO's gain is {gain:{c.signed}}, {gain.mean / best:.0%} of its best"
+                f" at any step, and {follows:.2f} of its images show what was asked ([long runs](#ten-times-as-long)).",
+                gain.mean < (1 - LOST) * best or keeps_less(c, follows),
             )
 
 
-def vote_sentences(c: Comparison) -> Iterator[str]:
+def flip_sentences(c: Comparison, cost: dict) -> Iterator[Sentence]:
+    """What wrong labels do to ORPO, and to Diffusion-DPO in the same time."""
+    for flipped in sorted(FLIPS):
+        ours, theirs = (c.tests_with(name, {"flipped": flipped}) for name in ("orpo", "dpo"))
+        if not ours or not theirs or min(len(ours[1]), len(theirs[1])) < ENOUGH:
+            continue
+        (choice, runs), (their_choice, their_runs) = ours, theirs
+        gain, lead = c.estimate(runs, choice.step), c.lead(runs, choice.step, their_runs, their_choice.step)
+        step = step_in_time(cost, "dpo", choice.step, MARKS)
+        yield (
+            f"Prompt-following with {flipped:.0%} of the labels exchanged: ORPO gains {gain:+.2f}; its lead over Diffusion-DPO is"
+            f" {lead:+.2f} at each one's best step, and {c.lead(runs, choice.step, their_runs, step):+.2f} in the time that ORPO takes"
+            f" ([wrong labels](#wrong-labels)).",
+            gain.low <= 0 or lead.low <= 0,
+        )
+
+
+def vote_sentences(c: Comparison) -> Iterator[Sentence]:
     """What several votes on each pair are good for, against the majority's label."""
     for votes in VOTE_COUNTS:
         found = {name: c.tests_with("orpo", {"objective": name, "votes": votes}) for name in VOTES}
@@ -161,18 +153,18 @@ def vote_sentences(c: Comparison) -> Iterator[str]:
             VOTES[name].label: c.lead(theirs, their.step, runs, choice.step) for name, (their, theirs) in found.items()
         }
         said = ", ".join(f"{label} {lead:+.2f}" for label, lead in leads.items())
-        yield f"{votes} votes on each pair, gain over training on the majority's label: {said} ([votes](#votes-instead-of-labels))."
+        yield (
+            f"{votes} votes on each pair, gain over training on the majority's label: {said} ([votes](#votes-instead-of-labels)).",
+            False,
+        )
 
 
-def long_sentences(worlds: dict[str, Comparison]) -> Iterator[str]:
-    for world, c in worlds.items():
-        runs = c.tests("orpo", (LONG_MARK,))
-        if len(runs) >= ENOUGH:
-            gain, follows = c.estimate(runs, LONG_MARK), c.estimate(runs, LONG_MARK, "follows")
-            yield (
-                f"{TITLES[world].capitalize()}: after {LONG_MARK:,} steps ORPO's gain is {gain:+.2f}, and {follows:.2f} of its"
-                f" images show what was asked ([long runs](#ten-times-as-long))."
-            )
+def earlier_sentence(earlier: dict[str, Earlier]) -> str:
+    leads = ", ".join(f"{e.lead('earlier'):+.3f} ({TITLES[world]})" for world, e in earlier.items())
+    return (
+        f"The earlier public formula is no better than fine-tuning on the winners. Its lead, 200 steps: {leads}"
+        " ([earlier formula](#the-earlier-formula))."
+    )
 
 
 def cost_sentence(cost: dict) -> str:

@@ -30,10 +30,12 @@ class Comparison:
             tried keeps to the prompt.
         finished: by objective, whether the search has ended.
         tested: which images of the test count: those whose prompt was not in the final.
+        signed: the format of a reward; those of the digits are small.
     """
 
     def __init__(self, world: str):
         self.world, self.runs, self.base = world, load_runs(world), load_base(world)
+        self.signed = "+.3f" if world == "digits" else "+.2f"
         self.needed = needed_following(self.base)
         self.prompts = prompts_of(world, len(self.base_rewards("test")))
         self.tested = np.full(len(self.prompts), True) if world == "digits" else ~np.isin(self.prompts, FINAL_PROMPTS)
@@ -96,9 +98,12 @@ class Comparison:
     def tests_with(self, name: str, changed: dict) -> tuple[Choice, list[Run]] | None:
         """With other data, what was chosen (see `plan.tuned`) and its runs on test images; None before there are any."""
         choice = plan.tuned({"prompt": self.runs}, {"prompt": self.base}, name, changed)
-        runs = choice and self.tests(name, MARKS, **changed, learning_rate=choice.experiment.learning_rate)
+        if choice is None:
+            return None
+        setting = {"strength": choice.experiment.strength, "learning_rate": choice.experiment.learning_rate}
+        runs = self.tests(name, MARKS, **changed, **setting)
         return (choice, runs) if runs else None
 
-    @property
-    def searched_all(self) -> bool:
-        return all(self.finished.values())
+    def base_follows(self) -> float:
+        """Share of the test images that count which show what was asked, drawn by the base."""
+        return float(np.array(self.base["splits"]["test"]["follows"], dtype=float)[self.tested].mean())

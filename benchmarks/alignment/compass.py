@@ -35,11 +35,11 @@ def correlation(found: list[Point]) -> float:
     return float(np.corrcoef([p.accuracy for p in found], [p.gain for p in found])[0, 1])
 
 
-def price(c: Comparison, name: str) -> tuple[float, float] | None:
-    """(gain of the setting and step with the highest accuracy, highest gain of any that keeps to the prompt)."""
+def price(c: Comparison, name: str) -> tuple[Point, float] | None:
+    """The setting and step with the highest accuracy, and the highest gain of any that keeps to the prompt."""
     found = points(c, name)
     kept = [p.gain for p in found if p.follows >= c.needed]
-    return (max(found, key=lambda p: p.accuracy).gain, max(kept)) if kept else None
+    return (max(found, key=lambda p: p.accuracy), max(kept)) if kept else None
 
 
 def kept_step(run: Run) -> int:

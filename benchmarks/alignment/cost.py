@@ -23,13 +23,13 @@ import paths
 from diffusers.utils.logging import disable_progress_bar
 from experiment import PAIRS_PER_STEP, load_model, make_batch, train_step
 from faces import ALL_KINDS
-from objectives import ALL_OBJECTIVES, FIRST_OBJECTIVES, OBJECTIVES
+from objectives import ALL_OBJECTIVES, EARLIER_OBJECTIVES, OBJECTIVES
 from worlds import Pairs
 
 
 BASE = str(paths.REPOSITORY / "examples" / "demo" / "base")
 MEMORY_PAIRS = 64
-COMPARED = OBJECTIVES | FIRST_OBJECTIVES
+COMPARED = OBJECTIVES | EARLIER_OBJECTIVES
 
 
 class Prompts:

@@ -1,6 +1,6 @@
 """The runs, most important first. Results decide what comes next, so the plan is made again after each run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import search
@@ -29,15 +29,12 @@ def chosen(runs: Runs, bases: dict[str, dict], world: str, objective: str) -> Ch
 def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) -> Iterator[Task]:
     """Everything that is to be run and can be now, done or not, in order."""
     faces = [world for world in worlds if world != "digits"]
-    digits = [world for world in worlds if world == "digits"]
     has_prompt = "prompt" in worlds
-    yield from _search(runs, bases, faces)
-    yield from _compare(runs, bases, faces)
+    yield from _search(runs, bases, worlds)
+    yield from _compare(runs, bases, worlds)
     if has_prompt:
         yield from _flip(runs, bases, FLIPS[0])
     yield from _lengthen(runs, bases, faces)
-    yield from _search(runs, bases, digits)
-    yield from _compare(runs, bases, digits)
     yield from _betas(runs, bases, faces, OBJECTIVES["orpo"].strengths)
     if has_prompt:
         yield from _flip(runs, bases, FLIPS[1])
@@ -45,14 +42,14 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
         yield from _vote(runs, bases)
 
 
-def _search(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+def _search(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
     """The search for each objective's setting."""
     for world in worlds:
         for objective in ORDER:
             yield from search.missing(runs[world], bases[world], world, objective)
 
 
-def _compare(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+def _compare(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
     """Each objective at its best, on test images, with fresh seeds."""
     for seed in SEEDS:
         for world in worlds:
@@ -84,7 +81,7 @@ def _vote(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
 
 
 def _tune_and_test(runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]]) -> Iterator[Task]:
-    """With other data, the learning rate is chosen again on the final's images, then tested."""
+    """With other data, what `candidates` has is chosen from again on the final's images, then tested."""
     for name, changed in changes:
         yield from ((experiment, MARKS) for experiment in candidates(runs, bases, name, changed))
     for seed in SEEDS:
@@ -94,29 +91,39 @@ def _tune_and_test(runs: Runs, bases: dict[str, dict], changes: list[tuple[str, 
 
 
 def candidates(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> list[Experiment]:
-    """The setting that an objective has on prompt-following, with something changed, at its rate, half and a quarter of it."""
+    """The setting that an objective has on prompt-following, with something changed, at its rate, half and a quarter of it.
+
+    Under wrong labels also every strength of the grid, at the best of these rates, once that is known.
+    """
     choice = chosen(runs, bases, "prompt", objective)
     if choice is None:
         return []
     experiment = replace(choice.experiment, **changed)
-    return [replace(experiment, learning_rate=experiment.learning_rate / divisor) for divisor in (1, 2, 4)]
+    rates = [replace(experiment, learning_rate=experiment.learning_rate / divisor) for divisor in (1, 2, 4)]
+    best = _best(runs, bases, rates) if "flipped" in changed else None
+    strengths = [replace(best.experiment, strength=s) for s in OBJECTIVES[objective].strengths] if best else []
+    return rates + [experiment for experiment in strengths if experiment not in rates]
 
 
 def tuned(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> Choice | None:
     """The best of the candidates, once all are run."""
-    wanted = candidates(runs, bases, objective, changed)
+    return _best(runs, bases, candidates(runs, bases, objective, changed))
+
+
+def _best(runs: Runs, bases: dict[str, dict], wanted: list[Experiment]) -> Choice | None:
+    """Of runs on prompt-following; None before all are done."""
     done = [run for e in wanted if (run := runs["prompt"].get(e)) and set(MARKS) <= set(run.evaluations)]
     needed = needed_following(bases["prompt"], FINAL_SPLIT["prompt"])
     return choose(done, needed) if done and len(done) == len(wanted) else None
 
 
-def _lengthen(runs: Runs, bases: dict[str, dict], worlds: list[str]) -> Iterator[Task]:
+def _lengthen(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
     """Each objective at its own setting, and ORPO at the beta that is recommended."""
     for experiment, marks in (*_compare(runs, bases, worlds), *_betas(runs, bases, worlds, (RECOMMENDED_BETA,))):
         yield experiment, (*marks, LONG_MARK)
 
 
-def _betas(runs: Runs, bases: dict[str, dict], worlds: list[str], strengths: tuple[float, ...]) -> Iterator[Task]:
+def _betas(runs: Runs, bases: dict[str, dict], worlds: Iterable[str], strengths: tuple[float, ...]) -> Iterator[Task]:
     """ORPO's strengths at its learning rate."""
     for seed in SEEDS:
         for world in worlds:

@@ -12,10 +12,10 @@ import compass
 import figures
 import paths
 import tables
-from claims import in_short, is_compared, seeds
+from claims import in_short, is_compared
 from comparison import TITLES, Comparison
+from earlier import Earlier
 from edges import edge_table
-from first import First
 from objectives import OBJECTIVES
 from plan import WORLDS
 from rounds import load_rounds
@@ -27,61 +27,34 @@ README = paths.REPOSITORY / "README.md"
 OWN = paths.REPOSITORY / "docs" / "own_preferences.md"
 
 
-def readme_part(worlds: dict[str, Comparison], first: dict[str, First], cost: dict) -> str:
-    """What the README shows: the comparison once it has been run in a world, until then the first one, and which it is."""
-    header = ["objective", *(f"{TITLES[world]}: gain in reward" for world in WORLDS), "time of a step"]
+def readme_part(worlds: dict[str, Comparison], cost: dict) -> str:
+    """What the README shows: each objective at its own best, on test images."""
+    header = ["objective", *(f"{TITLES[world]}: gain; share right" for world in worlds), "time of a step"]
     lines = []
-    for name in ("sft", "earlier", "scaled", "mapo", "dpo", "orpo"):
-        cells = []
-        for world in WORLDS:
-            c = worlds[world]
-            if not is_compared(c):
-                cells.append(f"{first[world].gain(name):+.2f}")
-            elif name in OBJECTIVES:
-                cells.append(f"{c.estimate(c.tests(name), c.choices[name].step):+.2f}")
-            else:
-                cells.append("not run")
+    for name in ("sft", "scaled", "mapo", "dpo", "orpo"):
+        cells = [readme_cell(c, name) if is_compared(c) else "not run yet" for c in worlds.values()]
         lines.append([tables.label(name), *cells, f"{cost[name]['time']:.2f}"])
-    return f"{tables.rows(header, lines)}\n\n{readme_note(worlds)}"
-
-
-def readme_note(worlds: dict[str, Comparison]) -> str:
-    """Which runs the README's table shows."""
-    compared = [c for c in worlds.values() if is_compared(c)]
-    new = [note_on(compared)] if compared else []
-    old = [TITLES[world] for world in WORLDS if not is_compared(worlds[world])]
-    if not old:
-        return "\n".join(new)
-    where = "These are" if not new else f"On {' and '.join(old)} these are"
-    first = (
-        f"{where} the first comparison's numbers: five seeds, 200 steps and six settings for each objective,\n"
-        "some of them best at the edge of what was tried, and on the digits ORPO's gain costs prompt-following. A search without\n"
-        "these limits is under way. How far it has got, and what these numbers don't show, is in the first lines of\n"
-        "[docs/results.md](docs/results.md)."
-    )
-    return "\n".join([*new, first])
-
-
-def note_on(compared: list[Comparison]) -> str:
-    """How these columns of the README's table came about."""
     ours = [
-        f"{tables.setting('orpo', c.choices['orpo'])}, {c.choices['orpo'].step} steps on {TITLES[c.world]}, {seeds(c)} seeds"
-        for c in compared
+        f"{tables.setting('orpo', c.choices['orpo'])} and {c.choices['orpo'].step} steps on {TITLES[c.world]}"
+        for c in worlds.values()
+        if is_compared(c)
     ]
-    return (
-        f"On {' and '.join(TITLES[c.world] for c in compared)} each objective has its own strength, learning rate and number of\n"
-        f"steps, found by one search (ORPO: {'; '.join(ours)})."
-    )
+    return f"{tables.rows(header, lines)}\n\nORPO has {', '.join(ours)}."
 
 
-def values_of_page(worlds: dict[str, Comparison], first: dict[str, First], cost: dict) -> dict[str, str]:
+def readme_cell(c: Comparison, name: str) -> str:
+    runs, step = c.tests(name), c.choices[name].step
+    return f"{c.estimate(runs, step):{c.signed}}; {c.estimate(runs, step, 'follows').mean:.2f}"
+
+
+def values_of_page(worlds: dict[str, Comparison], earlier: dict[str, Earlier], cost: dict) -> dict[str, str]:
     """What the page's template asks for."""
     values = {
-        "in_short": in_short(worlds, first, cost),
+        "in_short": in_short(worlds, earlier, cost),
         "completeness": tables.completeness(worlds),
-        "first": tables.first_table(first),
+        "earlier": tables.earlier_table(earlier),
         "cost": tables.cost_table(cost),
-        "flips": tables.flip_table(worlds["prompt"]),
+        "flips": tables.flip_table(worlds["prompt"], cost),
         "votes": tables.vote_table(worlds["prompt"]),
         "variants": tables.variant_table(worlds["prompt"]),
         "compass": compass_table(worlds),
@@ -93,6 +66,7 @@ def values_of_page(worlds: dict[str, Comparison], first: dict[str, First], cost:
             f"kept_{world}": tables.kept_table(c),
             f"search_{world}": tables.search_table(c),
             f"finals_{world}": tables.finals_table(c),
+            f"seen_{world}": tables.seen_prompts_table(c),
             f"settings_{world}": tables.all_settings(c),
             f"noise_{world}": f"{c.base['noise']:.0%}",
             f"long_{world}": tables.long_table(c),
@@ -108,24 +82,35 @@ def compass_table(worlds: dict[str, Comparison]) -> str:
         for name in OBJECTIVES:
             found, price = compass.points(c, name), compass.price(c, name)
             if price and len(found) >= 12:
-                correlation = f"{compass.correlation(found):.2f}"
+                reached, best = price
+                cells = [str(len(found)), f"{compass.correlation(found):.2f}", f"{reached.gain:{c.signed}}"]
                 lines.append(
-                    [TITLES[world], tables.label(name), str(len(found)), correlation, *(f"{p:+.2f}" for p in price)]
+                    [TITLES[world], tables.label(name), *cells, f"{reached.follows:.2f}", f"{best:{c.signed}}"]
                 )
-    header = ["world", "objective", "points", "r", "gain, chosen by accuracy", "best gain"]
+    header = [
+        "world",
+        "objective",
+        "points",
+        "r",
+        "gain, chosen by accuracy",
+        "follows prompt",
+        "best gain that the rule lets in",
+    ]
     return tables.rows(header, lines) if lines else tables.NOT_YET
 
 
-def load() -> tuple[dict[str, Comparison], dict[str, First], dict]:
+def load() -> tuple[dict[str, Comparison], dict[str, Earlier], dict]:
     cost = json.loads((RESULTS / "cost.json").read_text())
-    return {world: Comparison(world) for world in WORLDS}, {world: First(world) for world in WORLDS}, cost
+    return {world: Comparison(world) for world in WORLDS}, {world: Earlier(world) for world in WORLDS}, cost
 
 
 def pages() -> dict[Path, str]:
     """The current text of every page that holds results."""
-    worlds, first, cost = load()
-    page = Template((paths.HERE / "results_page.template").read_text()).substitute(values_of_page(worlds, first, cost))
-    readme = between(README.read_text(), "alignment", readme_part(worlds, first, cost))
+    worlds, earlier, cost = load()
+    page = Template((paths.HERE / "results_page.template").read_text()).substitute(
+        values_of_page(worlds, earlier, cost)
+    )
+    readme = between(README.read_text(), "alignment", readme_part(worlds, cost))
     rounds = tables.rounds_table(worlds["smile"], load_rounds())
     return {PAGE: page, README: readme, OWN: between(OWN.read_text(), "rounds", rounds)}
 

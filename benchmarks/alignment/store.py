@@ -10,7 +10,6 @@ from experiment import Experiment
 
 
 RESULTS = paths.HERE / "results"
-FIRST = RESULTS / "first"  # of the first comparison: 200 steps, six settings each
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """The page's tables. A table of runs that do not exist says so."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import search
 from bootstrap import Bootstrap
 from comparison import TITLES, Comparison
 from compass import KEPT, keep_best, kept_step
-from first import NAMES, First
+from earlier import NAMES, Earlier
 from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
 from plan import FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS
 from rounds import ARMS, ROUNDS, STEPS
@@ -69,8 +71,8 @@ def span(counts: list[int]) -> str:
 
 
 def search_table(c: Comparison) -> str:
-    """Each objective at the best setting so far, on validation images."""
-    base = c.base["splits"]["validation"]
+    """Each objective at its chosen setting, on the final's images; before its search has ended at the best so far, on validation images."""
+    base = c.base["splits"][search.FINAL_SPLIT[c.world]]
     lines = [["base", "", "", "", "0", f"{np.mean(base['follows']):.2f}", f"{base['distance']:.1f}", ""]]
     for name in OBJECTIVES:
         choice, tried = c.choices[name], str(len(c.settings(name)))
@@ -84,7 +86,7 @@ def search_table(c: Comparison) -> str:
                 tried,
                 setting(name, choice),
                 str(choice.step),
-                f"{c.gain(choice.run, choice.step):+.2f}",
+                f"{c.gain(choice.run, choice.step):{c.signed}}",
                 f"{choice.run.mean(choice.step, 'follows'):.2f}",
                 f"{choice.run.mean(choice.step, 'distance'):.1f}",
                 bracket(name, choice, c.finished[name]),
@@ -108,10 +110,23 @@ def finals_table(c: Comparison) -> str:
     lines = []
     for name in OBJECTIVES:
         for run in search.finalists(c.runs, c.base, c.world, name):
-            cells = [f"{c.gain(run, step):+.2f}, {run.mean(step, 'follows'):.2f}" for step in FINAL_MARKS]
+            cells = [f"{c.gain(run, step):{c.signed}}, {run.mean(step, 'follows'):.2f}" for step in FINAL_MARKS]
             lines.append([label(name), f"{run.experiment.strength:g}", f"{run.experiment.learning_rate:g}", *cells])
     header = ["objective", "strength", "learning rate", *(f"{step} steps" for step in FINAL_MARKS)]
     return rows(header, lines) if lines else NOT_YET
+
+
+def seen_prompts_table(c: Comparison) -> str:
+    """What the final chose when its images were of the prompts of the pairs, and how that does on the images of the test."""
+    lines = []
+    for name in OBJECTIVES:
+        finals = search.finalists(c.runs, c.base, c.world, name, "validation")
+        choice = search.choose(finals, c.needed)
+        wanted = [replace(choice.experiment, split="test", seed=seed) for seed in SEEDS] if choice else []
+        if runs := [c.runs[experiment] for experiment in wanted if search.is_complete(c.runs, experiment)]:
+            cells = [f"{c.estimate(runs, choice.step):{c.signed}}", f"{c.estimate(runs, choice.step, 'follows'):.2f}"]
+            lines.append([label(name), f"{setting(name, choice)}, {choice.step} steps", str(len(runs)), *cells])
+    return rows(["objective", "chosen", "seeds", "gain", "follows prompt"], lines) if lines else NOT_YET
 
 
 def all_settings(c: Comparison) -> str:
@@ -120,7 +135,7 @@ def all_settings(c: Comparison) -> str:
     for name in OBJECTIVES:
         for run in sorted(c.settings(name), key=lambda r: (r.experiment.strength, r.experiment.learning_rate)):
             cells = [
-                f"{c.gain(run, step):+.2f}, {run.mean(step, 'follows'):.2f}, {run.evaluations[step]['distance']:.1f}"
+                f"{c.gain(run, step):{c.signed}}, {run.mean(step, 'follows'):.2f}, {run.evaluations[step]['distance']:.1f}"
                 for step in MARKS
             ]
             lines.append([label(name), f"{run.experiment.strength:g}", f"{run.experiment.learning_rate:g}", *cells])
@@ -131,12 +146,10 @@ def all_settings(c: Comparison) -> str:
     )
 
 
-def equal_compute_step(c: Comparison, name: str, cost: dict) -> int | None:
-    """The last measured step of an objective within the time that ORPO takes to its own best step."""
-    if c.choices["orpo"] is None:
-        return None
-    budget = c.choices["orpo"].step * cost["orpo"]["time"]
-    return max((step for step in FINAL_MARKS if step * cost[name]["time"] <= budget), default=None)
+def step_in_time(cost: dict, name: str, step: int, marks: tuple[int, ...]) -> int | None:
+    """The last mark that an objective reaches in the time that ORPO takes to a step."""
+    budget = step * cost["orpo"]["time"]
+    return max((mark for mark in marks if mark * cost[name]["time"] <= budget), default=None)
 
 
 def test_table(c: Comparison, cost: dict) -> str:
@@ -147,18 +160,18 @@ def test_table(c: Comparison, cost: dict) -> str:
         if not runs:
             lines.append([label(name), "not run yet", *[""] * 7])
             continue
-        compute = equal_compute_step(c, name, cost)
+        compute = step_in_time(cost, name, c.choices["orpo"].step, FINAL_MARKS) if c.choices["orpo"] else None
         lines.append(
             [
                 label(name),
                 f"{setting(name, choice)}, {choice.step} steps",
                 str(len(runs)),
-                f"{c.estimate(runs, choice.step):+.2f}",
+                f"{c.estimate(runs, choice.step):{c.signed}}",
                 f"{c.estimate(runs, choice.step, 'follows'):.2f}",
                 f"{np.mean([run.evaluations[choice.step]['distance'] for run in runs]):.1f}",
-                f"{c.estimate(runs, 200):+.2f}",
-                f"{c.estimate(runs, 600):+.2f}",
-                f"{c.estimate(runs, compute):+.2f} ({compute})" if compute else "",
+                f"{c.estimate(runs, 200):{c.signed}}",
+                f"{c.estimate(runs, 600):{c.signed}}",
+                f"{c.estimate(runs, compute):{c.signed}} ({compute})" if compute else "",
             ]
         )
     header = [
@@ -181,9 +194,10 @@ def kept_table(c: Comparison) -> str:
     for name in OBJECTIVES:
         if runs := c.tests(name):
             best = keep_best(runs)
-            cells = [f"{c.estimate(best, KEPT):+.2f}", f"{c.estimate(best, KEPT, 'follows'):.2f}"]
+            cells = [f"{c.estimate(best, KEPT):{c.signed}}", f"{c.estimate(best, KEPT, 'follows'):.2f}"]
             if ours and name != "orpo":
-                cells += [f"{c.lead(ours, KEPT, best, KEPT, field):+.2f}" for field in ("rewards", "follows")]
+                lead, follows = (c.lead(ours, KEPT, best, KEPT, field) for field in ("rewards", "follows"))
+                cells += [f"{lead:{c.signed}}", f"{follows:+.2f}"]
             else:
                 cells += ["", ""]
             lines.append([label(name), ", ".join(str(kept_step(run)) for run in runs), *cells])
@@ -204,7 +218,7 @@ def long_table(c: Comparison) -> str:
     for name in OBJECTIVES:
         if runs := c.tests(name, (200, 600, 1000, LONG_MARK)):
             cells = [
-                f"{c.estimate(runs, s):+.2f}, {c.estimate(runs, s, 'follows').mean:.2f}, "
+                f"{c.estimate(runs, s):{c.signed}}, {c.estimate(runs, s, 'follows'):.2f}, "
                 f"{np.mean([run.evaluations[s]['distance'] for run in runs]):.1f}"
                 for s in (200, 600, 1000, LONG_MARK)
             ]
@@ -212,24 +226,36 @@ def long_table(c: Comparison) -> str:
     return rows(["objective", "seeds", "200 steps", "600", "1000", str(LONG_MARK)], lines) if lines else NOT_YET
 
 
-def flip_table(c: Comparison) -> str:
-    """Gain with exchanged labels, the learning rate chosen again under them."""
+def flip_table(c: Comparison, cost: dict) -> str:
+    """With exchanged labels, the learning rate chosen again under them: gain, prompt-following and ORPO's lead."""
     lines = []
-    for name in OBJECTIVES:
-        for flipped in sorted(FLIPS):
-            if found := c.tests_with(name, {"flipped": flipped}):
-                choice, runs = found
-                gain = f"{c.estimate(runs, choice.step):+.2f}"
-                lines.append(
-                    [
-                        label(name),
-                        f"{flipped:.0%}",
-                        f"{setting(name, choice)}, {choice.step} steps",
-                        str(len(runs)),
-                        gain,
-                    ]
-                )
-    return rows(["objective", "exchanged", "setting", "seeds", "gain"], lines) if lines else NOT_YET
+    for flipped in sorted(FLIPS):
+        found = {name: c.tests_with(name, {"flipped": flipped}) for name in OBJECTIVES}
+        ours = found["orpo"]
+        for name, (choice, runs) in ((name, each) for name, each in found.items() if each):
+            cells = [
+                f"{setting(name, choice)}, {choice.step} steps",
+                str(len(runs)),
+                f"{c.estimate(runs, choice.step):+.2f}",
+            ]
+            cells += [f"{c.estimate(runs, choice.step, 'follows'):.2f}", "", ""]
+            if ours and name != "orpo":
+                same_time = step_in_time(cost, name, ours[0].step, MARKS)
+                cells[-2] = f"{c.lead(ours[1], ours[0].step, runs, choice.step):+.2f}"
+                if same_time:
+                    cells[-1] = f"{c.lead(ours[1], ours[0].step, runs, same_time):+.2f} ({same_time})"
+            lines.append([f"{flipped:.0%}", label(name), *cells])
+    header = [
+        "exchanged",
+        "objective",
+        "setting",
+        "seeds",
+        "gain",
+        "follows prompt",
+        "ORPO's lead",
+        "in ORPO's time (steps)",
+    ]
+    return rows(header, lines) if lines else NOT_YET
 
 
 def vote_table(c: Comparison) -> str:
@@ -297,7 +323,7 @@ def beta_table(c: Comparison) -> str:
                 [
                     f"{beta:g}",
                     str(len(runs)),
-                    f"{c.estimate(runs, choice.step):+.2f}",
+                    f"{c.estimate(runs, choice.step):{c.signed}}",
                     f"{c.estimate(runs, choice.step, 'follows'):.2f}",
                     f"{distance:.1f}",
                 ]
@@ -320,13 +346,13 @@ def variant_table(c: Comparison) -> str:
     )
 
 
-def first_table(worlds: dict[str, First]) -> str:
+def earlier_table(worlds: dict[str, Earlier]) -> str:
+    """Gain of the earlier formula and of its mended sign, and their lead over fine-tuning."""
     lines = []
     for name in NAMES:
-        cells = [f"{f.gain(name):+.2f}, {f.follows(name):.2f}, {f.distance(name):.1f}" for f in worlds.values()]
+        cells = [f"{e.gain(name):+.3f}" + (f"; {e.lead(name):+.3f}" if name != "sft" else "") for e in worlds.values()]
         lines.append([label(name), *cells])
-    base = [f"0, {f.base_follows:.2f}, {f.base_distance:.1f}" for f in worlds.values()]
-    return rows(["objective", *(f"{TITLES[w]}: gain, follows, distance" for w in worlds)], [["base", *base], *lines])
+    return rows(["objective", *(f"{TITLES[world]}: gain; lead over SFT" for world in worlds)], lines)
 
 
 def cost_table(cost: dict) -> str:

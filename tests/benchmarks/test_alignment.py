@@ -136,7 +136,7 @@ def test_every_strength_is_tried_before_the_search_climbs():
     """Or it would end on the first of two hills."""
 
     def reward(experiment: Experiment) -> float:
-        hills = {0.05: 0.2, 0.15: 0.3, 0.5: 0.2, 1.5: 0.0, 5.0: 0.4, 15.0: 0.3}
+        hills = {0.05: 0.2, 0.15: 0.3, 0.5: 0.2, 1.5: 0.0, 5.0: 0.4, 15.0: 0.3, 50.0: 0.2}
         return hills[experiment.strength] - abs(np.log(experiment.learning_rate / 2e-3))
 
     assert search.chosen(search_with(reward), BASE, "smile", "orpo").experiment.strength == 5.0
