@@ -1,6 +1,7 @@
 """Every script begins with this, once its flags are good and before it imports anything heavy."""
 
 import logging
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,9 +22,13 @@ NOISE = {
 def begin(script: str) -> None:
     """Makes the console accept any text, silences pointless messages of libraries, and exits if a library is too old.
 
+    Also makes MKL compute the same numbers in every run on a machine, or else the last digits depend on where memory happens to lie:
+    must come before torch computes anything. A setting of the user's own stays.
+
     Args:
         script: its name, for the message.
     """
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in notebooks
             stream.reconfigure(
