@@ -42,7 +42,8 @@ OrpoMetrics.__doc__ = """What trl logs for ORPO, under the same names: detached,
 - `rewards/accuracies`: 1.0 where the winner has the smaller error, else 0.0.
 - `nll_loss`: m_w.
 - `log_odds_chosen`: z, the log odds ratio itself; above 0 where the model prefers the winner.
-- `log_odds_ratio`: log sigmoid(z). The loss per pair is `nll_loss - beta * log_odds_ratio`.
+- `log_odds_ratio`: log sigmoid(z), or with a temperature T log sigmoid(z / T). The loss per pair is
+  `nll_loss - beta * log_odds_ratio`.
 """
 
 
@@ -52,6 +53,7 @@ def orpo_loss(
     target: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
     beta: float = 0.1,
     *,
+    temperature: float = 1.0,
     weights: torch.Tensor | None = None,
     reduction: Reduction = "mean",
     return_metrics: bool = False,
@@ -66,6 +68,8 @@ def orpo_loss(
         target: what both should predict, the same shape (the shared noise, in epsilon prediction); or a pair
             `(target_w, target_l)` where the target holds the clean image (v-prediction, flow matching).
         beta: weight of the odds ratio term, at least 0; 0 is supervised fine-tuning on the winners.
+        temperature: T in -T log sigmoid(z / T), above 0. Above 1 the sigmoid is flatter, so that pairs whose winner has the
+            larger error weigh less: among them are those with wrong labels. Leaves the gradient at z = 0 as it is.
         weights: factor on each pair's whole loss, shape (B,), for example of min-SNR weighting. They do not enter the
             metrics, and "mean" divides by B, not by their sum.
         reduction: "mean" or "sum" over the pairs, or "none" for the loss of each pair, shape (B,).
@@ -76,7 +80,7 @@ def orpo_loss(
 
     Raises:
         TypeError: a tensor is not of floating dtype, or beta is not a number.
-        ValueError: shapes differ, the batch is empty, or beta is negative or not finite.
+        ValueError: shapes differ, the batch is empty, beta is negative or not finite, or the temperature not above 0.
 
     Example:
         >>> import torch
@@ -85,7 +89,8 @@ def orpo_loss(
         >>> orpo_loss(pred_w, pred_l, noise, beta=0.1).shape
         torch.Size([])
 
-    Source: equations 6 and 7 of ORPO, arXiv 2403.07691, with log p taken as the negative mean squared error.
+    Source: equations 6 and 7 of ORPO, arXiv 2403.07691, with log p taken as the negative mean squared error. The
+    temperature is not in the paper, which has 1.
     """
     _check_same_shape("model_pred_w", model_pred_w, "model_pred_l", model_pred_l)
     target_w, target_l = _split_target(target)
@@ -94,7 +99,13 @@ def orpo_loss(
     error_w = per_pair_error(model_pred_w, target_w)
     error_l = per_pair_error(model_pred_l, target_l)
     return odds_ratio_objective(
-        error_w, error_l, beta, weights=weights, reduction=reduction, return_metrics=return_metrics
+        error_w,
+        error_l,
+        beta,
+        temperature=temperature,
+        weights=weights,
+        reduction=reduction,
+        return_metrics=return_metrics,
     )
 
 
@@ -103,6 +114,7 @@ def odds_ratio_objective(
     error_l: torch.Tensor,
     beta: float = 0.1,
     *,
+    temperature: float = 1.0,
     weights: torch.Tensor | None = None,
     reduction: Reduction = "mean",
     return_metrics: bool = False,
@@ -112,7 +124,7 @@ def odds_ratio_objective(
     Args:
         error_w: error of each preferred image, at least 0, shape (B,), any floating dtype.
         error_l: error of each rejected image, shape (B,).
-        beta, weights, reduction, return_metrics: as for `orpo_loss`.
+        beta, temperature, weights, reduction, return_metrics: as for `orpo_loss`.
 
     Returns:
         As `orpo_loss`.
@@ -123,12 +135,15 @@ def odds_ratio_objective(
     _check_same_shape("error_w", error_w, "error_l", error_l)
     if error_w.ndim != 1:
         raise ValueError(f"error_w and error_l must hold one error per pair, shape (B,); got {tuple(error_w.shape)}.")
-    _check_beta(beta)
+    _check_number("beta", beta)
+    _check_number("temperature", temperature)
+    if temperature == 0:
+        raise ValueError("temperature must be above 0; 1 is ORPO as published.")
     error_w, error_l = _at_least_float32(error_w), _at_least_float32(error_l)
 
     # arXiv 2403.07691, equations 4 and 7: z = log(odds(winner) / odds(loser)), L_OR = -log sigmoid(z)
     z = log_odds(error_w) - log_odds(error_l)
-    log_odds_ratio = F.logsigmoid(z)
+    log_odds_ratio = temperature * F.logsigmoid(z / temperature)
     loss = error_w - beta * log_odds_ratio  # equation 6
 
     if weights is not None:
@@ -217,11 +232,11 @@ def _check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: t
         )
 
 
-def _check_beta(beta: float) -> None:
-    if not isinstance(beta, (int, float)):  # a tensor would have to be read back from the device to be checked
-        raise TypeError(f"beta must be a Python number; got {type(beta).__name__}.")
-    if not 0 <= beta < float("inf"):
-        raise ValueError(f"beta must be finite and at least 0; got {beta}.")
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)):  # a tensor would have to be read back from the device to be checked
+        raise TypeError(f"{name} must be a Python number; got {type(value).__name__}.")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and at least 0; got {value}.")
 
 
 def _reduce(loss: torch.Tensor, reduction: Reduction) -> torch.Tensor:

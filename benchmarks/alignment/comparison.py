@@ -7,6 +7,7 @@ import numpy as np
 import plan
 import search
 from bootstrap import Bootstrap, Estimate
+from experiment import Experiment
 from objectives import OBJECTIVES
 from plan import SEEDS
 from search import FINAL_MARKS, MARKS, Choice, choose, needed_following, searched
@@ -70,7 +71,11 @@ class Comparison:
         choice = self.choices[name]
         if choice is None or not self.finished[name]:
             return []
-        wanted = [replace(choice.experiment, split="test", seed=seed, **changes) for seed in SEEDS]
+        return self.tests_of(replace(choice.experiment, **changes), marks)
+
+    def tests_of(self, setting: Experiment, marks: tuple[int, ...]) -> list[Run]:
+        """A setting's runs on test images, by seed, that are measured at all marks."""
+        wanted = [replace(setting, split="test", seed=seed) for seed in SEEDS]
         found = [self.runs[experiment] for experiment in wanted if experiment in self.runs]
         return [run for run in found if set(marks) <= set(run.evaluations)]
 
@@ -98,10 +103,7 @@ class Comparison:
     def tests_with(self, name: str, changed: dict) -> tuple[Choice, list[Run]] | None:
         """With other data, what was chosen (see `plan.tuned`) and its runs on test images; None before there are any."""
         choice = plan.tuned({"prompt": self.runs}, {"prompt": self.base}, name, changed)
-        if choice is None:
-            return None
-        setting = {"strength": choice.experiment.strength, "learning_rate": choice.experiment.learning_rate}
-        runs = self.tests(name, MARKS, **changed, **setting)
+        runs = self.tests_of(choice.experiment, MARKS) if choice else []
         return (choice, runs) if runs else None
 
     def base_follows(self) -> float:

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 TRIED_BETA = 0.5  # of the variants of ORPO
 TYPICAL_ERROR = 0.02
+TEMPERATURE = 4.0
 
 
 @dataclass
@@ -73,6 +74,11 @@ def orpo(errors: Errors, beta: float) -> torch.Tensor:
     return odds_ratio_objective(errors.w, errors.l, beta, reduction="none")
 
 
+def flat_orpo(errors: Errors, beta: float) -> torch.Tensor:
+    """ORPO with a flatter sigmoid."""
+    return odds_ratio_objective(errors.w, errors.l, beta, temperature=TEMPERATURE, reduction="none")
+
+
 def mapo(errors: Errors, beta: float) -> torch.Tensor:
     """Margin-aware preference optimization, arXiv 2406.06424, with its authors' constants: 1/2 inside, 1000 outside."""
     score_w, score_l = (0.5 * m / torch.expm1(0.5 * m) for m in (errors.w, errors.l))
@@ -126,6 +132,8 @@ EARLIER_OBJECTIVES = {
     "earlier": Objective("earlier formula", earlier, (0.1, 0.3, 1.0)),
     "mended": Objective("its sign corrected", mended, (1.0, 10.0, 100.0)),
 }
+# Not searched for itself: ORPO's own setting is its.
+FLAT = {"flat": Objective(f"ORPO, temperature {TEMPERATURE:g}", flat_orpo, OBJECTIVES["orpo"].strengths)}
 # ORPO with something changed, at ORPO's own setting: the strength is that of the change.
 VARIANTS = {
     "smoothed": Objective("labels smoothed", smoothed, (0.1, 0.3), symbol="smoothing"),
@@ -140,4 +148,4 @@ VOTES = {
     "by_votes": Objective("pairs weighted by 2p - 1", weighted_by_votes, BETAS, min_share=MAJORITY),
     "expected": Objective("p in the objective", expected_over_votes, BETAS, min_share=MAJORITY),
 }
-ALL_OBJECTIVES = OBJECTIVES | EARLIER_OBJECTIVES | VARIANTS | VOTES
+ALL_OBJECTIVES = OBJECTIVES | FLAT | EARLIER_OBJECTIVES | VARIANTS | VOTES

@@ -6,7 +6,7 @@ from dataclasses import replace
 import search
 from experiment import Experiment
 from objectives import OBJECTIVES, VARIANTS, VOTES
-from search import FINAL_MARKS, FINAL_SPLIT, MARKS, Choice, Task, choose, needed_following
+from search import FINAL_MARKS, MARKS, Choice, Task, choose, needed_following
 from store import Run
 
 
@@ -16,7 +16,9 @@ LONG_MARK = 2000
 RECOMMENDED_BETA = 0.5  # in docs/choosing.md, for errors as these models have them
 SEEDS = (1, 2, 3, 4, 5)
 FLIPS = (0.3, 0.1)
+BETAS = (0.05, 0.15, 0.5, 1.5, 5.0, 15.0)  # on test images
 VOTE_COUNTS = (3, 10)
+VOTED = {"strength": 5.0, "split": "validation"}  # ORPO's setting when the votes were compared
 
 Runs = dict[str, dict[Experiment, Run]]  # by world
 
@@ -32,12 +34,12 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
     has_prompt = "prompt" in worlds
     yield from _search(runs, bases, worlds)
     yield from _compare(runs, bases, worlds)
-    if has_prompt:
-        yield from _flip(runs, bases, FLIPS[0])
     yield from _lengthen(runs, bases, faces)
-    yield from _betas(runs, bases, faces, OBJECTIVES["orpo"].strengths)
+    yield from _flatten(runs, bases, worlds)
+    for flipped in FLIPS if has_prompt else ():
+        yield from _flip(runs, bases, flipped)
+    yield from _betas(runs, bases, faces, BETAS)
     if has_prompt:
-        yield from _flip(runs, bases, FLIPS[1])
         yield from _vary(runs, bases)
         yield from _vote(runs, bases)
 
@@ -58,6 +60,15 @@ def _compare(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Itera
                     yield replace(choice.experiment, split="test", seed=seed), FINAL_MARKS
 
 
+def _flatten(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
+    """ORPO with a flatter sigmoid, at ORPO's own setting."""
+    for seed in SEEDS:
+        for world in worlds:
+            if choice := chosen(runs, bases, world, "orpo"):
+                marks = FINAL_MARKS if world == "digits" else (*FINAL_MARKS, LONG_MARK)
+                yield replace(choice.experiment, objective="flat", split="test", seed=seed), marks
+
+
 def _vary(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
     """Changes to ORPO's loss on prompt-following, at ORPO's learning rate."""
     if choice := chosen(runs, bases, "prompt", "orpo"):
@@ -69,19 +80,20 @@ def _vary(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
 
 
 def _flip(runs: Runs, bases: dict[str, dict], flipped: float) -> Iterator[Task]:
-    """Wrong labels on prompt-following, for every objective."""
-    yield from _tune_and_test(runs, bases, [(name, {"flipped": flipped}) for name in ORDER])
+    """Wrong labels on prompt-following, for every objective, and for ORPO with a flatter sigmoid."""
+    changes = [("orpo", {"objective": "flat", "flipped": flipped})]
+    yield from _tune_and_test(runs, bases, [*changes, *((name, {"flipped": flipped}) for name in ORDER)])
 
 
 def _vote(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
     """Several votes on each pair of prompt-following, and what ORPO does with them."""
     for votes in VOTE_COUNTS:
-        changes = [("orpo", {"objective": name, "votes": votes}) for name in VOTES]
+        changes = [("orpo", VOTED | {"objective": name, "votes": votes}) for name in VOTES]
         yield from _tune_and_test(runs, bases, changes)
 
 
 def _tune_and_test(runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]]) -> Iterator[Task]:
-    """With other data, what `candidates` has is chosen from again on the final's images, then tested."""
+    """With other data, what `candidates` has is chosen from again, on the final's images for wrong labels, then tested."""
     for name, changed in changes:
         yield from ((experiment, MARKS) for experiment in candidates(runs, bases, name, changed))
     for seed in SEEDS:
@@ -113,8 +125,9 @@ def tuned(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> 
 def _best(runs: Runs, bases: dict[str, dict], wanted: list[Experiment]) -> Choice | None:
     """Of runs on prompt-following; None before all are done."""
     done = [run for e in wanted if (run := runs["prompt"].get(e)) and set(MARKS) <= set(run.evaluations)]
-    needed = needed_following(bases["prompt"], FINAL_SPLIT["prompt"])
-    return choose(done, needed) if done and len(done) == len(wanted) else None
+    if not wanted or len(done) < len(wanted):
+        return None
+    return choose(done, needed_following(bases["prompt"], wanted[0].split))
 
 
 def _lengthen(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:

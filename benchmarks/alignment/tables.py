@@ -1,7 +1,5 @@
 """The page's tables. A table of runs that do not exist says so."""
 
-from dataclasses import replace
-
 import numpy as np
 
 import search
@@ -122,8 +120,7 @@ def seen_prompts_table(c: Comparison) -> str:
     for name in OBJECTIVES:
         finals = search.finalists(c.runs, c.base, c.world, name, "validation")
         choice = search.choose(finals, c.needed)
-        wanted = [replace(choice.experiment, split="test", seed=seed) for seed in SEEDS] if choice else []
-        if runs := [c.runs[experiment] for experiment in wanted if search.is_complete(c.runs, experiment)]:
+        if choice and (runs := c.tests_of(choice.experiment, FINAL_MARKS)):
             cells = [f"{c.estimate(runs, choice.step):{c.signed}}", f"{c.estimate(runs, choice.step, 'follows'):.2f}"]
             lines.append([label(name), f"{setting(name, choice)}, {choice.step} steps", str(len(runs)), *cells])
     return rows(["objective", "chosen", "seeds", "gain", "follows prompt"], lines) if lines else NOT_YET

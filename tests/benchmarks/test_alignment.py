@@ -154,7 +154,7 @@ def test_nothing_is_compared_before_its_search_has_ended():
         runs["prompt"][final] = fake(final, 0.5 + 0.5 * (setting == best))
     tested = {experiment for experiment, _ in plan.tasks(runs, bases, ("prompt",)) if experiment.split == "test"}
     assert {replace(best, split="test", seed=seed) for seed in plan.SEEDS} <= tested
-    assert all(experiment.objective in ("orpo", "smoothed", "squared", "weighted") for experiment in tested)
+    assert all(experiment.objective in ("orpo", "flat", "smoothed", "squared", "weighted") for experiment in tested)
 
 
 def test_peak_memory_is_of_what_comes_after_the_reset():
