@@ -7,9 +7,9 @@ from bootstrap import Estimate
 from comparison import TITLES, Comparison
 from compass import KEPT
 from earlier import Earlier
-from objectives import OBJECTIVES, VOTES
-from plan import FLIPS, LONG_MARK, RECOMMENDED_BETA, SEEDS, VOTE_COUNTS
-from search import MARKS, MIN_FOLLOWING
+from objectives import ALL_OBJECTIVES, OBJECTIVES, TEMPERATURE, VOTES
+from plan import FLIPS, LONG_MARK, RECOMMENDED_BETA, SEEDS, VOTE_COUNTS, VOTED
+from search import FINAL_MARKS, MARKS, MIN_FOLLOWING
 from tables import step_in_time
 
 
@@ -34,6 +34,7 @@ def in_short(worlds: dict[str, Comparison], earlier: dict[str, Earlier], cost: d
             *kept_sentences(c),
             *compass_sentences(c),
             *long_sentences(c),
+            *flat_sentences(c),
         )
     ]
     found += [*flip_sentences(worlds["prompt"], cost), *vote_sentences(worlds["prompt"])]
@@ -63,9 +64,13 @@ def comparison_sentences(c: Comparison) -> Iterator[Sentence]:
         keeps_less(c, follows),
     )
     for name in OTHERS:
-        theirs = c.tests(name), c.choices[name].step
-        lead, what = c.lead(ours, step, *theirs), OBJECTIVES[name].label
-        beside = f"in images that show what was asked ORPO's lead is {c.lead(ours, step, *theirs, 'follows'):+.2f} ({anchor(c)})."
+        theirs, what = c.tests(name), OBJECTIVES[name].label
+        lead, follows = (c.lead(ours, step, theirs, c.choices[name].step, field) for field in ("rewards", "follows"))
+        best = max(FINAL_MARKS, key=lambda mark: c.estimate(theirs, mark).mean)
+        beside = (
+            f"in images that show what was asked ORPO's lead is {follows:+.2f}, and in gain over {what} at the step that turns out"
+            f" best on these images, {best}, it is {c.lead(ours, step, theirs, best):{c.signed}} ({anchor(c)})."
+        )
         if lead.high < 0:
             yield f"**{what} is ahead of ORPO** by {-lead:{c.signed}}; {beside}", True
         elif lead.low <= 0:
@@ -126,26 +131,44 @@ def long_sentences(c: Comparison) -> Iterator[Sentence]:
 
 
 def flip_sentences(c: Comparison, cost: dict) -> Iterator[Sentence]:
-    """What wrong labels do to ORPO, and to Diffusion-DPO in the same time."""
+    """What wrong labels do to ORPO, with and without a flatter sigmoid, and to Diffusion-DPO in the same time."""
     for flipped in sorted(FLIPS):
-        ours, theirs = (c.tests_with(name, {"flipped": flipped}) for name in ("orpo", "dpo"))
-        if not ours or not theirs or min(len(ours[1]), len(theirs[1])) < ENOUGH:
-            continue
-        (choice, runs), (their_choice, their_runs) = ours, theirs
-        gain, lead = c.estimate(runs, choice.step), c.lead(runs, choice.step, their_runs, their_choice.step)
-        step = step_in_time(cost, "dpo", choice.step, MARKS)
+        theirs = c.tests_with("dpo", {"flipped": flipped})
+        for name in ("orpo", "flat"):
+            ours = c.tests_with("orpo", {"objective": name, "flipped": flipped})
+            if not ours or not theirs or min(len(ours[1]), len(theirs[1])) < ENOUGH:
+                continue
+            (choice, runs), (their_choice, their_runs) = ours, theirs
+            gain, lead = c.estimate(runs, choice.step), c.lead(runs, choice.step, their_runs, their_choice.step)
+            same_time = step_in_time(cost, "dpo", choice.step, MARKS)
+            in_time = (
+                f", and {c.lead(runs, choice.step, their_runs, same_time):+.2f} in the time that it takes"
+                if same_time
+                else ""
+            )
+            yield (
+                f"Prompt-following with {flipped:.0%} of the labels exchanged: {ALL_OBJECTIVES[name].label} gains {gain:+.2f}; its lead"
+                f" over Diffusion-DPO is {lead:+.2f} at each one's best step{in_time} ([wrong labels](#wrong-labels)).",
+                gain.low <= 0 or lead.low <= 0,
+            )
+
+
+def flat_sentences(c: Comparison) -> Iterator[Sentence]:
+    """What a flatter sigmoid does at ORPO's own setting."""
+    runs, ours, step = c.tests("orpo", objective="flat"), c.tests("orpo"), c.choices["orpo"].step
+    if len(runs) >= ENOUGH:
+        lead, follows = (c.lead(runs, step, ours, step, field) for field in ("rewards", "follows"))
         yield (
-            f"Prompt-following with {flipped:.0%} of the labels exchanged: ORPO gains {gain:+.2f}; its lead over Diffusion-DPO is"
-            f" {lead:+.2f} at each one's best step, and {c.lead(runs, choice.step, their_runs, step):+.2f} in the time that ORPO takes"
-            f" ([wrong labels](#wrong-labels)).",
-            gain.low <= 0 or lead.low <= 0,
+            f"a temperature of {TEMPERATURE:g} in ORPO's sigmoid adds {lead:{c.signed}} to its gain at its own setting, and"
+            f" {follows:+.2f} to the share that shows what was asked ([temperature](#a-flatter-sigmoid)).",
+            False,
         )
 
 
 def vote_sentences(c: Comparison) -> Iterator[Sentence]:
     """What several votes on each pair are good for, against the majority's label."""
     for votes in VOTE_COUNTS:
-        found = {name: c.tests_with("orpo", {"objective": name, "votes": votes}) for name in VOTES}
+        found = {name: c.tests_with("orpo", VOTED | {"objective": name, "votes": votes}) for name in VOTES}
         if any(each is None or len(each[1]) < ENOUGH for each in found.values()):
             continue
         choice, runs = found.pop("majority")

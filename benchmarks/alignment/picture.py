@@ -24,16 +24,17 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-COLUMNS = 16
+COLUMNS = 12
 
 
 def draw_world(name: str, work: Path) -> None:
     world, pairs, _ = prepare(name, work)
-    choices = Comparison(name).choices
-    classes = world.cycle(world.classes["test"], COLUMNS)
+    c = Comparison(name)
+    tested = [world.classes["test"][position] for position in np.unique(c.prompts[c.tested])]
+    classes = world.cycle(tested, COLUMNS)
     rows = {}
     for objective in OBJECTIVES:
-        if choice := choices[objective]:
+        if choice := c.choices[objective]:
             experiment = replace(choice.experiment, split="test", seed=SEEDS[0])
             training = Training(experiment, world, pairs, work / "states", from_start=True)
             for _ in training.train_to(choice.step):

@@ -71,6 +71,7 @@ def values_of_page(worlds: dict[str, Comparison], earlier: dict[str, Earlier], c
             f"noise_{world}": f"{c.base['noise']:.0%}",
             f"long_{world}": tables.long_table(c),
             f"betas_{world}": tables.beta_table(c),
+            f"flat_{world}": tables.flat_table(c),
         }
     return values
 

@@ -8,7 +8,7 @@ from comparison import TITLES, Comparison
 from compass import KEPT, keep_best, kept_step
 from earlier import NAMES, Earlier
 from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
-from plan import FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS
+from plan import BETAS, FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS, VOTED
 from rounds import ARMS, ROUNDS, STEPS
 from search import FINAL_MARKS, LEARNING_RATES, MARKS, Choice
 
@@ -25,7 +25,7 @@ def label(name: str) -> str:
 
 
 def setting(name: str, choice: Choice) -> str:
-    strength = f"{OBJECTIVES[name].symbol} {choice.experiment.strength:g}, " if name != "sft" else ""
+    strength = f"{ALL_OBJECTIVES[name].symbol} {choice.experiment.strength:g}, " if name != "sft" else ""
     return f"{strength}lr {choice.experiment.learning_rate:g}"
 
 
@@ -155,7 +155,7 @@ def test_table(c: Comparison, cost: dict) -> str:
     for name in OBJECTIVES:
         runs, choice = c.tests(name), c.choices[name]
         if not runs:
-            lines.append([label(name), "not run yet", *[""] * 7])
+            lines.append([label(name), "not run yet", *[""] * 8])
             continue
         compute = step_in_time(cost, name, c.choices["orpo"].step, FINAL_MARKS) if c.choices["orpo"] else None
         lines.append(
@@ -168,6 +168,7 @@ def test_table(c: Comparison, cost: dict) -> str:
                 f"{np.mean([run.evaluations[choice.step]['distance'] for run in runs]):.1f}",
                 f"{c.estimate(runs, 200):{c.signed}}",
                 f"{c.estimate(runs, 600):{c.signed}}",
+                f"{c.estimate(runs, 1000):{c.signed}}",
                 f"{c.estimate(runs, compute):{c.signed}} ({compute})" if compute else "",
             ]
         )
@@ -180,6 +181,7 @@ def test_table(c: Comparison, cost: dict) -> str:
         "distance",
         "gain at 200 steps",
         "at 600",
+        "at 1000",
         "in ORPO's time (steps)",
     ]
     return rows(header, lines) if any(c.tests(name) for name in OBJECTIVES) else NOT_YET
@@ -228,6 +230,7 @@ def flip_table(c: Comparison, cost: dict) -> str:
     lines = []
     for flipped in sorted(FLIPS):
         found = {name: c.tests_with(name, {"flipped": flipped}) for name in OBJECTIVES}
+        found["flat"] = c.tests_with("orpo", {"objective": "flat", "flipped": flipped})
         ours = found["orpo"]
         for name, (choice, runs) in ((name, each) for name, each in found.items() if each):
             cells = [
@@ -237,7 +240,9 @@ def flip_table(c: Comparison, cost: dict) -> str:
             ]
             cells += [f"{c.estimate(runs, choice.step, 'follows'):.2f}", "", ""]
             if ours and name != "orpo":
-                same_time = step_in_time(cost, name, ours[0].step, MARKS)
+                same_time = (
+                    step_in_time(cost, name, ours[0].step, MARKS) if name in cost else None
+                )  # "flat" costs what ORPO does
                 cells[-2] = f"{c.lead(ours[1], ours[0].step, runs, choice.step):+.2f}"
                 if same_time:
                     cells[-1] = f"{c.lead(ours[1], ours[0].step, runs, same_time):+.2f} ({same_time})"
@@ -255,25 +260,32 @@ def flip_table(c: Comparison, cost: dict) -> str:
     return rows(header, lines) if lines else NOT_YET
 
 
+def flat_table(c: Comparison) -> str:
+    """ORPO with a flatter sigmoid beside ORPO, at ORPO's own setting, and how far it is ahead at each step."""
+    lines = []
+    for step in (*FINAL_MARKS, LONG_MARK):
+        both = [c.tests("orpo", (step,), objective=name) for name in ("orpo", "flat")]
+        if all(both):
+            cells = [f"{c.estimate(r, step):{c.signed}}, {c.estimate(r, step, 'follows'):.2f}" for r in both]
+            lead, follows = (c.lead(both[1], step, both[0], step, field) for field in ("rewards", "follows"))
+            lines.append([str(step), str(len(both[1])), *cells, f"{lead:{c.signed}}", f"{follows:+.2f}"])
+    header = ["steps", "seeds", "ORPO: gain, follows", label("flat"), "ahead in gain", "in prompt-following"]
+    return rows(header, lines) if lines else NOT_YET
+
+
 def vote_table(c: Comparison) -> str:
-    """What ORPO does with several votes on each pair; one vote is the main comparison's run."""
-    lines, single = [], c.tests("orpo", MARKS)
-    if single:
-        step = min(c.choices["orpo"].step, max(MARKS))
-        cells = [setting("orpo", c.choices["orpo"]), str(step), str(len(single)), f"{c.estimate(single, step):+.2f}"]
-        lines.append(["1", "its label", *cells, f"{c.estimate(single, step, 'follows'):.2f}", ""])
+    """What ORPO does with several votes on each pair."""
+    lines = []
     for votes in VOTE_COUNTS:
-        majority = c.tests_with("orpo", {"objective": "majority", "votes": votes})
-        for name, treatment in VOTES.items():
-            if not (found := c.tests_with("orpo", {"objective": name, "votes": votes})):
-                continue
-            choice, runs = found
+        found = {name: c.tests_with("orpo", VOTED | {"objective": name, "votes": votes}) for name in VOTES}
+        majority = found["majority"]
+        for name, (choice, runs) in ((name, each) for name, each in found.items() if each):
             lead = (
-                c.lead(runs, choice.step, majority[1], majority[0].step) if name != "majority" and majority else None
+                c.lead(runs, choice.step, majority[1], majority[0].step) if majority and name != "majority" else None
             )
             cells = [f"lr {choice.experiment.learning_rate:g}", str(choice.step), str(len(runs))]
             cells += [f"{c.estimate(runs, choice.step):+.2f}", f"{c.estimate(runs, choice.step, 'follows'):.2f}"]
-            lines.append([str(votes), treatment.label, *cells, f"{lead:+.2f}" if lead else ""])
+            lines.append([str(votes), VOTES[name].label, *cells, f"{lead:+.2f}" if lead else ""])
     header = [
         "votes",
         "trained on",
@@ -284,7 +296,7 @@ def vote_table(c: Comparison) -> str:
         "follows prompt",
         "ahead of the majority's label",
     ]
-    return rows(header, lines) if len(lines) > 1 else NOT_YET
+    return rows(header, lines) if lines else NOT_YET
 
 
 def rounds_table(c: Comparison, lines: list[dict]) -> str:
@@ -313,7 +325,7 @@ def rounds_table(c: Comparison, lines: list[dict]) -> str:
 def beta_table(c: Comparison) -> str:
     """ORPO by beta, at its learning rate and the step of its choice."""
     lines, choice = [], c.choices["orpo"]
-    for beta in OBJECTIVES["orpo"].strengths:
+    for beta in BETAS:
         if runs := c.tests("orpo", strength=beta):
             distance = np.mean([run.evaluations[choice.step]["distance"] for run in runs])
             lines.append(

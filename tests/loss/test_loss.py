@@ -25,10 +25,10 @@ def exact_log_odds(m: float) -> mpmath.mpf:
         return mpmath.log(p / (1 - p))
 
 
-def exact_loss(m_w: float, m_l: float, beta: float) -> float:
+def exact_loss(m_w: float, m_l: float, beta: float, temperature: float) -> float:
     with mpmath.workdps(60):
-        ratio = mpmath.exp(exact_log_odds(m_w) - exact_log_odds(m_l))
-        return float(m_w + beta * mpmath.log(1 + 1 / ratio))
+        root = mpmath.exp((exact_log_odds(m_w) - exact_log_odds(m_l)) / temperature)
+        return float(m_w + beta * temperature * mpmath.log(1 + 1 / root))
 
 
 @pytest.mark.parametrize("m", [1e-9, 1e-6, 1e-3, 0.01, 0.1, 0.5, 0.6931472, 1.0, 5.0, 16.0, 17.0, 40.0, 88.0, 100.0])
@@ -37,14 +37,15 @@ def test_log_odds_against_sixty_digits(m):
     assert log_odds(m).item() == pytest.approx(float(exact_log_odds(m.item())), rel=2e-6, abs=2e-7)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1, 4])
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize(
     "m_w, m_l", [(0.04, 0.09), (0.09, 0.04), (1e-6, 1e-3), (0.5, 0.5), (3.0, 20.0), (100.0, 1e-4)]
 )
-def test_loss_against_sixty_digits(m_w, m_l, beta):
+def test_loss_against_sixty_digits(m_w, m_l, beta, temperature):
     errors = torch.tensor([m_w]), torch.tensor([m_l])
-    exact = exact_loss(errors[0].item(), errors[1].item(), beta)
-    assert odds_ratio_objective(*errors, beta).item() == pytest.approx(exact, rel=2e-6)
+    exact = exact_loss(errors[0].item(), errors[1].item(), beta, temperature)
+    assert odds_ratio_objective(*errors, beta, temperature=temperature).item() == pytest.approx(exact, rel=2e-6)
 
 
 def test_error_is_the_mean_over_everything_but_the_batch():
@@ -79,6 +80,30 @@ def test_half_of_the_odds_gradient_at_equal_errors_goes_to_each_side():
     slope = 0.05 / (1 - torch.exp(torch.tensor(-0.3, dtype=torch.float64)))
     torch.testing.assert_close(other.grad, -slope.reshape(1))
     torch.testing.assert_close(m.grad, 1 + slope.reshape(1))
+
+
+def loser_gradient(m_w: float, m_l: float, temperature: float) -> float:
+    m_w, m_l = (torch.tensor([m], dtype=torch.float64, requires_grad=True) for m in (m_w, m_l))
+    orpo = odds_ratio_objective(m_w, m_l, beta=1.0, temperature=temperature)
+    return torch.autograd.grad(orpo.sum(), m_l)[0].item()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 4, 100])
+def test_temperature_leaves_the_gradient_of_equal_errors_as_it_is(temperature):
+    assert loser_gradient(0.05, 0.05, temperature) == pytest.approx(loser_gradient(0.05, 0.05, 1))
+
+
+def test_the_higher_the_temperature_the_less_a_pair_counts_more_for_a_larger_error_of_its_winner():
+    """Of two pairs with the same loser; at an infinite temperature, both count alike."""
+    favours = [loser_gradient(0.1, 0.05, t) / loser_gradient(0.025, 0.05, t) for t in (0.5, 1, 4, 1e6)]
+    assert favours == sorted(favours, reverse=True) and favours[1] > 1.9
+    assert favours[-1] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf")])
+def test_a_temperature_is_above_zero_and_finite(wrong):
+    with pytest.raises(ValueError, match="temperature must be"):
+        odds_ratio_objective(torch.tensor([0.1]), torch.tensor([0.1]), temperature=wrong)
 
 
 def test_the_gradients_in_the_readme():

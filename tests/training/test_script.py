@@ -394,6 +394,7 @@ def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, pa
         ({"train_batch_size": 0}, "--train_batch_size"),
         ({"beta_orpo": -1}, "--beta_orpo"),
         ({"beta_orpo": "nan"}, "--beta_orpo"),
+        ({"odds_temperature": 0}, "--odds_temperature"),
         ({"proportion_empty_prompts": 1.5}, "--proportion_empty_prompts"),
         ({"checkpoints_total_limit": 0}, "--checkpoints_total_limit"),
         ({"ddp_timeout": 0}, "--ddp_timeout"),
@@ -426,8 +427,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_sdxl, faces, output_dir, m
 
     calls = []
 
-    def overflow(beta, model, denoiser, batch, original=training.compute_losses):
-        losses, metrics, timesteps = original(beta, model, denoiser, batch)
+    def overflow(*args, original=training.compute_losses):
+        losses, metrics, timesteps = original(*args)
         calls.append(timesteps)
         return (losses * torch.tensor([1.0, math.inf]) if len(calls) == 3 else losses), metrics, timesteps
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusion_orpo_loss import odds_ratio_objective
 from helpers import arguments, train
 from orpo.data.dataset import DataOptions, load_pairs
 from orpo.models.latent_diffusion import advise_tf32
@@ -154,6 +155,18 @@ def test_beta_weighs_the_odds_ratio(setup):
     args.beta_orpo = 2.0
     losses, metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
     torch.testing.assert_close(losses, metrics["nll_loss"] - 2.0 * metrics["log_odds_ratio"])
+
+
+def test_the_temperature_is_that_of_the_loss(setup, tiny_sdxl, faces, tmp_path):
+    _, model, batch = setup()
+    losses, metrics, _ = compute_losses(0.5, model, model.denoiser, batch, temperature=4.0)
+    errors = -metrics["logps/chosen"], -metrics["logps/rejected"]
+    torch.testing.assert_close(losses, odds_ratio_objective(*errors, 0.5, temperature=4.0, reduction="none"))
+    one, four = (
+        train(tiny_sdxl, faces, tmp_path / str(t), max_train_steps=2, beta_orpo=2, odds_temperature=t, seed=0)
+        for t in (1, 4)
+    )
+    assert any(not torch.equal(one[name], four[name]) for name in one)
 
 
 def test_the_optimizer_gets_its_flags(tiny_sdxl, faces):

@@ -37,6 +37,16 @@ LOSS = FlagGroup(
             resume="same",
             card=True,
         ),
+        Flag(
+            "odds_temperature",
+            "Flattens the odds ratio's sigmoid where it is above 1: pairs whose winner has the larger error, as many of those with "
+            "wrong labels have, then weigh less. 4 is good where people often disagree; 1 is ORPO as published.",
+            float,
+            1.0,
+            range=(1e-3,),
+            resume="warn",
+            card=True,
+        ),
     ),
 )
 

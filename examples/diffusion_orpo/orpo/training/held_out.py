@@ -49,12 +49,12 @@ class NoiseLevels:
 
 @torch.no_grad()
 def measure_held_out(
-    beta: float, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
+    beta: float, temperature: float, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
 ) -> dict[str, float]:
     """Means over all held-out pairs and their noise levels. Every process must call it.
 
     Args:
-        beta: of the loss.
+        beta, temperature: of the loss.
         model: the model family.
         accelerator: of the run.
         batches: this process's share of the pairs.
@@ -72,7 +72,7 @@ def measure_held_out(
     for batch in batches:
         accuracies = 0
         for draw, drawn in enumerate(levels.batches(model, batch)):
-            losses, metrics, _ = compute_losses(beta, model, model.denoiser, drawn)
+            losses, metrics, _ = compute_losses(beta, model, model.denoiser, drawn, temperature)
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
             sums[draw] += values.double().sum(dim=1)
             accuracies = accuracies + metrics["rewards/accuracies"].double() / levels.draws

@@ -97,7 +97,9 @@ def train(run: Run, model, data) -> int:
             for _ in range(args.gradient_accumulation_steps):
                 batch = next_batch()
                 with accelerator.accumulate(denoiser):
-                    losses, metrics, timesteps = compute_losses(args.beta_orpo, model, denoiser, batch)
+                    losses, metrics, timesteps = compute_losses(
+                        args.beta_orpo, model, denoiser, batch, args.odds_temperature
+                    )
                     accelerator.backward(losses.mean())
                     window.add(losses, metrics, timesteps)
                     if accelerator.sync_gradients:
@@ -110,7 +112,7 @@ def train(run: Run, model, data) -> int:
             state.global_step += 1
             state.pairs_seen += pairs_per_step
             if state.global_step == 1:
-                log_loser_share(window.pairs()[0], args.beta_orpo)
+                log_loser_share(window.pairs()[0], args.beta_orpo, args.odds_temperature)
             skipped = count_skipped(accelerator, skipped, state.global_step)
             if accelerator.scaler is not None:
                 state.skipped_steps += accelerator.optimizer_step_was_skipped
@@ -141,7 +143,7 @@ def set_beta(run: Run, state: TrainingState, model, data, validator: Validator) 
     if state.beta is None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         first = data.training_batches(args.train_batch_size, run.seed, None, rank, world_size)
-        state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share)
+        state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share, args.odds_temperature)
     args.beta_orpo = state.beta
 
 
