@@ -66,17 +66,23 @@ def comparison_sentences(c: Comparison) -> Iterator[Sentence]:
     for name in OTHERS:
         theirs, what = c.tests(name), OBJECTIVES[name].label
         lead, follows = (c.lead(ours, step, theirs, c.choices[name].step, field) for field in ("rewards", "follows"))
-        best = max(FINAL_MARKS, key=lambda mark: c.estimate(theirs, mark).mean)
-        beside = (
-            f"in images that show what was asked ORPO's lead is {follows:+.2f}, and in gain over {what} at the step that turns out"
-            f" best on these images, {best}, it is {c.lead(ours, step, theirs, best):{c.signed}} ({anchor(c)})."
-        )
+        beside = f"ORPO's lead in images that show what was asked is {follows:+.2f}"
+        if (best := best_in_hindsight(c, name)) != c.choices[name].step:
+            beside += f"; at {best} steps, {what}'s best on these images, its lead in gain is {c.lead(ours, step, theirs, best):{c.signed}}"
+        beside += f" ({anchor(c)})."
         if lead.high < 0:
             yield f"**{what} is ahead of ORPO** by {-lead:{c.signed}}; {beside}", True
         elif lead.low <= 0:
             yield f"ORPO is within noise of {what}: {lead:{c.signed}}; {beside}", True
         else:
             yield f"ORPO is ahead of {what} by {lead:{c.signed}}; {beside}", False
+
+
+def best_in_hindsight(c: Comparison, name: str) -> int:
+    """The step with the highest gain on the test images themselves, among those that keep to the prompt there and the chosen one."""
+    runs, chosen = c.tests(name), c.choices[name].step
+    kept = [step for step in FINAL_MARKS if step == chosen or not keeps_less(c, c.estimate(runs, step, "follows"))]
+    return max(kept, key=lambda step: c.estimate(runs, step).mean)
 
 
 def keeps_less(c: Comparison, follows: Estimate) -> bool:
