@@ -167,7 +167,7 @@ def flat_sentences(c: Comparison) -> Iterator[Sentence]:
         yield (
             f"a temperature of {TEMPERATURE:g} in ORPO's sigmoid adds {lead:{c.signed}} to its gain at its own setting, and"
             f" {follows:+.2f} to the share that shows what was asked ([temperature](#a-flatter-sigmoid)).",
-            False,
+            lead.high < 0,
         )
 
 

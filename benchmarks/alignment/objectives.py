@@ -133,7 +133,7 @@ EARLIER_OBJECTIVES = {
     "mended": Objective("its sign corrected", mended, (1.0, 10.0, 100.0)),
 }
 # Not searched for itself: ORPO's own setting is its.
-FLAT = {"flat": Objective(f"ORPO, temperature {TEMPERATURE:g}", flat_orpo, OBJECTIVES["orpo"].strengths)}
+FLAT = {"flat": Objective(f"ORPO at temperature {TEMPERATURE:g}", flat_orpo, OBJECTIVES["orpo"].strengths)}
 # ORPO with something changed, at ORPO's own setting: the strength is that of the change.
 VARIANTS = {
     "smoothed": Objective("labels smoothed", smoothed, (0.1, 0.3), symbol="smoothing"),

@@ -11,9 +11,11 @@ from objectives import ALL_OBJECTIVES, OBJECTIVES, VARIANTS, VOTES
 from plan import BETAS, FLIPS, LONG_MARK, SEEDS, VOTE_COUNTS, VOTED
 from rounds import ARMS, ROUNDS, STEPS
 from search import FINAL_MARKS, LEARNING_RATES, MARKS, Choice
+from store import Run
 
 
 NOT_YET = "*Not run yet.*"
+Tested = tuple[Choice, list[Run]]
 
 
 def rows(header: list[str], lines: list[list[str]]) -> str:
@@ -226,27 +228,18 @@ def long_table(c: Comparison) -> str:
 
 
 def flip_table(c: Comparison, cost: dict) -> str:
-    """With exchanged labels, the learning rate chosen again under them: gain, prompt-following and ORPO's lead."""
+    """With exchanged labels, the setting chosen again under them: gain, prompt-following and ORPO's leads."""
     lines = []
     for flipped in sorted(FLIPS):
         found = {name: c.tests_with(name, {"flipped": flipped}) for name in OBJECTIVES}
-        found["flat"] = c.tests_with("orpo", {"objective": "flat", "flipped": flipped})
-        ours = found["orpo"]
-        for name, (choice, runs) in ((name, each) for name, each in found.items() if each):
-            cells = [
-                f"{setting(name, choice)}, {choice.step} steps",
-                str(len(runs)),
-                f"{c.estimate(runs, choice.step):+.2f}",
-            ]
-            cells += [f"{c.estimate(runs, choice.step, 'follows'):.2f}", "", ""]
-            if ours and name != "orpo":
-                same_time = (
-                    step_in_time(cost, name, ours[0].step, MARKS) if name in cost else None
-                )  # "flat" costs what ORPO does
-                cells[-2] = f"{c.lead(ours[1], ours[0].step, runs, choice.step):+.2f}"
-                if same_time:
-                    cells[-1] = f"{c.lead(ours[1], ours[0].step, runs, same_time):+.2f} ({same_time})"
-            lines.append([f"{flipped:.0%}", label(name), *cells])
+        flat = c.tests_with("orpo", {"objective": "flat", "flipped": flipped})
+        for name, each in (*found.items(), ("flat", flat)):
+            if each:
+                choice, runs = each
+                cells = [f"{setting(name, choice)}, {choice.step} steps", str(len(runs))]
+                cells += [f"{c.estimate(runs, choice.step):+.2f}", f"{c.estimate(runs, choice.step, 'follows'):.2f}"]
+                leads = [flip_lead(c, cost, ours, each, name) for ours in (found["orpo"], flat)]
+                lines.append([f"{flipped:.0%}", label(name), *cells, *leads])
     header = [
         "exchanged",
         "objective",
@@ -255,9 +248,21 @@ def flip_table(c: Comparison, cost: dict) -> str:
         "gain",
         "follows prompt",
         "ORPO's lead",
-        "in ORPO's time (steps)",
+        "lead at temperature 4",
     ]
     return rows(header, lines) if lines else NOT_YET
+
+
+def flip_lead(c: Comparison, cost: dict, ours: Tested | None, theirs: Tested, name: str) -> str:
+    """How far ours is ahead, each at its own best; and where they get only as much time as it takes, at that step."""
+    if ours is None or name not in cost or ours is theirs:
+        return ""
+    (choice, runs), (their_choice, their_runs) = ours, theirs
+    lead = f"{c.lead(runs, choice.step, their_runs, their_choice.step):+.2f}"
+    same_time = step_in_time(cost, name, choice.step, MARKS)
+    if same_time is None or same_time >= their_choice.step:
+        return lead
+    return f"{lead}; {c.lead(runs, choice.step, their_runs, same_time):+.2f} at {same_time}"
 
 
 def flat_table(c: Comparison) -> str:
