@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 
 import compass
-from bootstrap import Estimate
 from comparison import TITLES, Comparison
 from compass import KEPT
 from earlier import Earlier
 from objectives import ALL_OBJECTIVES, OBJECTIVES, TEMPERATURE, VOTES
 from plan import FLIPS, LONG_MARK, RECOMMENDED_BETA, SEEDS, VOTE_COUNTS, VOTED
-from search import FINAL_MARKS, MARKS, MIN_FOLLOWING
+from search import MARKS
 from tables import step_in_time
 
 
@@ -34,10 +33,9 @@ def in_short(worlds: dict[str, Comparison], earlier: dict[str, Earlier], cost: d
             *kept_sentences(c),
             *compass_sentences(c),
             *long_sentences(c),
-            *flat_sentences(c),
         )
     ]
-    found += [*flip_sentences(worlds["prompt"], cost), *vote_sentences(worlds["prompt"])]
+    found += [*flip_sentences(worlds["prompt"], cost), flat_sentence(worlds), *vote_sentences(worlds["prompt"])]
     found += [(earlier_sentence(earlier), False), (cost_sentence(cost), False)]
     found.sort(key=lambda sentence: not sentence[1])
     return "\n".join(f"- {sentence}" for sentence in (*unfinished(worlds), *(sentence for sentence, _ in found)))
@@ -55,39 +53,34 @@ def seeds(c: Comparison) -> int:
 
 
 def comparison_sentences(c: Comparison) -> Iterator[Sentence]:
-    """Who is ahead on test images, each at its own best."""
+    """Whom ORPO is behind on test images, of whom it is within noise, and of whom it is ahead, each at its own best."""
     ours, step = c.tests("orpo"), c.choices["orpo"].step
     follows = c.estimate(ours, step, "follows")
     yield (
         f"ORPO gains {c.estimate(ours, step):{c.signed}}, and {follows:.2f} of its images show what was asked,"
         f" {c.base_follows():.2f} of the base's ({anchor(c)}).",
-        keeps_less(c, follows),
+        c.keeps_less(follows),
     )
-    for name in OTHERS:
-        theirs, what = c.tests(name), OBJECTIVES[name].label
-        lead, follows = (c.lead(ours, step, theirs, c.choices[name].step, field) for field in ("rewards", "follows"))
-        beside = f"ORPO's lead in images that show what was asked is {follows:+.2f}"
-        if (best := best_in_hindsight(c, name)) != c.choices[name].step:
-            beside += f"; at {best} steps, {what}'s best on these images, its lead in gain is {c.lead(ours, step, theirs, best):{c.signed}}"
-        beside += f" ({anchor(c)})."
-        if lead.high < 0:
-            yield f"**{what} is ahead of ORPO** by {-lead:{c.signed}}; {beside}", True
-        elif lead.low <= 0:
-            yield f"ORPO is within noise of {what}: {lead:{c.signed}}; {beside}", True
-        else:
-            yield f"ORPO is ahead of {what} by {lead:{c.signed}}; {beside}", False
-
-
-def best_in_hindsight(c: Comparison, name: str) -> int:
-    """The step with the highest gain on the test images themselves, among those that keep to the prompt there and the chosen one."""
-    runs, chosen = c.tests(name), c.choices[name].step
-    kept = [step for step in FINAL_MARKS if step == chosen or not keeps_less(c, c.estimate(runs, step, "follows"))]
-    return max(kept, key=lambda step: c.estimate(runs, step).mean)
-
-
-def keeps_less(c: Comparison, follows: Estimate) -> bool:
-    """Whether fewer images show what was asked than the rule wants."""
-    return follows.mean < MIN_FOLLOWING * c.base_follows()
+    leads = {name: c.leads(name) for name in OTHERS}
+    behind = [name for name, lead in leads.items() if lead.gain.high < 0]
+    ahead = [name for name, lead in leads.items() if lead.gain.low > 0]
+    level = [name for name in OTHERS if name not in behind + ahead]
+    for what, names in (("**is behind**", behind), ("is within noise of", level), ("is ahead of", ahead)):
+        said = [f"{OBJECTIVES[n].label} {leads[n].gain:{c.signed}}, {leads[n].follows:+.2f}" for n in names]
+        if said:
+            yield (
+                f"ORPO {what}, in gain and in the share of right images: {'; '.join(said)} ({anchor(c)}).",
+                names is not ahead,
+            )
+    turned = [n for n in ahead if leads[n].over_best.low <= 0]
+    if turned:
+        said = "; ".join(
+            f"{OBJECTIVES[n].label} ({leads[n].best_step} steps) {leads[n].over_best:{c.signed}}" for n in turned
+        )
+        yield (
+            f"over the step that turns out best on the test images themselves ORPO's lead is not clear: {said} ({anchor(c)}).",
+            True,
+        )
 
 
 def kept_sentences(c: Comparison) -> Iterator[Sentence]:
@@ -100,7 +93,7 @@ def kept_sentences(c: Comparison) -> Iterator[Sentence]:
         f"with `--keep_best`, where each run keeps the step with its highest held-out accuracy, ORPO gains"
         f" {gain:{c.signed}}, {follows:.2f} of its images show what was asked, and its leads are {said}"
         f" ([kept](#the-step-that-held-out-accuracy-keeps)).",
-        keeps_less(c, follows) or any(lead.high < 0 for lead in leads.values()),
+        c.keeps_less(follows) or any(lead.high < 0 for lead in leads.values()),
     )
 
 
@@ -124,16 +117,21 @@ def compass_sentences(c: Comparison) -> Iterator[Sentence]:
 
 def long_sentences(c: Comparison) -> Iterator[Sentence]:
     """What training on does, at ORPO's own setting and at the beta that is recommended."""
+    said, is_against = [], False
     for beta in sorted({c.choices["orpo"].experiment.strength, RECOMMENDED_BETA}):
         runs = c.tests("orpo", (LONG_MARK,), strength=beta)
         if len(runs) >= ENOUGH:
             gain, follows = c.estimate(runs, LONG_MARK), c.estimate(runs, LONG_MARK, "follows")
             best = max(c.estimate(runs, step).mean for step in runs[0].evaluations)
-            yield (
-                f"after {LONG_MARK:,} steps at beta {beta:g} ORPO's gain is {gain:{c.signed}}, {gain.mean / best:.0%} of its best"
-                f" at any step, and {follows:.2f} of its images show what was asked ([long runs](#ten-times-as-long)).",
-                gain.mean < (1 - LOST) * best or keeps_less(c, follows),
+            said.append(
+                f"{gain:{c.signed}} at beta {beta:g}, {gain.mean / best:.0%} of its best at any step, with {follows:.2f} of the images right"
             )
+            is_against |= gain.mean < (1 - LOST) * best or c.keeps_less(follows)
+    if said:
+        yield (
+            f"after {LONG_MARK:,} steps ORPO's gain is {'; '.join(said)} ([long runs](#ten-times-as-long)).",
+            is_against,
+        )
 
 
 def flip_sentences(c: Comparison, cost: dict) -> Iterator[Sentence]:
@@ -159,16 +157,18 @@ def flip_sentences(c: Comparison, cost: dict) -> Iterator[Sentence]:
             )
 
 
-def flat_sentences(c: Comparison) -> Iterator[Sentence]:
+def flat_sentence(worlds: dict[str, Comparison]) -> Sentence:
     """What a flatter sigmoid does at ORPO's own setting."""
-    runs, ours, step = c.tests("orpo", objective="flat"), c.tests("orpo"), c.choices["orpo"].step
-    if len(runs) >= ENOUGH:
-        lead, follows = (c.lead(runs, step, ours, step, field) for field in ("rewards", "follows"))
-        yield (
-            f"a temperature of {TEMPERATURE:g} in ORPO's sigmoid adds {lead:{c.signed}} to its gain at its own setting, and"
-            f" {follows:+.2f} to the share that shows what was asked ([temperature](#a-flatter-sigmoid)).",
-            lead.high < 0,
-        )
+    leads = {}
+    for world, c in worlds.items():
+        runs, ours, step = c.tests("orpo", objective="flat"), c.tests("orpo"), c.choices["orpo"].step
+        leads[world] = c.lead(runs, step, ours, step)
+    said = ", ".join(f"{lead:{worlds[world].signed}} ({TITLES[world]})" for world, lead in leads.items())
+    return (
+        f"Without exchanged labels a temperature of {TEMPERATURE:g} changes ORPO's gain, at ORPO's own setting, by {said}"
+        " ([temperature](#a-flatter-sigmoid)).",
+        any(lead.high < 0 for lead in leads.values()),
+    )
 
 
 def vote_sentences(c: Comparison) -> Iterator[Sentence]:

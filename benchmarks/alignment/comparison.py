@@ -1,6 +1,6 @@
 """The stored results of one world: the chosen settings, and how they did on test images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from bootstrap import Bootstrap, Estimate
 from experiment import Experiment
 from objectives import OBJECTIVES
 from plan import SEEDS
-from search import FINAL_MARKS, MARKS, Choice, choose, needed_following, searched
+from search import FINAL_MARKS, MARKS, MIN_FOLLOWING, Choice, choose, needed_following, searched
 from store import Run, load_base, load_runs
 from worlds import FINAL_PROMPTS, UNSEEN
 
@@ -21,6 +21,23 @@ TITLES = {"prompt": "prompt-following", "smile": "smile", "digits": "digits"}
 def prompts_of(world: str, count: int) -> np.ndarray:
     """Prompt of each test image: the prompts take turns."""
     return np.arange(count) % (10 if world == "digits" else UNSEEN)
+
+
+@dataclass(frozen=True)
+class Leads:
+    """How far ORPO is ahead of another objective on test images, each at its own choice.
+
+    Attributes:
+        gain: in reward.
+        follows: in images that show what was asked.
+        best_step: where the other's gain is highest on these very images, among the steps that keep to the prompt there.
+        over_best: ORPO's lead in reward over that step.
+    """
+
+    gain: Estimate
+    follows: Estimate
+    best_step: int
+    over_best: Estimate
 
 
 class Comparison:
@@ -99,6 +116,18 @@ class Comparison:
         ours, theirs = ([run for run in runs if run.experiment.seed in both] for runs in (ours, theirs))
         difference = self.values(ours, step, field) - self.values(theirs, their_step, field)
         return self.bootstrap(len(both)).mean(difference)
+
+    def leads(self, name: str) -> Leads:
+        """ORPO's, over another objective."""
+        (ours, step), (theirs, chosen) = ((self.tests(n), self.choices[n].step) for n in ("orpo", name))
+        kept = [s for s in FINAL_MARKS if s == chosen or not self.keeps_less(self.estimate(theirs, s, "follows"))]
+        best = max(kept, key=lambda s: self.estimate(theirs, s).mean)
+        gain, follows = (self.lead(ours, step, theirs, chosen, field) for field in ("rewards", "follows"))
+        return Leads(gain, follows, best, self.lead(ours, step, theirs, best))
+
+    def keeps_less(self, follows: Estimate) -> bool:
+        """Whether fewer images show what was asked than the rule wants."""
+        return follows.mean < MIN_FOLLOWING * self.base_follows()
 
     def tests_with(self, name: str, changed: dict) -> tuple[Choice, list[Run]] | None:
         """With other data, what was chosen (see `plan.tuned`) and its runs on test images; None before there are any."""

@@ -63,6 +63,7 @@ def values_of_page(worlds: dict[str, Comparison], earlier: dict[str, Earlier], c
     for world, c in worlds.items():
         values |= {
             f"test_{world}": tables.test_table(c, cost),
+            f"leads_{world}": tables.lead_table(c),
             f"kept_{world}": tables.kept_table(c),
             f"search_{world}": tables.search_table(c),
             f"finals_{world}": tables.finals_table(c),

@@ -189,6 +189,18 @@ def test_table(c: Comparison, cost: dict) -> str:
     return rows(header, lines) if any(c.tests(name) for name in OBJECTIVES) else NOT_YET
 
 
+def lead_table(c: Comparison) -> str:
+    """How far ORPO is ahead of each on test images."""
+    lines = []
+    for name in OBJECTIVES:
+        if name != "orpo" and c.tests(name) and c.tests("orpo"):
+            lead = c.leads(name)
+            over_best = f"{lead.over_best:{c.signed}} ({lead.best_step})"
+            lines.append([label(name), f"{lead.gain:{c.signed}}", f"{lead.follows:+.2f}", over_best])
+    header = ["ORPO's lead over", "in gain", "in prompt-following", "in gain over its best step in hindsight (step)"]
+    return rows(header, lines) if lines else NOT_YET
+
+
 def kept_table(c: Comparison) -> str:
     """Each objective at its own setting, each run at the step that its held-out accuracy chooses."""
     lines, ours = [], keep_best(c.tests("orpo"))
