@@ -30,7 +30,7 @@ OWN = paths.REPOSITORY / "docs" / "own_preferences.md"
 def readme_part(worlds: dict[str, Comparison], cost: dict) -> str:
     """What the README shows: each objective at its own best, on test images."""
     header = ["objective", *(f"{TITLES[world]}: gain; share right" for world in worlds), "time of a step"]
-    lines = []
+    lines = [["base", *(f"0; {c.base_follows():.2f}" for c in worlds.values()), ""]]
     for name in ("sft", "scaled", "mapo", "dpo", "orpo"):
         cells = [readme_cell(c, name) if is_compared(c) else "not run yet" for c in worlds.values()]
         lines.append([tables.label(name), *cells, f"{cost[name]['time']:.2f}"])
