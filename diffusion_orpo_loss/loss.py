@@ -42,7 +42,7 @@ OrpoMetrics.__doc__ = """What trl logs for ORPO, under the same names: detached,
 - `rewards/accuracies`: 1.0 where the winner has the smaller error, else 0.0.
 - `nll_loss`: m_w.
 - `log_odds_chosen`: z, the log odds ratio itself; above 0 where the model prefers the winner.
-- `log_odds_ratio`: log sigmoid(z), or with a temperature T log sigmoid(z / T). The loss per pair is
+- `log_odds_ratio`: log sigmoid(z), or T log sigmoid(z / T) with a temperature T. The loss per pair is
   `nll_loss - beta * log_odds_ratio`.
 """
 
