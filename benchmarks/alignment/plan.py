@@ -38,9 +38,10 @@ def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) 
     yield from _flatten(runs, bases, worlds)
     for flipped in FLIPS if has_prompt else ():
         yield from _flip(runs, bases, flipped)
-    yield from _betas(runs, bases, faces, BETAS)
     if has_prompt:
         yield from _vary(runs, bases)
+    yield from _betas(runs, bases, faces, BETAS)
+    if has_prompt:
         yield from _vote(runs, bases)
 
 
@@ -72,7 +73,7 @@ def _flatten(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Itera
 def _vary(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
     """Changes to ORPO's loss on prompt-following, at ORPO's learning rate."""
     if choice := chosen(runs, bases, "prompt", "orpo"):
-        for seed in SEEDS[:3]:
+        for seed in SEEDS:
             for name, variant in VARIANTS.items():
                 for strength in variant.strengths:
                     setting = {"objective": name, "strength": strength, "split": "test", "seed": seed}
