@@ -8,8 +8,7 @@ from compass import KEPT
 from earlier import Earlier
 from objectives import ALL_OBJECTIVES, OBJECTIVES, TEMPERATURE, VOTES
 from plan import FLIPS, LONG_MARK, RECOMMENDED_BETA, SEEDS, VOTE_COUNTS, VOTED
-from search import MARKS
-from tables import step_in_time
+from tables import flip_lead
 
 
 ENOUGH = 3  # seeds of every objective before a comparison on test images is spoken of
@@ -35,7 +34,7 @@ def in_short(worlds: dict[str, Comparison], earlier: dict[str, Earlier], cost: d
             *long_sentences(c),
         )
     ]
-    found += [*flip_sentences(worlds["prompt"], cost), flat_sentence(worlds), *vote_sentences(worlds["prompt"])]
+    found += [*flip_sentences(worlds["prompt"], cost), *flat_sentences(worlds), *vote_sentences(worlds["prompt"])]
     found += [(earlier_sentence(earlier), False), (cost_sentence(cost), False)]
     found.sort(key=lambda sentence: not sentence[1])
     return "\n".join(f"- {sentence}" for sentence in (*unfinished(worlds), *(sentence for sentence, _ in found)))
@@ -144,31 +143,27 @@ def flip_sentences(c: Comparison, cost: dict) -> Iterator[Sentence]:
                 continue
             (choice, runs), (their_choice, their_runs) = ours, theirs
             gain, lead = c.estimate(runs, choice.step), c.lead(runs, choice.step, their_runs, their_choice.step)
-            same_time = step_in_time(cost, "dpo", choice.step, MARKS)
-            in_time = (
-                f", and {c.lead(runs, choice.step, their_runs, same_time):+.2f} in the time that it takes"
-                if same_time
-                else ""
-            )
             yield (
                 f"Prompt-following with {flipped:.0%} of the labels exchanged: {ALL_OBJECTIVES[name].label} gains {gain:+.2f}; its lead"
-                f" over Diffusion-DPO is {lead:+.2f} at each one's best step{in_time} ([wrong labels](#wrong-labels)).",
+                f" over Diffusion-DPO is {flip_lead(c, cost, ours, theirs, 'dpo')} ([wrong labels](#wrong-labels)).",
                 gain.low <= 0 or lead.low <= 0,
             )
 
 
-def flat_sentence(worlds: dict[str, Comparison]) -> Sentence:
+def flat_sentences(worlds: dict[str, Comparison]) -> Iterator[Sentence]:
     """What a flatter sigmoid does at ORPO's own setting."""
     leads = {}
     for world, c in worlds.items():
-        runs, ours, step = c.tests("orpo", objective="flat"), c.tests("orpo"), c.choices["orpo"].step
-        leads[world] = c.lead(runs, step, ours, step)
-    said = ", ".join(f"{lead:{worlds[world].signed}} ({TITLES[world]})" for world, lead in leads.items())
-    return (
-        f"Without exchanged labels a temperature of {TEMPERATURE:g} changes ORPO's gain, at ORPO's own setting, by {said}"
-        " ([temperature](#a-flatter-sigmoid)).",
-        any(lead.high < 0 for lead in leads.values()),
-    )
+        if len(runs := c.tests("orpo", objective="flat")) >= ENOUGH:
+            step = c.choices["orpo"].step
+            leads[world] = c.lead(runs, step, c.tests("orpo"), step)
+    if leads:
+        said = ", ".join(f"{lead:{worlds[world].signed}} ({TITLES[world]})" for world, lead in leads.items())
+        yield (
+            f"Without exchanged labels a temperature of {TEMPERATURE:g} changes ORPO's gain, at ORPO's own setting, by {said}"
+            " ([temperature](#a-flatter-sigmoid)).",
+            any(lead.high < 0 for lead in leads.values()),
+        )
 
 
 def vote_sentences(c: Comparison) -> Iterator[Sentence]:

@@ -19,7 +19,7 @@ from store import Run
 Task = tuple[Experiment, tuple[int, ...]]  # an experiment, and the steps at which it is measured
 
 MIN_FOLLOWING = 0.95  # share of the base's prompt-following that a chosen setting must keep
-SEEDS = (0, 6, 7)  # of training: the first for every setting, all for the best; those of the test are others
+SEEDS = (0, 6, 7)  # of training: the search takes the first, the final all three; the test has its own
 FINALISTS = 3
 MARKS = (100, 200, 400, 600)  # steps at which a run of the search is measured
 FINAL_MARKS = (*MARKS, 1000)

@@ -145,10 +145,10 @@ def all_settings(c: Comparison) -> str:
     )
 
 
-def step_in_time(cost: dict, name: str, step: int, marks: tuple[int, ...]) -> int | None:
-    """The last mark that an objective reaches in the time that ORPO takes to a step."""
+def step_in_time(cost: dict, name: str, step: int, marks: tuple[int, ...]) -> int:
+    """The first mark at which an objective has had at least the time that ORPO takes to a step, or the last there is."""
     budget = step * cost["orpo"]["time"]
-    return max((mark for mark in marks if mark * cost[name]["time"] <= budget), default=None)
+    return min((mark for mark in marks if mark * cost[name]["time"] >= budget), default=max(marks))
 
 
 def test_table(c: Comparison, cost: dict) -> str:
@@ -184,7 +184,7 @@ def test_table(c: Comparison, cost: dict) -> str:
         "gain at 200 steps",
         "at 600",
         "at 1000",
-        "in ORPO's time (steps)",
+        "in at least ORPO's time (steps)",
     ]
     return rows(header, lines) if any(c.tests(name) for name in OBJECTIVES) else NOT_YET
 
@@ -266,15 +266,15 @@ def flip_table(c: Comparison, cost: dict) -> str:
 
 
 def flip_lead(c: Comparison, cost: dict, ours: Tested | None, theirs: Tested, name: str) -> str:
-    """How far ours is ahead, each at its own best; and where they get only as much time as it takes, at that step."""
+    """How far ours is ahead, each at its own best; and at the step where they have had at least as much time, if theirs comes later."""
     if ours is None or name not in cost or ours is theirs:
         return ""
     (choice, runs), (their_choice, their_runs) = ours, theirs
     lead = f"{c.lead(runs, choice.step, their_runs, their_choice.step):+.2f}"
     same_time = step_in_time(cost, name, choice.step, MARKS)
-    if same_time is None or same_time >= their_choice.step:
+    if same_time >= their_choice.step:
         return lead
-    return f"{lead}; {c.lead(runs, choice.step, their_runs, same_time):+.2f} at {same_time}"
+    return f"{lead}; {c.lead(runs, choice.step, their_runs, same_time):+.2f} after as much time ({same_time} steps)"
 
 
 def flat_table(c: Comparison) -> str:
