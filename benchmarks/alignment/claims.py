@@ -154,9 +154,10 @@ def flat_sentences(worlds: dict[str, Comparison]) -> Iterator[Sentence]:
     """What a flatter sigmoid does at ORPO's own setting."""
     leads = {}
     for world, c in worlds.items():
-        if len(runs := c.tests("orpo", objective="flat")) >= ENOUGH:
+        flat, ours = (c.tests("orpo", objective=name) for name in ("flat", "orpo"))
+        if min(len(flat), len(ours)) >= ENOUGH:
             step = c.choices["orpo"].step
-            leads[world] = c.lead(runs, step, c.tests("orpo"), step)
+            leads[world] = c.lead(flat, step, ours, step)
     if leads:
         said = ", ".join(f"{lead:{worlds[world].signed}} ({TITLES[world]})" for world, lead in leads.items())
         yield (
