@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import mpmath
 import pytest
 import torch
-from diffusion_orpo_loss import OrpoMetrics, log_odds, odds_ratio_objective, orpo_loss, per_pair_error
+from diffusion_orpo_loss import OrpoMetrics, beta_of_share, log_odds, odds_ratio_objective, orpo_loss, per_pair_error
 
 
 BETAS = (0.1, 0.5, 2.0)
@@ -120,10 +120,83 @@ def test_small_errors_compare_by_their_ratio(scale):
     assert metrics["log_odds_chosen"].item() == pytest.approx(torch.tensor(3.0).log().item(), rel=3 * scale + 1e-6)
 
 
-def test_swapping_winner_and_loser_negates_z():
+def error_gradients(m_w: torch.Tensor, m_l: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the summed objective on both errors (B,), in float64."""
+    m_w, m_l = (m.double().clone().requires_grad_() for m in (m_w, m_l))
+    return torch.autograd.grad(odds_ratio_objective(m_w, m_l, reduction="sum", **options), (m_w, m_l))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1, 4])
+@pytest.mark.parametrize("share", [1e-3, 0.25, 0.375, 0.4, 0.499])
+def test_a_loser_share_is_the_share_of_each_pairs_gradient_at_every_error(share, temperature):
+    m, weights = torch.logspace(-6, 1, 50, dtype=torch.float64), torch.rand(50, dtype=torch.float64) + 0.01
+    on_w, on_l = error_gradients(m, m, loser_share=share, temperature=temperature, weights=weights)
+    assert (on_w > 0).all() and (on_l < 0).all()
+    torch.testing.assert_close(-on_l / (on_w - on_l), torch.full_like(m, share), rtol=1e-9, atol=0)
+
+
+def test_with_beta_the_losers_share_vanishes_at_large_errors():
+    """Why there is a loser share: the figures of the documentation, at beta 0.05."""
+    m = torch.tensor([0.003, 0.02, 0.1, 0.3, 1.0])
+    on_w, on_l = error_gradients(m, m, beta=0.05)
+    torch.testing.assert_close(
+        -on_l / (on_w - on_l), torch.tensor([0.47, 0.36, 0.17, 0.08, 0.04]).double(), atol=6e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.3, 50])
+def test_with_a_loser_share_scaling_all_errors_scales_all_gradients_alike(scale):
+    """Predictions' distances from the target times sqrt(c), so errors times c: gradients are divided by sqrt(c)."""
+
+    def gradients(distance: float) -> torch.Tensor:
+        pred_w, pred_l, target = predictions(4, 4, 8, 8, dtype=torch.float64)
+        inputs = [(target + distance * (pred - target)).requires_grad_() for pred in (pred_w, pred_l)]
+        loss = orpo_loss(*inputs, target, loser_share=0.4, temperature=2)
+        return torch.stack(torch.autograd.grad(loss, inputs))
+
+    torch.testing.assert_close(gradients(scale**0.5) * scale**0.5, gradients(1), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("m_w, m_l", [(0.04, 0.09), (0.09, 0.04), (1e-6, 1e-3), (3.0, 20.0)])
+def test_loss_with_a_loser_share_against_sixty_digits(m_w, m_l):
+    errors = torch.tensor([m_w]), torch.tensor([m_l])
+    with mpmath.workdps(60):  # a share of 3/8 is a weight of 3
+        w, l = (mpmath.mpf(error.item()) for error in errors)
+        exact = mpmath.log(w) + 3 * 2 * mpmath.log(1 + mpmath.sqrt(w / l))
+    assert odds_ratio_objective(*errors, loser_share=0.375, temperature=2).item() == pytest.approx(
+        float(exact), rel=2e-6, abs=2e-6
+    )
+
+
+def test_metrics_keep_their_meaning_with_a_loser_share():
+    pred_w, pred_l, target = predictions(4, 4, 8, 8)
+    losses, metrics = orpo_loss(pred_w, pred_l, target, loser_share=0.4, reduction="none", return_metrics=True)
+    _, with_beta = orpo_loss(pred_w, pred_l, target, beta=beta_of_share(0.4), return_metrics=True)
+    torch.testing.assert_close(losses, metrics["nll_loss"].log() - 4 * metrics["log_odds_ratio"])
+    for name in set(metrics) - {"log_odds_ratio", "log_odds_chosen"}:
+        assert torch.equal(metrics[name], with_beta[name])
+    torch.testing.assert_close(metrics["log_odds_chosen"], with_beta["log_odds_chosen"], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [0, 0.5, -0.1, 1, float("nan"), float("inf")])
+def test_a_loser_share_lies_between_0_and_a_half(wrong):
+    with pytest.raises(ValueError, match="loser_share"):
+        orpo_loss(*predictions(2, 4, 8, 8), loser_share=wrong)
+
+
+def test_beta_and_a_loser_share_exclude_each_other():
+    for beta in (0, 0.1):
+        with pytest.raises(ValueError, match="give one of them"):
+            orpo_loss(*predictions(2, 4, 8, 8), beta, loser_share=0.4)
+    with pytest.raises(TypeError, match="loser_share"):
+        orpo_loss(*predictions(2, 4, 8, 8), loser_share=torch.tensor(0.4))
+
+
+@pytest.mark.parametrize("strength", [{}, {"loser_share": 0.4}])
+def test_swapping_winner_and_loser_negates_z(strength):
     pred_w, pred_l, target = predictions(5, 4, 8, 8)
-    _, metrics = orpo_loss(pred_w, pred_l, target, return_metrics=True)
-    _, swapped = orpo_loss(pred_l, pred_w, target, return_metrics=True)
+    _, metrics = orpo_loss(pred_w, pred_l, target, return_metrics=True, **strength)
+    _, swapped = orpo_loss(pred_l, pred_w, target, return_metrics=True, **strength)
     assert torch.equal(metrics["log_odds_chosen"], -swapped["log_odds_chosen"])
     assert torch.equal(metrics["rewards/margins"], -swapped["rewards/margins"])
     assert torch.equal(metrics["rewards/accuracies"], 1 - swapped["rewards/accuracies"])
@@ -165,19 +238,21 @@ def test_beta_zero_is_supervised_fine_tuning():
     assert not pred_l.grad.any()
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("strength", [{"beta": 0.7}, {"loser_share": 0.4}])
+def test_gradcheck(strength):
     pred_w, pred_l, target = predictions(2, 3, 4, dtype=torch.float64)
     inputs = pred_w.requires_grad_(), pred_l.requires_grad_()
-    assert torch.autograd.gradcheck(lambda w, l: orpo_loss(w, l, target, 0.7, reduction="none"), inputs)
+    assert torch.autograd.gradcheck(lambda w, l: orpo_loss(w, l, target, reduction="none", **strength), inputs)
 
 
 @pytest.mark.parametrize("m_w", [0.0, 1e-12, 1e-9, 1e-4, 1.0, 50.0, 100.0])
 @pytest.mark.parametrize("m_l", [0.0, 1e-12, 1e-9, 1e-4, 1.0, 50.0, 100.0])
-def test_finite_from_0_to_100(m_w, m_l):
+@pytest.mark.parametrize("strength", [{}, {"loser_share": 0.4}])
+def test_finite_from_0_to_100(m_w, m_l, strength):
     target = torch.zeros(1, 4, 8, 8)
     pred_w = torch.full_like(target, m_w**0.5).requires_grad_()
     pred_l = torch.full_like(target, m_l**0.5).requires_grad_()
-    loss = orpo_loss(pred_w, pred_l, target)
+    loss = orpo_loss(pred_w, pred_l, target, **strength)
     loss.backward()
     assert loss.isfinite() and pred_w.grad.isfinite().all() and pred_l.grad.isfinite().all()
 
@@ -234,18 +309,20 @@ def test_autocast_changes_nothing(dtype):
 def test_compiles_to_one_graph():
     compiled = torch.compile(orpo_loss, fullgraph=True, backend="aot_eager")
     pred_w, pred_l, target = predictions(2, 4, 8, 8)
-    for beta in (0.1, 0.1, 0.7):  # the second value of a number makes it a symbol in the graph
-        loss, metrics = compiled(pred_w, pred_l, target, beta, weights=torch.ones(2), return_metrics=True)
-        expected, expected_metrics = orpo_loss(pred_w, pred_l, target, beta, return_metrics=True)
+    strengths = [{"beta": beta} for beta in (0.1, 0.1, 0.7)]  # a number's second value makes it a symbol in the graph
+    for strength in [*strengths, *({"loser_share": share} for share in (0.4, 0.4, 0.25))]:
+        loss, metrics = compiled(pred_w, pred_l, target, **strength, weights=torch.ones(2), return_metrics=True)
+        expected, expected_metrics = orpo_loss(pred_w, pred_l, target, **strength, return_metrics=True)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(metrics, expected_metrics)
 
 
-def test_no_check_reads_from_the_device():
+@pytest.mark.parametrize("strength", [{}, {"loser_share": 0.4}])
+def test_no_check_reads_from_the_device(strength):
     """Meta tensors hold no data: whatever asks for a value of theirs raises."""
     pred_w, pred_l, target = (torch.zeros(2, 4, 8, 8, device="meta", requires_grad=True) for _ in range(3))
     weights = torch.ones(2, device="meta")
-    loss, _ = orpo_loss(pred_w, pred_l, (target, target), weights=weights, return_metrics=True)
+    loss, _ = orpo_loss(pred_w, pred_l, (target, target), weights=weights, return_metrics=True, **strength)
     loss.backward()
     assert loss.device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError)):
