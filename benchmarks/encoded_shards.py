@@ -28,10 +28,10 @@ from safetensors.torch import save
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_orpo"))
 
 from orpo.data.pair import PairTransform  # noqa: E402
+from orpo.runtime.shapes import square  # noqa: E402
 from orpo.shards.listing import find_shards  # noqa: E402
 from orpo.shards.manifest import Encoding  # noqa: E402
 from orpo.shards.stream import ShardData  # noqa: E402
-from orpo.system.shapes import square  # noqa: E402
 
 
 def write_encoded_shard(path: Path) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import arguments, lora_weights
-from orpo.system.start import NOISE
+from orpo.runtime.start import NOISE
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diffusion_orpo"
@@ -84,7 +84,7 @@ def test_a_copy_with_the_rooms_of_one_task_trains(copy, tiny_sdxl, faces, tmp_pa
     for path in copy.glob("*.py"):
         if path.name != SDXL:
             path.unlink()
-    used = {"data", "models", "system", "training", "scoring"}
+    used = {"data", "models", "runtime", "training", "scoring"}
     for room in (copy / "orpo").iterdir():
         if room.is_dir() and room.name not in used:
             shutil.rmtree(room)

@@ -10,18 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "diffusion_orpo"
 ALLOWED = {
-    "system": set(),
+    "runtime": set(),
     "scoring": set(),
-    "data": {"system"},
-    "models": {"system"},
-    "training": {"system", "scoring"},
-    "shards": {"data", "system"},
-    "drawing": {"data", "system"},
-    "evaluation": {"drawing", "scoring", "data", "system"},
-    "checking": {"shards", "data", "system"},
-    "labelling": {"data", "system"},
-    "making": {"drawing", "models", "scoring", "data", "system"},
-    "conversion": {"shards", "data", "models", "system"},
+    "data": {"runtime"},
+    "models": {"runtime"},
+    "training": {"runtime", "scoring"},
+    "shards": {"data", "runtime"},
+    "drawing": {"data", "runtime"},
+    "evaluation": {"drawing", "scoring", "data", "runtime"},
+    "checking": {"shards", "data", "runtime"},
+    "labelling": {"data", "runtime"},
+    "making": {"drawing", "models", "scoring", "data", "runtime"},
+    "conversion": {"shards", "data", "models", "runtime"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}
 MODULES = sorted((EXAMPLE / "orpo").rglob("*.py"))

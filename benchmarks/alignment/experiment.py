@@ -17,7 +17,7 @@ from orpo.data.pair import sample_seed
 from orpo.models.options import ModelOptions
 from orpo.models.registry import SDXL
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.system.flags import assemble, make_parser, parse
+from orpo.runtime.flags import assemble, make_parser, parse
 from orpo.training.flags import TRAINING
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import predict_pairs

@@ -19,7 +19,7 @@ import torch
 from orpo.data.order import BatchOrder, permutation
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.system.shapes import name_of, shapes_of_area
+from orpo.runtime.shapes import name_of, shapes_of_area
 from orpo.training.step import compute_losses
 
 from measuring import DEVICE, paired_ratio, print_table, seconds, store

@@ -31,9 +31,9 @@ from orpo.data.flags import IMAGES
 from orpo.data_source import SOURCES, check_source
 from orpo.evaluation.flags import JUDGING
 from orpo.models.flags import MODEL
-from orpo.system.flags import FlagGroup, all_flags, assemble, make_parser, parse, pick
-from orpo.system.shapes import shapes_from_flags
-from orpo.system.start import begin
+from orpo.runtime.flags import FlagGroup, all_flags, assemble, make_parser, parse, pick
+from orpo.runtime.shapes import shapes_from_flags
+from orpo.runtime.start import begin
 from orpo.training.flags import VALIDATION
 
 

@@ -22,7 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from orpo.system.start import begin
+from orpo.runtime.start import begin
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

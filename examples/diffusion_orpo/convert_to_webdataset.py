@@ -32,8 +32,8 @@ import time
 from pathlib import Path
 
 from orpo.conversion.flags import ENCODED_WITH, FLAGS, check_flags
-from orpo.system.flags import make_parser, parse
-from orpo.system.start import begin
+from orpo.runtime.flags import make_parser, parse
+from orpo.runtime.start import begin
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

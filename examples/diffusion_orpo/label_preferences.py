@@ -38,9 +38,9 @@ from orpo.labelling.flags import FLAGS
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_judge, read_votes
-from orpo.system.durable import write_text
-from orpo.system.flags import make_parser, parse
-from orpo.system.start import begin
+from orpo.runtime.durable import write_text
+from orpo.runtime.flags import make_parser, parse
+from orpo.runtime.start import begin
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -33,8 +33,8 @@ from pathlib import Path
 
 from orpo.making.flags import MAKING, check_flags
 from orpo.models.drawing_flags import DRAWING, DRAWN_MODEL
-from orpo.system.flags import assemble, make_parser, parse
-from orpo.system.start import begin
+from orpo.runtime.flags import assemble, make_parser, parse
+from orpo.runtime.start import begin
 
 
 FLAGS = assemble([DRAWN_MODEL, *MAKING, DRAWING])

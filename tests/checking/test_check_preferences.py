@@ -22,9 +22,9 @@ from orpo.checking.sources import RowSource
 from orpo.data.dataset import DataOptions, load_pairs
 from orpo.data.pair import PairTransform
 from orpo.data.table import open_table
+from orpo.runtime.shapes import square
 from orpo.shards.listing import find_shards
 from orpo.shards.stream import ShardData
-from orpo.system.shapes import square
 from PIL import Image
 from transformers import AutoTokenizer
 

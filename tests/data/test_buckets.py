@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from orpo.data.buckets import assign, cut_away
 from orpo.data.pair import crop_image
-from orpo.system.shapes import parse_shapes, shapes_of_area
+from orpo.runtime.shapes import parse_shapes, shapes_of_area
 from PIL import Image
 
 from tests.helpers import encode

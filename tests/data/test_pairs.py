@@ -9,7 +9,7 @@ from helpers import encode
 from orpo.data.image import decode_image
 from orpo.data.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
 from orpo.data.verdicts import parse_label
-from orpo.system.shapes import square
+from orpo.runtime.shapes import square
 from PIL import Image
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from orpo.system.flags import all_flags
+from orpo.runtime.flags import all_flags
 from orpo.training.gradient_share import loser_share
 
 from train_diffusion_orpo_sdxl_lora import FLAGS

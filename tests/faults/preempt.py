@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jobs import Configuration, make_inputs, newest_good, run
 from kill import CONFIGURATIONS, check_folder, check_result, logged_steps
-from orpo.system.signals import EXIT_STATUS
+from orpo.runtime.signals import EXIT_STATUS
 
 
 WORKERS = {"dataloader_num_workers": 1}

@@ -32,6 +32,7 @@ from orpo.data.bad_pair import BadPair
 from orpo.data.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.data.image import MAX_FILE_BYTES, decode_image
 from orpo.data.pair import PairTransform, crop_image
+from orpo.runtime.shapes import square
 from orpo.shards.listing import find_shards
 from orpo.shards.manifest import Shard
 from orpo.shards.order import Share, count_lanes
@@ -39,7 +40,6 @@ from orpo.shards.reader import read_share
 from orpo.shards.sample import to_pair
 from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
-from orpo.system.shapes import square
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args

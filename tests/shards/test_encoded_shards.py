@@ -20,12 +20,12 @@ from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.runtime.shapes import square
 from orpo.shards.encoded_sample import read_encoded
 from orpo.shards.listing import find_shards
 from orpo.shards.manifest import read_manifest
 from orpo.shards.sample import to_pair
 from orpo.shards.shard import read_samples
-from orpo.system.shapes import square
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 

@@ -14,11 +14,11 @@ from threading import Thread
 import pytest
 from helpers import face_rows, write_shards
 from orpo.data.pair import PairTransform
+from orpo.runtime.shapes import square
 from orpo.shards import opening, ties
 from orpo.shards.listing import Shards, find_shards
 from orpo.shards.shard import read_samples
 from orpo.shards.stream import ShardData
-from orpo.system.shapes import square
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from helpers import arguments, face_rows, logged, lora_weights, train, write_shards
 from launching import SHARDS_SCRIPT, assert_ok, run, two_processes
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.system.checksums import write_checksums
+from orpo.runtime.checksums import write_checksums
 
 
 @pytest.fixture(scope="module")

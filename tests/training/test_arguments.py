@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from orpo.data.flags import IMAGES
 from orpo.models.registry import FAMILIES
-from orpo.system.flags import all_flags
+from orpo.runtime.flags import all_flags
 from orpo.training.flags import TRAINING
 
 import train_diffusion_orpo_flux_lora

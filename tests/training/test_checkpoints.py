@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import lora_weights, train
-from orpo.system.checksums import SUMS_FILE, Damaged, write_checksums
+from orpo.runtime.checksums import SUMS_FILE, Damaged, write_checksums
 from orpo.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, verify
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, save_tiny
 from helpers import train
-from orpo.system.flags import make_parser, parse
+from orpo.runtime.flags import make_parser, parse
 from orpo.training.gradient_share import beta_of_share, loser_share
 
 

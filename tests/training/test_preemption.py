@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import lora_weights, train
-from orpo.system.signals import COPY_SECONDS, EXIT_STATUS, SIGNALS, shield_worker
+from orpo.runtime.signals import COPY_SECONDS, EXIT_STATUS, SIGNALS, shield_worker
 from orpo.training import loop as training
 from orpo.training.validation import Validator
 from torch.utils.data import DataLoader
@@ -92,7 +92,7 @@ def test_a_signal_in_the_last_step_leaves_validation_and_result_to_the_resumed_r
 
 WAITING = """
 import sys, time
-from orpo.system.signals import StopSignals
+from orpo.runtime.signals import StopSignals
 with StopSignals() as signals:
     print("ready", flush=True)
     while True:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import face_rows, logged, train, write_parquet
-from orpo.system.checksums import SUMS_FILE, write_checksums
+from orpo.runtime.checksums import SUMS_FILE, write_checksums
 from orpo.training.amounts import Amount
 from orpo.training.checkpoints import STATE_FILE, read_state
 from safetensors.torch import load_file, save_file

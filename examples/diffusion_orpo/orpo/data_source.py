@@ -3,8 +3,8 @@
 import argparse
 
 from .data.flags import DATA_SET, check_reading
+from .runtime.flags import optional
 from .shards.flags import SHARDS
-from .system.flags import optional
 
 
 SOURCES = [optional(DATA_SET), optional(SHARDS)]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from .data.flags import IMAGES
 from .models.options import ModelOptions
 from .models.registry import Family
-from .system.flags import FlagGroup, assemble, make_parser, parse
-from .system.start import begin
+from .runtime.flags import FlagGroup, assemble, make_parser, parse
+from .runtime.start import begin
 from .training.flags import TRAINING, check_training_flags
 
 
@@ -100,7 +100,7 @@ def load_data(args, accelerator, family: type, dtype):
             ShardOptions.from_flags(args), accelerator, lambda: family.encoding_identity(options, dtype)
         )
     from .data.dataset import DataOptions, load_pairs
-    from .system.processes import main_process_first
+    from .runtime.processes import main_process_first
 
     with main_process_first(accelerator):  # the others then find the data in the cache
         data = load_pairs(DataOptions.from_flags(args))

@@ -16,9 +16,9 @@ from ..data.folders import is_pair_folders, read_pair_folders
 from ..data.image import decode_image
 from ..data.pair import PairTransform, PreferencePair
 from ..data.table import LISTED, Table
+from ..runtime.redaction import without_secrets
 from ..shards.listing import find_shards
 from ..shards.stream import ShardData
-from ..system.redaction import without_secrets
 from .contact_sheet import contact_sheet
 from .filtering import write_filtered
 from .inspection import PairSource, inspect_all

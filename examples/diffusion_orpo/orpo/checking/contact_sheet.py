@@ -4,7 +4,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..data.image import decode_image
 from ..data.pair import PreferencePair
-from ..system.messages import printable
+from ..runtime.messages import printable
 
 
 SIDE = 256  # pixels of the square that an image is fitted into

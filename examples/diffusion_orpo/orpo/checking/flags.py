@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..system.cores import num_cores
-from ..system.flags import Flag, FlagGroup
+from ..runtime.cores import num_cores
+from ..runtime.flags import Flag, FlagGroup
 
 
 PROMPTS = FlagGroup(

@@ -9,7 +9,7 @@ import numpy as np
 from ..data.bad_pair import BadPair
 from ..data.buckets import assign
 from ..data.verdicts import LOW_AGREEMENT, TIE
-from ..system.shapes import shapes_of_area, square
+from ..runtime.shapes import shapes_of_area, square
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths
 from .repeated_pairs import RepeatedPairs, find_repeated

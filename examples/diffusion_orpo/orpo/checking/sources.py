@@ -16,10 +16,10 @@ from ..data.image_files import place_of_image
 from ..data.pair import PreferencePair
 from ..data.table import Table
 from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..runtime.redaction import without_secrets
 from ..shards.listing import Shards
 from ..shards.sample import read_label, to_pair
 from ..shards.shard import read_samples
-from ..system.redaction import without_secrets
 from .inspection import InspectedPair, image_facts
 
 

@@ -1,6 +1,6 @@
 """A report of preferences as text for a terminal."""
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 
 
 BAR = 30  # characters

@@ -15,7 +15,7 @@ from datasets import Features, Value
 from ..data.bad_pair import BadPair
 from ..data.image_files import read_image
 from ..data.table import Table
-from ..system.durable import written_whole
+from ..runtime.durable import written_whole
 
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from ..models.checks import read_index
 from ..models.encoding_identity import encoding_identity
 from ..models.options import ModelOptions
 from ..models.registry import FAMILIES
+from ..runtime.cores import num_cores
+from ..runtime.flags import assemble, make_parser, parse
+from ..runtime.libraries import LIBRARIES
+from ..runtime.precision import DTYPES
 from ..shards.manifest import Encoding
-from ..system.cores import num_cores
-from ..system.flags import assemble, make_parser, parse
-from ..system.libraries import LIBRARIES
-from ..system.precision import DTYPES
 from .plan import EncodingJob
 
 

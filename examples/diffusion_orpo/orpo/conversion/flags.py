@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..data.flags import DATA_SET, IMAGES, READING, check_reading
 from ..models.flags import MODEL
-from ..system.flags import Flag, FlagGroup, pick
+from ..runtime.flags import Flag, FlagGroup, pick
 
 
 CONVERSION = FlagGroup(

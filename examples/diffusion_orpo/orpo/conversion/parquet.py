@@ -21,9 +21,9 @@ from ..data.folders import is_pair_folders
 from ..data.image_files import ImageFiles, names_files
 from ..data.reading import Reading
 from ..data.table import Table, is_saved, open_table
+from ..runtime.messages import printable
+from ..runtime.redaction import without_secrets
 from ..shards.manifest import Source, open_folder
-from ..system.messages import printable
-from ..system.redaction import without_secrets
 
 
 SPLIT_OF_HUB_FILE = re.compile(r"(\w+?)-\d+-of-\d+(-\w+)?\.parquet")

@@ -12,8 +12,8 @@ from ..data.conventions import CONVENTIONS
 from ..data.reading import Reading
 from ..data.table import Table
 from ..models.options import ModelOptions
+from ..runtime.messages import printable
 from ..shards.manifest import Source
-from ..system.messages import printable
 from .copying import copy_folder, write_copy
 from .parquet import Footer, Listing, list_files, open_dataset, read_footer
 

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from ..data.bad_pair import BadPair
 from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..runtime.checksums import sha256_of
+from ..runtime.messages import printable
 from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
 from ..shards.sizes import pack_sizes
-from ..system.checksums import sha256_of
-from ..system.messages import printable
 from .parquet import read_rows
 from .plan import Job, Unit
 from .sample import add_sample, attempt, read_pair, sizes_of

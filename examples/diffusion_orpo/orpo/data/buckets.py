@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..system.shapes import Shape, name_of
+from ..runtime.shapes import Shape, name_of
 
 
 EQUAL = 1e-9  # shares of area that differ by less are the same

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .bad_pair import BadPair
 from .conventions import CONVENTIONS, NEEDED, Convention
 from .image_files import ImageFiles, check_image_column, read_image

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ..system.shapes import Shape
-from ..system.signals import shield_worker
+from ..runtime.shapes import Shape
+from ..runtime.signals import shield_worker
 from .buckets import assign, describe
 from .order import BatchOrder, given_of, permutation, position_of
 from .pair import PairTransform, collate_pairs, sample_seed

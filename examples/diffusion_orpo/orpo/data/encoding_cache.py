@@ -33,10 +33,10 @@ from safetensors.torch import load, save
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..system.libraries import LIBRARIES
-from ..system.processes import on_main_process, wait_for_reading
-from ..system.shapes import Shape
-from ..system.signals import shield_worker
+from ..runtime.libraries import LIBRARIES
+from ..runtime.processes import on_main_process, wait_for_reading
+from ..runtime.shapes import Shape
+from ..runtime.signals import shield_worker
 from .dataset import PreferenceData
 from .image import DECODER
 from .pair import TRANSFORM, PairTransform, crop_image, sample_seed

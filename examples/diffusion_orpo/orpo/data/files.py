@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from datasets import DatasetBuilder, load_dataset_builder
 from huggingface_hub import DatasetCard
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 
 
 # The reader for a single file.

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..system.flags import Flag, FlagGroup
+from ..runtime.flags import Flag, FlagGroup
 
 
 DATA_SET = FlagGroup(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .bad_pair import BadPair
 from .files import METADATA, TABLE_SUFFIXES
 from .folder_prompts import CAPTION_SUFFIXES, is_text, read_prompts

@@ -7,8 +7,8 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..system.messages import printable
-from ..system.shapes import MAX_AREA, MAX_ASPECT, Shape
+from ..runtime.messages import printable
+from ..runtime.shapes import MAX_AREA, MAX_ASPECT, Shape
 from .bad_pair import BadPair
 
 

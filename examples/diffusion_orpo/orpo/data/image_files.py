@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .bad_pair import BadPair
 
 

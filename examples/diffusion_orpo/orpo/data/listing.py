@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .bad_pair import BadPair
 from .folder_prompts import CAPTION_SUFFIXES, PROMPT_KEYS, is_text
 from .image import open_image

@@ -15,7 +15,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..system.shapes import Shape, name_of
+from ..runtime.shapes import Shape, name_of
 
 
 Key = tuple[int, int]  # epoch, and place in its sequence

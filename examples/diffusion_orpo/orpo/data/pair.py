@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..system.shapes import Shape, shapes_from_flags
+from ..runtime.shapes import Shape, shapes_from_flags
 from .image import decode_at_least
 
 

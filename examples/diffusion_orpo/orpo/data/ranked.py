@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .conventions import Convention
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from networkx.utils import UnionFind
 
-from ..system.cores import num_cores
-from ..system.messages import printable
+from ..runtime.cores import num_cores
+from ..runtime.messages import printable
 from .bad_pair import BadPair
 from .image import DECODER, decode_image
 from .image_files import ImageFiles, is_text, names_files, place_of_image, read_image

@@ -7,7 +7,7 @@ import json
 import math
 from typing import NamedTuple
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .bad_pair import BadPair
 
 

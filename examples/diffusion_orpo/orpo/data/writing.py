@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..system.durable import written_whole
+from ..runtime.durable import written_whole
 
 
 ROWS_AT_ONCE = 100  # a row group: a few hundred MB of large images at the most

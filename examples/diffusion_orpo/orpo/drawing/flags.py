@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..system.flags import Flag, FlagGroup
+from ..runtime.flags import Flag, FlagGroup
 
 
 CAPTION_COLUMNS = ("caption", "prompt", "Prompt", "text")

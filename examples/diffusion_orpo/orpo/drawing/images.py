@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 import diffusers
 
-from ..system.durable import write_text, written_whole
+from ..runtime.durable import write_text, written_whole
 
 
 # Makes an image of each prompt, from its seed.

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..drawing.flags import PROMPTS, check_prompts
+from ..runtime.flags import Flag, FlagGroup
 from ..scoring.names import BUILT_IN, repeated_label
-from ..system.flags import Flag, FlagGroup
 
 
 LORA = FlagGroup(

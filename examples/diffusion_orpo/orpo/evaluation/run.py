@@ -11,10 +11,10 @@ from accelerate.utils import parse_flag_from_env
 
 from ..drawing.images import Draw, draw_images, make_requests, missing, open_folder
 from ..drawing.prompts import read_prompts
+from ..runtime.durable import write_text
 from ..scoring.image_statistics import STATISTICS
 from ..scoring.names import scorer_label
 from ..scoring.scorers import check_scorer
-from ..system.durable import write_text
 from .page import render_page
 from .results import make_results, score_folders, summary
 

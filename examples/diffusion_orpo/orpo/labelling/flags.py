@@ -1,6 +1,6 @@
 """The flags of label_preferences.py."""
 
-from ..system.flags import Flag, FlagGroup
+from ..runtime.flags import Flag, FlagGroup
 
 
 FLAGS = [

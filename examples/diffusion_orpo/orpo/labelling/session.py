@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
-from ..system.durable import sync
-from ..system.messages import differences
+from ..runtime.durable import sync
+from ..runtime.messages import differences
 from .questions import Question, is_common, order, places
 from .votes import CHOICES, FOLDER, Vote, VoteLog, read_votes
 

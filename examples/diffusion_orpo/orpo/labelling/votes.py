@@ -13,8 +13,8 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..system.durable import sync
-from ..system.messages import printable
+from ..runtime.durable import sync
+from ..runtime.messages import printable
 
 
 FOLDER = "votes"

@@ -11,7 +11,7 @@ from ..data.image import decode_image
 from ..data.listing import METADATA, ListedImage, image_path
 from ..data.writing import write_pairs
 from ..drawing.images import Request
-from ..system.durable import write_text
+from ..runtime.durable import write_text
 from .judging import ScoredPair, choose, margins
 
 

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from diffusers import DDPMScheduler
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .drawing import Drawing, draw, find_family, load_model, open_model
 from .encoding_identity import module_identity
 from .family_pipeline import FamilyPipeline

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 import diffusers
 from diffusers import DiffusionPipeline
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .options import ModelOptions
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from PIL.Image import Image
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .checks import read_index
 from .family_pipeline import FamilyPipeline
 from .options import ModelOptions

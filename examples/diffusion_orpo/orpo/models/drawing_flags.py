@@ -1,6 +1,6 @@
 """The flags that name a model to draw with, and say how: see `drawing.py`."""
 
-from ..system.flags import Flag, FlagGroup, pick
+from ..runtime.flags import Flag, FlagGroup, pick
 from .flags import MODEL
 
 

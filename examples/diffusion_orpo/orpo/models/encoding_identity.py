@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 
-from ..system.checksums import sha256
-from ..system.shapes import name_of
+from ..runtime.checksums import sha256
+from ..runtime.shapes import name_of
 from .checks import is_absent, read_index
 from .options import ModelOptions
 from .vae import vae_source

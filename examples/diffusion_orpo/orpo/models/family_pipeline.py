@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from diffusers import DiffusionPipeline
 
-from ..system.shapes import Shape
+from ..runtime.shapes import Shape
 from .checks import build_empty, check_modules, check_pipeline, check_sequence_length, is_absent, read_index
 from .options import ModelOptions
 from .prompt_memory import PromptMemory

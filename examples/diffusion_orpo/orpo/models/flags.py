@@ -1,6 +1,6 @@
 """The flags that name a model and its LoRA, and those of the noise processes."""
 
-from ..system.flags import Flag, FlagGroup
+from ..runtime.flags import Flag, FlagGroup
 from .bnb_config import read_bnb_config
 
 

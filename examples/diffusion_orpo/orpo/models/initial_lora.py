@@ -6,7 +6,7 @@ import torch
 
 from diffusers.utils import convert_unet_state_dict_to_peft
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .lora_file import read_lora_file
 from .options import ModelOptions
 

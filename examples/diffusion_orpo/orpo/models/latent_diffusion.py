@@ -13,7 +13,7 @@ import torch
 from peft import set_peft_model_state_dict
 from PIL.Image import Image
 
-from ..system.transfer import to_device
+from ..runtime.transfer import to_device
 from .checks import check_lora_layers, warn_of_distillation
 from .encoding_identity import base_identity, encoding_identity
 from .family_pipeline import FamilyPipeline

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 
-from ..system.durable import make_readable
+from ..runtime.durable import make_readable
 from .checks import find_modules
 from .options import ModelOptions
 

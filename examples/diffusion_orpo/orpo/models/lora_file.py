@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from diffusers.utils import convert_unet_state_dict_to_peft
 
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .lora import LORA_FILE
 
 

@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import dataclass, fields
 
-from ..system.messages import printable
-from ..system.shapes import Shape, parse_shapes
+from ..runtime.messages import printable
+from ..runtime.shapes import Shape, parse_shapes
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
 
-from ..system.durable import make_readable
-from ..system.messages import printable
+from ..runtime.durable import make_readable
+from ..runtime.messages import printable
 
 
 COMFYUI_FILE = "comfyui_lora.safetensors"  # diffusers must not take it for pytorch_lora_weights.safetensors

@@ -4,8 +4,8 @@ import logging
 
 import torch
 
-from ..system.messages import printable
-from ..system.transfer import to_device
+from ..runtime.messages import printable
+from ..runtime.transfer import to_device
 
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
-from ..system.flags import Flag, FlagGroup
-from ..system.shapes import name_of, shapes_from_flags
+from ..runtime.flags import Flag, FlagGroup
+from ..runtime.shapes import name_of, shapes_from_flags
 from .flags import DDPM_FLAGS, FLOW_MATCHING_FLAGS, GUIDANCE_SCALE, MODEL, max_sequence_length
 
 

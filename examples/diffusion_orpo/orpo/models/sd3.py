@@ -6,7 +6,7 @@ import torch
 
 from diffusers import StableDiffusion3Pipeline
 
-from ..system.shapes import name_of
+from ..runtime.shapes import name_of
 from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
 from .registry import SD3

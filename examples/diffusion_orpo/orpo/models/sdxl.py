@@ -4,7 +4,7 @@ import torch
 
 from diffusers import StableDiffusionXLPipeline
 
-from ..system.transfer import to_device
+from ..runtime.transfer import to_device
 from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion
 from .prompts import clip_tokens

@@ -11,7 +11,7 @@ import torch
 
 from diffusers import AutoencoderKL
 
-from ..system.transfer import draw_noise
+from ..runtime.transfer import draw_noise
 from .checks import SINGLE_FILES
 from .options import ModelOptions
 

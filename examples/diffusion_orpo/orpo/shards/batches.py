@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..data.order import BatchOrder, position_of
-from ..system.signals import shield_worker
+from ..runtime.signals import shield_worker
 from .decoder import PairDecoder, collate
 from .order import ORDER_VERSION, Share, count_lanes
 from .reader import Arrival, ReadAhead, read_share

@@ -10,7 +10,7 @@ from safetensors.torch import load
 
 from ..data.bad_pair import BadPair
 from ..data.pair import PairTransform
-from ..system.messages import differences, printable
+from ..runtime.messages import differences, printable
 from .manifest import Encoding
 from .sample import read_label
 

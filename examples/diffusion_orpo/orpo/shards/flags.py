@@ -1,6 +1,6 @@
 """The flags that name shards and say how to read them."""
 
-from ..system.flags import Flag, FlagGroup
+from ..runtime.flags import Flag, FlagGroup
 
 
 SHARDS = FlagGroup(

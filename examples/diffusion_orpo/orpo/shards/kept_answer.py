@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from huggingface_hub.constants import HF_HOME
 
-from ..system.redaction import without_secrets
+from ..runtime.redaction import without_secrets
 from .opening import is_remote
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from webdataset.gopen import Pipe
 
-from ..system.messages import printable
-from ..system.redaction import without_secrets
+from ..runtime.messages import printable
+from ..runtime.redaction import without_secrets
 from .encoded_sample import MEMBER
 from .manifest import MANIFEST, Encoding, read_encodings
 from .opening import is_remote, open_url, shard_name

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from pyarrow.fs import FileType, LocalFileSystem, S3FileSystem, SubTreeFileSystem
 
-from ..system import durable
-from ..system.checksums import sha256_of
-from ..system.messages import printable
-from ..system.redaction import without_secrets
+from ..runtime import durable
+from ..runtime.checksums import sha256_of
+from ..runtime.messages import printable
+from ..runtime.redaction import without_secrets
 
 
 MANIFEST = "manifest.json"

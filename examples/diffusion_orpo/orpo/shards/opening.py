@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from webdataset.gopen import Pipe, gopen
 from webdataset.utils import enforce_security
 
-from ..system.redaction import without_secrets
-from ..system.signals import SIGNALS
+from ..runtime.redaction import without_secrets
+from ..runtime.signals import SIGNALS
 
 
 BUFFER_BYTES = 1 << 20

@@ -9,7 +9,7 @@ import re
 from ..data.bad_pair import BadPair
 from ..data.pair import PreferencePair
 from ..data.verdicts import parse_label
-from ..system.messages import printable
+from ..runtime.messages import printable
 from .tar import OTHERS, WANTED
 
 

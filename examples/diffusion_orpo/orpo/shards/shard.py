@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from webdataset.gopen import Pipe
 
-from ..system.messages import printable
-from ..system.redaction import without_secrets
+from ..runtime.messages import printable
+from ..runtime.redaction import without_secrets
 from .opening import open_url, read_to_end
 from .tar import WANTED, walk_samples
 

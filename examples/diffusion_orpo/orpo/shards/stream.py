@@ -19,9 +19,9 @@ from ..data.bad_pair import BadPair
 from ..data.buckets import Assignment, assign, describe
 from ..data.order import BatchOrder, given_of, in_one_bucket
 from ..data.pair import PairTransform, collate_pairs, sample_seed
-from ..system.processes import on_main_process, wait_for_reading
-from ..system.redaction import without_secrets
-from ..system.shapes import Shape
+from ..runtime.processes import on_main_process, wait_for_reading
+from ..runtime.redaction import without_secrets
+from ..runtime.shapes import Shape
 from .batches import ShardBatches, check_position
 from .bucket_reader import BucketReader
 from .decoder import decode

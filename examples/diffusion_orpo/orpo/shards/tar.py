@@ -13,7 +13,7 @@ from typing import BinaryIO
 from webdataset.tariterators import base_plus_ext
 
 from ..data.image import MAX_FILE_BYTES
-from ..system.messages import printable
+from ..runtime.messages import printable
 
 
 # The members of a sample; others are skipped, and the first ones named.

@@ -9,8 +9,8 @@ import re
 import numpy as np
 
 from ..data.verdicts import parse_label
-from ..system.messages import printable
-from ..system.redaction import without_secrets
+from ..runtime.messages import printable
+from ..runtime.redaction import without_secrets
 from .kept_answer import KeptAnswer
 from .sample import member_names, missing_members, what_is_missing
 from .shard import BrokenShard, walk_shard

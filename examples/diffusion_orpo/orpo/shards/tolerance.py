@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 
-from ..system.redaction import without_secrets
+from ..runtime.redaction import without_secrets
 from .decoder import Problem
 from .listing import Shards
 

@@ -4,7 +4,7 @@ import os
 
 from accelerate import Accelerator
 
-from ..system.precision import DTYPES
+from ..runtime.precision import DTYPES
 
 
 # What shards the model, by accelerate's variable: LoRA saving and gradient clipping would be wrong.

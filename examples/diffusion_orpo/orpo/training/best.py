@@ -6,8 +6,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-from ..system.checksums import Damaged
-from ..system.processes import on_main_process
+from ..runtime.checksums import Damaged
+from ..runtime.processes import on_main_process
 from .checkpoints import verify
 
 

@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import load
 
-from ..system.checksums import Damaged, verify_checksums, write_checksums
-from ..system.durable import remove_folder, rename, sync_all
-from ..system.processes import on_all_processes, on_main_process
+from ..runtime.checksums import Damaged, verify_checksums, write_checksums
+from ..runtime.durable import remove_folder, rename, sync_all
+from ..runtime.processes import on_all_processes, on_main_process
 
 
 logger = get_logger(__name__)

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ..system.flags import Flag, FlagGroup, truth
+from ..runtime.flags import Flag, FlagGroup, truth
 
 
 # What the model draws when the run is validated: a face, a medium, a place and a relation between objects.

@@ -8,8 +8,8 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-from ..system.processes import on_main_process
-from ..system.signals import StopSignals
+from ..runtime.processes import on_main_process
+from ..runtime.signals import StopSignals
 from .amounts import Amount
 from .best import Best, load_best
 from .checkpoints import (

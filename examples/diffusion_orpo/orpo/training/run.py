@@ -23,13 +23,13 @@ from huggingface_hub import create_repo, upload_folder
 
 import diffusers
 
-from ..system import flags
-from ..system.durable import remove_leftovers, rename, sync_all
-from ..system.lock import lock
-from ..system.precision import DTYPES
-from ..system.processes import is_lost_connection, on_main_process
-from ..system.redaction import command_line_without_secrets, flags_without_secrets
-from ..system.signals import EXIT_STATUS
+from ..runtime import flags
+from ..runtime.durable import remove_leftovers, rename, sync_all
+from ..runtime.lock import lock
+from ..runtime.precision import DTYPES
+from ..runtime.processes import is_lost_connection, on_main_process
+from ..runtime.redaction import command_line_without_secrets, flags_without_secrets
+from ..runtime.signals import EXIT_STATUS
 from .accelerate_settings import check_settings, refuse_sharding
 from .checkpoints import find_checkpoint, list_checkpoints, read_state
 from .model_card import save_model_card

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 
-from ..system.messages import differences
+from ..runtime.messages import differences
 from .checkpoints import TrainingState
 
 

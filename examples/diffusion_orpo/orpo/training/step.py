@@ -17,7 +17,7 @@
 import torch
 from diffusion_orpo_loss import OrpoMetrics, orpo_loss
 
-from ..system.transfer import draw_noise, to_device
+from ..runtime.transfer import draw_noise, to_device
 
 
 def compute_losses(

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 from orpo.data.dataset import PairBatches, PreferenceData
+from orpo.runtime.pair_source import Batches, PairSource
 from orpo.shards.stream import ShardBatches, ShardData
-from orpo.system.pair_source import Batches, PairSource
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from orpo.system import start
-from orpo.system.flags import Flag, looks_like_a_path
+from orpo.runtime import start
+from orpo.runtime.flags import Flag, looks_like_a_path
 
 
 ROOT = Path(__file__).parents[2]

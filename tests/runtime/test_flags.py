@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from orpo.system.flags import Flag, FlagGroup, all_flags, assemble, make_parser, optional, parse, values
+from orpo.runtime.flags import Flag, FlagGroup, all_flags, assemble, make_parser, optional, parse, values
 
 
 GROUP = FlagGroup(
