@@ -11,6 +11,7 @@ TRAIN = [
     "Jinja2",
     "networkx",
     "numpy",
+    "packaging",
     "peft>=0.18",
     "Pillow>=11.3",
     "safetensors>=0.8",

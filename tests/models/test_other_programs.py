@@ -8,9 +8,7 @@ import torch
 from families import FAMILIES, load_pipeline, save_tiny
 from helpers import train
 from orpo.models.other_programs import COMFYUI_FILE
-from safetensors.torch import load_file, save_file
-
-import convert_lora
+from safetensors.torch import load_file
 
 
 RANK, ALPHA = 4, 16.0
@@ -111,23 +109,3 @@ def test_a_folder_without_a_name_loads_the_diffusers_file(tiny_sdxl, sdxl_lora, 
     monkeypatch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)
     expected = draw(tiny_sdxl, sdxl_lora, "pytorch_lora_weights.safetensors")
     np.testing.assert_array_equal(draw(tiny_sdxl, sdxl_lora), expected)
-
-
-def test_the_script_converts_what_was_trained_before(sdxl_lora, tmp_path, capsys):
-    target = tmp_path / "converted.safetensors"
-    assert convert_lora.main([str(sdxl_lora), f"--output={target}"]) == 0
-    assert target.read_bytes() == (sdxl_lora / COMFYUI_FILE).read_bytes()
-    assert str(target) in capsys.readouterr().out
-
-
-def test_what_is_no_lora_of_these_scripts_is_named(tmp_path, capsys):
-    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
-    save_file({"lora_unet_x.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
-    for name, said in (("broken", "can't be read as a LoRA"), ("kohya", "only LoRAs for unet or transformer")):
-        assert convert_lora.main([str(tmp_path / f"{name}.safetensors")]) == 1
-        error = capsys.readouterr().err
-        assert said in error and f"{name}.safetensors" in error
-    assert not (tmp_path / COMFYUI_FILE).exists()
-    for argument in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(SystemExit):
-            convert_lora.parse_args([str(argument)])

@@ -175,25 +175,6 @@ def test_settings_that_steer_the_run_are_listed_old_and_new_in_one_warning(tiny_
     assert "--proportion_empty_prompts was 0.0 and is now 0.2" in message
 
 
-def test_a_checkpoint_of_the_first_layout_goes_on_and_says_what_it_does_not_know(
-    tiny_sdxl, eight, stopped, tmp_path, caplog
-):
-    whole = train(tiny_sdxl, eight, tmp_path / "whole", max_train_steps=4)
-
-    def first_layout(state: dict) -> dict:
-        old = "quantize_base seed rank lora_alpha lora_layers learning_rate scale_lr lr_scheduler use_8bit_adam"
-        names = ("global_step", "data", "processes", "skipped_steps", "collapse")
-        flags = {name: state["flags"][name] for name in [*old.split(), "mixed_precision"]}
-        return {name: state[name] for name in names} | {"flags": flags, "version": 1}
-
-    (stopped / "checkpoint-2" / "scheduler.bin").write_bytes(b"of the learning rate")
-    rewrite(stopped / "checkpoint-2", first_layout)
-    with caplog.at_level(logging.WARNING):
-        assert_same(go_on(tiny_sdxl, eight, stopped), whole)
-    (message,) = [record.getMessage() for record in caplog.records if "does not record" in record.getMessage()]
-    assert "--resolution" in message and "the base model" in message and "--rank" not in message
-
-
 def test_a_checkpoint_records_all_flags_without_secrets(stopped):
     flags = read_state(stopped / "checkpoint-2").flags
     assert flags["beta_orpo"] == 0.1 and flags["checkpointing_steps"] == 2 and "hub_token" not in flags

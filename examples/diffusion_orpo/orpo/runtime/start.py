@@ -5,6 +5,8 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from packaging.version import Version
+
 
 # The lowest versions that were run, as in setup.py and requirements.txt. Transformers before 5.6 finds no weights in the CLIP
 # encoders that later versions save, and draws with random ones.
@@ -60,7 +62,7 @@ def too_old(lowest: dict[str, str] = LOWEST) -> str | None:
     wrong = [
         f"{name} {found[name]} is older than {lowest[name]}" if found[name] else f"{name} is not installed"
         for name in lowest
-        if found[name] is None or _numbers(found[name]) < _numbers(lowest[name])
+        if found[name] is None or _release(found[name]) < _release(lowest[name])
     ]
     if not wrong:
         return None
@@ -75,13 +77,6 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _numbers(text: str) -> list[int]:
-    """The leading numbers of a version: [0, 43] of 0.43.0.dev0, without zeros at the end."""
-    numbers = []
-    for part in text.split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return numbers
+def _release(text: str) -> Version:
+    """0.43.0 of 0.43.0.dev0: what comes before a release counts as that release."""
+    return Version(Version(text).base_version)

@@ -28,7 +28,7 @@ from ..runtime.processes import on_all_processes, on_main_process
 
 logger = get_logger(__name__)
 
-VERSIONS = (1, 2)  # of the layout: a run can read all of these, and writes the last
+VERSION = 2  # of the layout
 STATE_FILE = "training_state.json"
 
 
@@ -41,9 +41,9 @@ class TrainingState:
         data: fingerprint of the pairs.
         flags: all flags; those that a resumed run is compared by have their exact values.
         processes: how many saved it.
-        base: identity of the base model, from the model family; empty if unknown.
-        pairs_seen: by all processes together. None in layout 1, like the next two.
+        pairs_seen: by all processes together.
         pairs_per_step: at the beginning of the run.
+        base: identity of the base model, from the model family; empty if unknown.
         learning_rate: of the next step.
         trackers: what each tracker needs to continue the same run, by its name.
         skipped_steps: how many steps of `global_step` the gradient scaler skipped.
@@ -57,16 +57,16 @@ class TrainingState:
     data: str
     flags: dict
     processes: int
+    pairs_seen: int
+    pairs_per_step: int
     base: dict[str, str] = field(default_factory=dict)
-    pairs_seen: int | None = None
-    pairs_per_step: int | None = None
     learning_rate: float | None = None
     trackers: dict[str, str] = field(default_factory=dict)
     skipped_steps: int = 0
     collapse: dict = field(default_factory=dict)
     best: dict = field(default_factory=dict)
     beta: float | None = None
-    version: int = VERSIONS[-1]
+    version: int = VERSION
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -171,12 +171,12 @@ def read_state(checkpoint: Path) -> TrainingState:
         ValueError: its version is unknown.
     """
     state = json.loads((checkpoint / STATE_FILE).read_text())
-    if state.get("version") not in VERSIONS:
+    if state.get("version") != VERSION:
         raise ValueError(
-            f"{checkpoint} has version {state.get('version')} of the checkpoints' layout, and these scripts read versions"
-            f" up to {VERSIONS[-1]}. Continue it with the scripts that wrote it, or a later version of them."
+            f"{checkpoint} has version {state.get('version')} of the checkpoints' layout, and these scripts read version"
+            f" {VERSION}. Continue it with the version of these scripts that wrote it."
         )
-    return TrainingState(**state | {"version": VERSIONS[-1]})
+    return TrainingState(**state)
 
 
 def read_position(checkpoint: Path, process_index: int) -> dict:

@@ -193,9 +193,6 @@ def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:
 
     saved.base = on_main_process(accelerator, check)
     saved.flags = state.flags
-    if saved.pairs_seen is None:  # layout 1
-        saved.pairs_per_step = pairs_per_step
-        saved.pairs_seen = position.get("pairs_seen", saved.global_step * pairs_per_step)
     return saved, position
 
 
