@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 SCRIPT = Path(__file__).parent.parent / "examples" / "diffusion_orpo" / "convert_to_webdataset.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from orpo.conversion.run import ray_session  # noqa: E402
+from orpo.store.converting import ray_session  # noqa: E402
 
 from convert_to_webdataset import main as convert  # noqa: E402
 

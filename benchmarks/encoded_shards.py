@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_or
 
 from orpo.data.pair import PairTransform  # noqa: E402
 from orpo.runtime.shapes import square  # noqa: E402
-from orpo.shards.listing import find_shards  # noqa: E402
-from orpo.shards.manifest import Encoding  # noqa: E402
-from orpo.shards.stream import ShardData  # noqa: E402
+from orpo.store.listing import find_shards  # noqa: E402
+from orpo.store.manifest import Encoding  # noqa: E402
+from orpo.store.stream import ShardData  # noqa: E402
 
 
 def write_encoded_shard(path: Path) -> float:

@@ -61,8 +61,8 @@ def write_shard(path: Path, size: int) -> float:
 def ours(shard: Path, resolution: int):
     from orpo.data.pair import PairTransform
     from orpo.runtime.shapes import square
-    from orpo.shards.listing import find_shards
-    from orpo.shards.stream import ShardData
+    from orpo.store.listing import find_shards
+    from orpo.store.stream import ShardData
 
     data = ShardData(find_shards([str(shard)]), 0, PairTransform(square(resolution)), 0, 1, 0.0)
     for _ in islice(data.training_batches(1, 0, None, 0, 1), PAIRS):

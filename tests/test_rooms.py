@@ -15,13 +15,12 @@ ALLOWED = {
     "data": {"runtime"},
     "models": {"runtime"},
     "training": {"runtime", "scoring"},
-    "shards": {"data", "runtime"},
+    "store": {"data", "models", "runtime"},
     "drawing": {"data", "runtime"},
     "evaluation": {"drawing", "scoring", "data", "runtime"},
-    "checking": {"shards", "data", "runtime"},
+    "checking": {"store", "data", "runtime"},
     "labelling": {"data", "runtime"},
     "making": {"drawing", "models", "scoring", "data", "runtime"},
-    "conversion": {"shards", "data", "models", "runtime"},
 }
 SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}
 MODULES = sorted((EXAMPLE / "orpo").rglob("*.py"))

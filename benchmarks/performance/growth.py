@@ -31,9 +31,9 @@ from orpo.data.encoding_cache import Encodings
 from orpo.data.order import in_one_bucket
 from orpo.data.pair import PairTransform
 from orpo.runtime.shapes import square
-from orpo.shards.listing import find_shards
-from orpo.shards.manifest import MANIFEST, VERSION
-from orpo.shards.order import EpochOrder, Share, count_lanes
+from orpo.store.listing import find_shards
+from orpo.store.manifest import MANIFEST, VERSION
+from orpo.store.order import EpochOrder, Share, count_lanes
 
 from interleaved import Interleaved, add_model_arguments, start
 from measuring import DEVICE, HERE, milliseconds, print_table, store

@@ -31,9 +31,9 @@ import os
 import time
 from pathlib import Path
 
-from orpo.conversion.flags import ENCODED_WITH, FLAGS, check_flags
 from orpo.runtime.flags import make_parser, parse
 from orpo.runtime.start import begin
+from orpo.store.conversion_flags import ENCODED_WITH, FLAGS, check_flags
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -48,10 +48,10 @@ def main(input_args: list[str] | None = None) -> None:
     begin(Path(__file__).name)
 
     # Ray and datasets take seconds to load: not before the flags are known to be good.
-    from orpo.conversion.finish import check_totals, find_finished, finish, verify
-    from orpo.conversion.plan import plan_job
-    from orpo.conversion.run import ray_session, run
     from orpo.data.reading import Reading
+    from orpo.store.converting import ray_session, run
+    from orpo.store.finish import check_totals, find_finished, finish, verify
+    from orpo.store.plan import plan_job
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     if args.verify:
@@ -98,7 +98,7 @@ def read_encoding_flags(args: argparse.Namespace) -> "EncodingJob":  # noqa: F82
     Raises:
         ValueError, OSError: the model does not exist, or belongs to no known family.
     """
-    from orpo.conversion.encoder import plan_encoding  # imports torch and diffusers
+    from orpo.store.encoder import plan_encoding  # imports torch and diffusers
 
     flags = [f"--cache_dir={os.path.abspath(args.cache_dir)}"] if args.cache_dir else []
     for flag in ENCODED_WITH:

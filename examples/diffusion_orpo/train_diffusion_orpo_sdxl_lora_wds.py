@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from orpo.models.registry import SDXL
-from orpo.shards.flags import SHARDS
+from orpo.store.flags import SHARDS
 from orpo.training_script import parse_training_flags, train_lora, training_flags
 
 

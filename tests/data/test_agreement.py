@@ -8,13 +8,13 @@ from datasets import ClassLabel, Dataset, Features, Value
 from faults.samples import images
 from helpers import face_rows
 from orpo.checking.sources import RowSource
-from orpo.conversion.sample import read_pair
 from orpo.data.bad_pair import BadPair
 from orpo.data.columns import Columns
 from orpo.data.conventions import CONVENTIONS
 from orpo.data.reading import Reading
 from orpo.data.rows import PreferenceRows
 from orpo.data.table import Table
+from orpo.store.rows import read_pair
 
 
 GOOD = [row["jpg_0"] for row in face_rows(6, ties=0)]
@@ -173,7 +173,7 @@ def test_all_columns_that_speak_of_the_preference_are_heeded(columns, label):
 @pytest.mark.parametrize("names", [["1", "0"], ["0", "1"], ["0.5", "1", "0"], ["tie", "0", "1"]])
 def test_a_class_label_is_read_by_its_names(names, tmp_path):
     """The number of a class says nothing: `label_0` of the class "1" may be number 0."""
-    from orpo.conversion.plan import plan_job
+    from orpo.store.plan import plan_job
 
     labels = [name for name in ("1", "0", "1", "0.5") if name in names]
     rows = [{"jpg_0": GOOD[0], "jpg_1": GOOD[1], "label_0": label, "caption": "a"} for label in labels]

@@ -14,8 +14,6 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from helpers import arguments, encode, train
 from orpo.checking.sources import RowSource
-from orpo.conversion.plan import plan_job
-from orpo.conversion.run import convert_unit
 from orpo.data.bad_pair import BadPair
 from orpo.data.conventions import CONVENTIONS, named_columns
 from orpo.data.dataset import DataOptions, load_pairs
@@ -23,8 +21,10 @@ from orpo.data.image import decode_image
 from orpo.data.reading import Reading
 from orpo.data.rows import PreferenceRows
 from orpo.data.table import open_table
-from orpo.shards.sample import to_pair
-from orpo.shards.shard import read_samples
+from orpo.store.converting import convert_unit
+from orpo.store.plan import plan_job
+from orpo.store.sample import to_pair
+from orpo.store.shard import read_samples
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args

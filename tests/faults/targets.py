@@ -15,16 +15,16 @@ import zlib
 from pathlib import Path
 
 from faults import samples
-from orpo.conversion.finish import check_totals
-from orpo.conversion.plan import plan_job
-from orpo.conversion.run import convert_unit
 from orpo.data.bad_pair import BadPair
 from orpo.data.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
-from orpo.shards.listing import read_listing
-from orpo.shards.manifest import Shard, read_manifest
-from orpo.shards.sample import to_pair
-from orpo.shards.shard import read_samples
-from orpo.shards.tar import WANTED, walk_samples
+from orpo.store.converting import convert_unit
+from orpo.store.finish import check_totals
+from orpo.store.listing import read_listing
+from orpo.store.manifest import Shard, read_manifest
+from orpo.store.plan import plan_job
+from orpo.store.sample import to_pair
+from orpo.store.shard import read_samples
+from orpo.store.tar import WANTED, walk_samples
 
 
 WORK = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())

@@ -25,21 +25,21 @@ from faults.row_properties import check_rows
 from faults.samples import picture, save
 from helpers import arguments, encode, face_rows, train, write_parquet, write_shards
 from launching import SHARDS_SCRIPT, assert_ok, two_processes
-from orpo.conversion.plan import plan_job
-from orpo.conversion.run import convert_unit
 from orpo.data import rows as rows_module
 from orpo.data.bad_pair import BadPair
 from orpo.data.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.data.image import MAX_FILE_BYTES, decode_image
 from orpo.data.pair import PairTransform, crop_image
 from orpo.runtime.shapes import square
-from orpo.shards.listing import find_shards
-from orpo.shards.manifest import Shard
-from orpo.shards.order import Share, count_lanes
-from orpo.shards.reader import read_share
-from orpo.shards.sample import to_pair
-from orpo.shards.shard import read_samples
-from orpo.shards.stream import ShardData
+from orpo.store.converting import convert_unit
+from orpo.store.listing import find_shards
+from orpo.store.manifest import Shard
+from orpo.store.order import Share, count_lanes
+from orpo.store.plan import plan_job
+from orpo.store.reader import read_share
+from orpo.store.sample import to_pair
+from orpo.store.shard import read_samples
+from orpo.store.stream import ShardData
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args

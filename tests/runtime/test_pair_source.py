@@ -5,7 +5,7 @@ import inspect
 import pytest
 from orpo.data.dataset import PairBatches, PreferenceData
 from orpo.runtime.pair_source import Batches, PairSource
-from orpo.shards.stream import ShardBatches, ShardData
+from orpo.store.stream import ShardBatches, ShardData
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from helpers import arguments, logged, shaped_rows, train, write_parquet, write_
 from orpo.data.bad_pair import BadPair
 from orpo.data.buckets import assign
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.shards.encoded_sample import read_encoded
-from orpo.shards.listing import find_shards
-from orpo.shards.shard import read_samples
+from orpo.store.encoded_sample import read_encoded
+from orpo.store.listing import find_shards
+from orpo.store.shard import read_samples
 from orpo.training import loop
 from PIL import Image
 

@@ -4,7 +4,7 @@ import argparse
 
 from .data.flags import DATA_SET, check_reading
 from .runtime.flags import optional
-from .shards.flags import SHARDS
+from .store.flags import SHARDS
 
 
 SOURCES = [optional(DATA_SET), optional(SHARDS)]

@@ -93,7 +93,7 @@ def load_data(args, accelerator, family: type, dtype):
         ValueError, OSError: see `load_pairs` and `load_shards`.
     """
     if getattr(args, "dataset_path", None) is not None:
-        from .shards.stream import ShardOptions, load_shards
+        from .store.stream import ShardOptions, load_shards
 
         options = ModelOptions.from_flags(args)
         return load_shards(

@@ -17,8 +17,8 @@ from ..data.image import decode_image
 from ..data.pair import PairTransform, PreferencePair
 from ..data.table import LISTED, Table
 from ..runtime.redaction import without_secrets
-from ..shards.listing import find_shards
-from ..shards.stream import ShardData
+from ..store.listing import find_shards
+from ..store.stream import ShardData
 from .contact_sheet import contact_sheet
 from .filtering import write_filtered
 from .inspection import PairSource, inspect_all

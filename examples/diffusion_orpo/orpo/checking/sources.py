@@ -17,9 +17,9 @@ from ..data.pair import PreferencePair
 from ..data.table import Table
 from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..runtime.redaction import without_secrets
-from ..shards.listing import Shards
-from ..shards.sample import read_label, to_pair
-from ..shards.shard import read_samples
+from ..store.listing import Shards
+from ..store.sample import read_label, to_pair
+from ..store.shard import read_samples
 from .inspection import InspectedPair, image_facts
 
 

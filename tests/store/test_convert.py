@@ -27,12 +27,12 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from helpers import encode, write_parquet
 from moto.server import ThreadedMotoServer
-from orpo.conversion import parquet
-from orpo.conversion.finish import check_totals
-from orpo.conversion.plan import plan_job
-from orpo.conversion.run import convert_unit, ray_session
-from orpo.shards.manifest import Manifest, Shard, read_manifest, write_manifest
-from orpo.shards.sizes import unpack_sizes
+from orpo.store import parquet
+from orpo.store.converting import convert_unit, ray_session
+from orpo.store.finish import check_totals
+from orpo.store.manifest import Manifest, Shard, read_manifest, write_manifest
+from orpo.store.plan import plan_job
+from orpo.store.sizes import unpack_sizes
 from PIL import Image
 
 import convert_to_webdataset

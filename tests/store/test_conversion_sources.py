@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 from helpers import FEATURES, face_rows, write_parquet
-from orpo.conversion.plan import plan_job
-from orpo.conversion.run import convert_unit
 from orpo.data.rows import PreferenceRows
 from orpo.data.table import open_table
-from orpo.shards.sample import to_pair
-from orpo.shards.shard import read_samples
+from orpo.store.converting import convert_unit
+from orpo.store.plan import plan_job
+from orpo.store.sample import to_pair
+from orpo.store.shard import read_samples
 
 
 ROWS = face_rows(6, ties=1)

@@ -24,7 +24,7 @@ from ..runtime.cores import num_cores
 from ..runtime.flags import assemble, make_parser, parse
 from ..runtime.libraries import LIBRARIES
 from ..runtime.precision import DTYPES
-from ..shards.manifest import Encoding
+from .manifest import Encoding
 from .plan import EncodingJob
 
 

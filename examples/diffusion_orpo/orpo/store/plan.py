@@ -13,8 +13,8 @@ from ..data.reading import Reading
 from ..data.table import Table
 from ..models.options import ModelOptions
 from ..runtime.messages import printable
-from ..shards.manifest import Source
 from .copying import copy_folder, write_copy
+from .manifest import Source
 from .parquet import Footer, Listing, list_files, open_dataset, read_footer
 
 

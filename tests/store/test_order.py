@@ -5,9 +5,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from orpo.shards import reader
-from orpo.shards.listing import Shards
-from orpo.shards.order import MAX_LANES, EpochOrder, Share, count_lanes, lane_order, shuffled_order
+from orpo.store import reader
+from orpo.store.listing import Shards
+from orpo.store.order import MAX_LANES, EpochOrder, Share, count_lanes, lane_order, shuffled_order
 
 
 def all_pairs(counts: list[int]) -> list[np.ndarray]:

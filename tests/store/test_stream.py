@@ -17,10 +17,10 @@ from helpers import face_rows, write_shards
 from orpo.data.bad_pair import BadPair
 from orpo.data.pair import PairTransform
 from orpo.runtime.shapes import square
-from orpo.shards import reader, shard
-from orpo.shards.listing import Shards, find_shards
-from orpo.shards.sample import to_pair
-from orpo.shards.stream import ShardData
+from orpo.store import reader, shard
+from orpo.store.listing import Shards, find_shards
+from orpo.store.sample import to_pair
+from orpo.store.stream import ShardData
 
 
 @pytest.fixture(scope="module")

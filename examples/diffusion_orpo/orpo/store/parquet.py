@@ -23,7 +23,7 @@ from ..data.reading import Reading
 from ..data.table import Table, is_saved, open_table
 from ..runtime.messages import printable
 from ..runtime.redaction import without_secrets
-from ..shards.manifest import Source, open_folder
+from .manifest import Source, open_folder
 
 
 SPLIT_OF_HUB_FILE = re.compile(r"(\w+?)-\d+-of-\d+(-\w+)?\.parquet")

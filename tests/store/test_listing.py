@@ -15,10 +15,10 @@ import pytest
 from helpers import face_rows, write_shards
 from orpo.data.pair import PairTransform
 from orpo.runtime.shapes import square
-from orpo.shards import opening, ties
-from orpo.shards.listing import Shards, find_shards
-from orpo.shards.shard import read_samples
-from orpo.shards.stream import ShardData
+from orpo.store import opening, ties
+from orpo.store.listing import Shards, find_shards
+from orpo.store.shard import read_samples
+from orpo.store.stream import ShardData
 
 
 @pytest.fixture(scope="module")

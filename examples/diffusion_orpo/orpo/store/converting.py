@@ -23,11 +23,11 @@ from ..data.bad_pair import BadPair
 from ..data.verdicts import LOW_AGREEMENT, TIE
 from ..runtime.checksums import sha256_of
 from ..runtime.messages import printable
-from ..shards.manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
-from ..shards.sizes import pack_sizes
+from .manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
 from .parquet import read_rows
 from .plan import Job, Unit
-from .sample import add_sample, attempt, read_pair, sizes_of
+from .rows import add_sample, attempt, read_pair, sizes_of
+from .sizes import pack_sizes
 
 
 logger = logging.getLogger(__name__)

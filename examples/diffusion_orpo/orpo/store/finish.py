@@ -7,7 +7,7 @@ import sys
 from pyarrow.fs import FileSelector
 from tqdm.auto import tqdm
 
-from ..shards.manifest import (
+from .manifest import (
     MANIFEST,
     Encoding,
     Manifest,
@@ -88,8 +88,8 @@ def finish(job: Job, shards: list[Shard]) -> None:
 
 def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
     """The manifest's entry for the encoding: every sample must hold the same as the very first."""
-    from ..shards.tar import walk_samples  # these import torch and diffusers
     from .encoder import describe
+    from .tar import walk_samples  # these import torch and diffusers
 
     first = next(shard for shard in shards if shard.samples)
     with open_folder(job.output_dir).open_input_stream(first.name) as file:

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
-from orpo.conversion.encoder import plan_encoding
-from orpo.conversion.run import ray_session
 from orpo.data.bad_pair import BadPair
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.runtime.shapes import square
-from orpo.shards.encoded_sample import read_encoded
-from orpo.shards.listing import find_shards
-from orpo.shards.manifest import read_manifest
-from orpo.shards.sample import to_pair
-from orpo.shards.shard import read_samples
+from orpo.store.converting import ray_session
+from orpo.store.encoded_sample import read_encoded
+from orpo.store.encoder import plan_encoding
+from orpo.store.listing import find_shards
+from orpo.store.manifest import read_manifest
+from orpo.store.sample import to_pair
+from orpo.store.shard import read_samples
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from helpers import encode, shaped_rows, write_shards
 from orpo.data.pair import PairTransform
-from orpo.shards.listing import find_shards
-from orpo.shards.sizes import pack_sizes, unpack_sizes
-from orpo.shards.stream import ShardData
+from orpo.store.listing import find_shards
+from orpo.store.sizes import pack_sizes, unpack_sizes
+from orpo.store.stream import ShardData
 from PIL import Image
 
 
