@@ -67,7 +67,9 @@ def test_shapes_have_nearly_the_area_of_the_square(resolution):
         assert height * width > 0.75 * resolution**2 and max(height, width) <= 2 * min(height, width)
 
 
-@pytest.mark.parametrize("text", ["", ";", "64", "64,64;", "64x64", "64,0", "-64,64", "64,64;64,64", "64.0,64"])
+@pytest.mark.parametrize(
+    "text", ["", ";", "64", "64,64", "64,64;;", "64x64", "64,0", "-64,64", "64,64;64,64", "64.0,64"]
+)
 def test_a_list_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="--aspect_ratio_buckets"):
         parse_shapes(text, 64)

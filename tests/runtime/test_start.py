@@ -1,5 +1,6 @@
 """The door: what scripts do before anything heavy is imported, and what a normal start does not show."""
 
+import importlib
 import io
 import logging
 import re
@@ -41,6 +42,20 @@ def test_an_old_or_missing_library_is_named_with_what_to_run(monkeypatch):
     )
     with pytest.raises(SystemExit, match="train.py: "):
         monkeypatch.setattr(start, "_installed", lambda name: "0.1")
+        start.begin("train.py")
+
+
+def test_without_the_parts_of_posix_one_sentence_says_where_scripts_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    sys.modules.pop("label_preferences", None)
+    for script in (
+        "train_diffusion_orpo_sdxl_lora",
+        "check_preferences",
+        "convert_to_webdataset",
+        "label_preferences",
+    ):
+        importlib.import_module(script)
+    with pytest.raises(SystemExit, match="train.py: needs Linux or macOS. On Windows, run it in WSL"):
         start.begin("train.py")
 
 

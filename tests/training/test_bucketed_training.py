@@ -167,7 +167,7 @@ def test_a_compiled_model_is_compiled_once_a_shape_at_most(name, tmp_path):
 
 
 def test_a_square_alone_is_training_without_buckets(faces, tiny_sdxl, tmp_path):
-    one = train(tiny_sdxl, faces, tmp_path / "one", aspect_ratio_buckets="64,64")
+    one = train(tiny_sdxl, faces, tmp_path / "one", aspect_ratio_buckets="64,64;")
     other = train(tiny_sdxl, faces, tmp_path / "other")
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -179,7 +179,8 @@ def test_a_square_alone_is_training_without_buckets(faces, tiny_sdxl, tmp_path):
         ("", "an empty entry is not a height and a width"),
         ("64", "64 is not a height and a width"),
         ("64,64;64,64", "names 64x64 twice"),
-        ("8192,16384", "8192x16384"),
+        ("8192,16384;", "8192x16384"),
+        ("48,80", 'one shape is meant, end it with a semicolon: --aspect_ratio_buckets="48,80;"'),
     ],
 )
 def test_buckets_that_cannot_be_are_refused_at_once(text, message, capsys):
@@ -197,9 +198,9 @@ def test_sd3_is_asked_for_no_more_positions_than_it_has(shaped, tmp_path):
 def test_a_resumed_run_has_the_same_buckets(shaped, tiny_sdxl, tmp_path):
     train(tiny_sdxl, shaped, tmp_path, **BUCKETS, checkpointing_steps=1)
     with pytest.raises(ValueError, match="--aspect_ratio_buckets was .*64,64;48,80;80,48 and is now 64,64"):
-        train(tiny_sdxl, shaped, tmp_path, aspect_ratio_buckets="64,64", resume_from_checkpoint="latest")
+        train(tiny_sdxl, shaped, tmp_path, aspect_ratio_buckets="64,64;", resume_from_checkpoint="latest")
 
 
 def test_pairs_of_which_none_fits_are_refused(shaped, tiny_sdxl, tmp_path):
     with pytest.raises(ValueError, match="--max_crop=0 leaves none of the 24 pairs"):
-        train(tiny_sdxl, shaped, tmp_path, aspect_ratio_buckets="48,64", max_crop=0)
+        train(tiny_sdxl, shaped, tmp_path, aspect_ratio_buckets="48,64;", max_crop=0)

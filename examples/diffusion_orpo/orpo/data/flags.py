@@ -76,7 +76,7 @@ IMAGES = FlagGroup(
         Flag(
             "aspect_ratio_buckets",
             "Crop each pair to the shape, of several, that cuts away least of its two images, instead of to a square. "
-            'Alone: shapes of the area of --resolution, from 1:2 to 2:1. Or list them, "height,width;height,width;...".',
+            'Alone: shapes of the area of --resolution, from 1:2 to 2:1. Or list them, in quotes: "height,width;height,width;...".',
             nargs="?",
             resume="same",
             card=True,

@@ -5,7 +5,6 @@ never confirmed: it is cut off when the file is opened again. An undone vote sta
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -70,6 +69,8 @@ class VoteLog:
         sync(folder / FOLDER)
 
     def _lock(self, judge: str) -> None:
+        import fcntl  # which Windows lacks: there `begin` says that it is not supported
+
         owner = self.path.with_suffix(".lock")  # beside it, as every line of the file itself is a vote
         self._owner = open(owner, "a+", encoding="utf-8")
         try:

@@ -30,8 +30,8 @@ def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ..
     """The shapes that a value of --aspect_ratio_buckets stands for.
 
     Args:
-        buckets: "height,width;height,width;..." as diffusers' scripts take it; True for shapes of the square's area; None or
-            False for the square alone.
+        buckets: "height,width;height,width;..." as diffusers' scripts take it, and "height,width;" for one shape alone; True
+            for shapes of the square's area; None or False for the square alone.
         resolution: pixels a side of the square.
 
     Raises:
@@ -47,7 +47,7 @@ def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ..
             )
         return shapes_of_area(resolution)
     shapes = []
-    for text in buckets.split(";"):
+    for text in buckets.strip().removesuffix(";").split(";"):
         match = re.fullmatch(r"\s*0*([1-9]\d*)\s*,\s*0*([1-9]\d*)\s*", text)
         if match is None:
             raise ValueError(
@@ -55,6 +55,12 @@ def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ..
                 ' "1024,1024;832,1216;1216,832", or leave the value out for shapes of the area of --resolution.'
             )
         shapes.append((int(match[1]), int(match[2])))
+    if ";" not in buckets:
+        raise ValueError(
+            f"--aspect_ratio_buckets={buckets} is one shape alone: a shell ends a command at a semicolon that is not in"
+            ' quotes. Write --aspect_ratio_buckets="1024,1024;832,1216;1216,832"; if one shape is meant, end it with a'
+            f' semicolon: --aspect_ratio_buckets="{buckets.strip()};".'
+        )
     twice = next((shape for shape in shapes if shapes.count(shape) > 1), None)
     if twice:
         raise ValueError(f"--aspect_ratio_buckets={buckets} names {name_of(twice)} twice.")

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from packaging.version import Version
 
@@ -22,7 +23,7 @@ NOISE = {
 
 
 def begin(script: str) -> None:
-    """Makes the console accept any text, silences pointless messages of libraries, and exits if a library is too old.
+    """Makes the console accept any text, silences pointless messages of libraries, and exits on Windows or if a library is too old.
 
     Also makes MKL compute the same numbers in every run on a machine, or else the last digits depend on where memory happens to lie:
     must come before torch computes anything. A setting of the user's own stays.
@@ -30,6 +31,8 @@ def begin(script: str) -> None:
     Args:
         script: its name, for the message.
     """
+    if find_spec("fcntl") is None:  # of POSIX, like the signals and the syncing of folders that files are written with
+        sys.exit(f"{script}: needs Linux or macOS. On Windows, run it in WSL, the Windows Subsystem for Linux.")
     os.environ.setdefault("MKL_CBWR", "AUTO")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in notebooks
