@@ -39,7 +39,6 @@ def train(family: str, base: str, pairs: Path, output_dir: Path, steps: int) -> 
         f"--max_train_steps={steps}",
         "--rank=8",
         "--learning_rate=1e-3",
-        "--beta_orpo=0.5",
         "--seed=0",
         "--run_validation",
         f"--validation_steps={steps}",

@@ -85,13 +85,20 @@ def log_odds(error: torch.Tensor) -> torch.Tensor:
     return -(error + torch.log(-torch.expm1(-error)))
 
 
-def orpo_loss(error_w: torch.Tensor, error_l: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def orpo_loss(
+    error_w: torch.Tensor, error_l: torch.Tensor, beta: float | None, loser_share: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of each pair, and the log of its odds ratio, which is above 0 where the model prefers the winner.
 
     Args:
         error_w, error_l: mean squared error of the winner and of the loser of each pair, float32, shape (B,).
         beta: weight of the odds ratio, called lambda in the paper; 0 is plain fine-tuning on the winners.
+        loser_share: in place of beta, the loser's share of the gradient where both errors are equal, the same at every
+            noise level, above 0 and below 0.5.
     """
+    if loser_share is not None:  # both terms on the scale of the logarithm, where -log(error) is the log odds
+        log_w, log_l = (error.clamp(min=1e-9).log() for error in (error_w, error_l))
+        return log_w - 2 * loser_share / (1 - 2 * loser_share) * F.logsigmoid(log_l - log_w), log_l - log_w
     log_odds_ratio = log_odds(error_w) - log_odds(error_l)  # the log of equation 4
     return error_w - beta * F.logsigmoid(log_odds_ratio), log_odds_ratio  # equations 6 and 7
 
@@ -337,6 +344,7 @@ def save_model_card(args, repo_id: str, images: list[Image.Image]) -> None:
         image.save(Path(args.output_dir, f"image_{i}.png"))
         gallery += f"![{args.validation_prompts[i // args.num_validation_images]}](./image_{i}.png)\n"
     model, dataset = args.pretrained_model_name_or_path, args.dataset_name
+    strength = f"loser share {args.loser_share}" if args.beta_orpo is None else f"beta {args.beta_orpo}"
     on_hub = {"base_model": model, "datasets": dataset}
     data = ModelCardData(license="openrail++", **{k: name for k, name in on_hub.items() if not Path(name).exists()})
     card = f"""---
@@ -346,7 +354,7 @@ def save_model_card(args, repo_id: str, images: list[Image.Image]) -> None:
 
 A LoRA for {model}, trained on the preference pairs of {dataset} with ORPO (odds ratio preference optimization,
 [arXiv 2403.07691](https://arxiv.org/abs/2403.07691)) for diffusion models, without a reference model:
-beta {args.beta_orpo}, rank {args.rank}, learning rate {args.learning_rate}, seed {args.seed},
+{strength}, rank {args.rank}, learning rate {args.learning_rate}, seed {args.seed},
 VAE {args.pretrained_vae_model_name_or_path or "of the model"}.
 
 ```python
@@ -379,7 +387,16 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add("--resolution", type=int, default=1024, help="Images are resized by their shorter side and cropped to this.")
     add("--random_crop", action="store_true", help="Crop at random, both images of a pair alike. Default: the centre.")
     add("--random_flip", action="store_true", help="Mirror half of the pairs, both images alike.")
-    add("--beta_orpo", type=float, default=0.1, help="Weight of the odds ratio: 0 is plain fine-tuning on winners.")
+    add(
+        "--loser_share",
+        type=float,
+        help="Strength, above 0 and below 0.5. Default: 0.375, unless --beta_orpo is given.",
+    )
+    add(
+        "--beta_orpo",
+        type=float,
+        help="Strength as in the paper, the weight of the odds ratio; 0 is plain fine-tuning.",
+    )
     add("--rank", type=int, default=4, help="Rank of the LoRA matrices.")
     add("--seed", type=int, default=0, help="A seed for reproducible training.")
     add("--train_batch_size", type=int, default=4, help="Pairs per device and forward pass.")
@@ -417,6 +434,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--hub_token would be visible to {args.report_to}. Use `hf auth login` instead.")
     if args.resolution % 8 != 0:
         parser.error(f"--resolution must be a multiple of 8; got {args.resolution}.")
+    if args.beta_orpo is None and args.loser_share is None:
+        args.loser_share = 0.375
+    if args.beta_orpo is not None and args.loser_share is not None:
+        parser.error("--loser_share and --beta_orpo set the same strength: give one of them.")
+    if args.loser_share is not None and not 0 < args.loser_share < 0.5:
+        parser.error(f"--loser_share must lie above 0 and below 0.5; got {args.loser_share}.")
     return args
 
 
@@ -554,7 +577,7 @@ def main(args: argparse.Namespace) -> None:
                 error_w, error_l = (model_pred.float() - target.float()).square().mean(dim=(1, 2, 3)).chunk(2)
 
                 # Fit the winners, and raise their odds over the losers': equations 6 and 7.
-                losses, log_odds_ratio = orpo_loss(error_w, error_l, args.beta_orpo)
+                losses, log_odds_ratio = orpo_loss(error_w, error_l, args.beta_orpo, args.loser_share)
                 accelerator.backward(losses.mean())
 
                 if accelerator.sync_gradients:

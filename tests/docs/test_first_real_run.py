@@ -59,7 +59,7 @@ def test_every_command_runs(faces, tmp_path, monkeypatch):
 def test_both_runs_differ_in_nothing_but_the_strength():
     first, second = [set(words) for words in commands() if words[0] == "accelerate"]
     assert first - second == {"--output_dir=sft", "--beta_orpo=0"}
-    assert second - first == {"--output_dir=orpo", "--beta_orpo=0.1"}
+    assert second - first == {"--output_dir=orpo", "--loser_share=0.375"}
 
 
 def test_the_hours_are_what_the_operations_take():

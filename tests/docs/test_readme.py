@@ -21,7 +21,7 @@ README, EXAMPLE_README = (ROOT / "README.md").read_text(), (ROOT / "examples/dif
 def test_the_training_command_parses(text):
     (command,) = re.findall(r"accelerate launch train_diffusion_orpo_sdxl_lora.py (\\\n.*?)```", text, flags=re.DOTALL)
     args = parse_args(shlex.split(command.replace("\\\n", " ")))
-    assert (args.rank, args.seed, args.beta_orpo, args.report_to) == (8, 0, 0.1, "wandb")
+    assert (args.rank, args.seed, args.loser_share, args.report_to) == (8, 0, 0.375, "wandb")
 
 
 def test_the_command_for_shards_parses():

@@ -57,17 +57,17 @@ def distance(a: dict, b: dict) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 2.0])
-def test_the_loss_is_the_packages(beta):
+@pytest.mark.parametrize("beta, share", [(0.0, None), (0.1, None), (2.0, None), (None, 0.375), (None, 0.1)])
+def test_the_loss_is_the_packages(beta, share):
     grid = torch.tensor([0.0, 1e-10, 1e-9, 1e-6, 1e-3, 0.05, 0.69, 1.0, 10.0, 100.0])
     errors = torch.cartesian_prod(grid, grid).T.clone()
     results = []
     for loss in (
         load().orpo_loss,
-        lambda w, l, b: odds_ratio_objective(w, l, b, reduction="none", return_metrics=True),
+        lambda w, l, b, s: odds_ratio_objective(w, l, b, loser_share=s, reduction="none", return_metrics=True),
     ):
         error_w, error_l = (error.clone().requires_grad_() for error in errors)
-        losses, extra = loss(error_w, error_l, beta)
+        losses, extra = loss(error_w, error_l, beta, share)
         log_odds_ratio = extra["log_odds_chosen"] if isinstance(extra, dict) else extra
         results.append((losses, log_odds_ratio, *torch.autograd.grad(losses.sum(), (error_w, error_l))))
     for ours, packages in zip(*results):
@@ -90,12 +90,12 @@ def test_the_lora_is_the_trainers(tiny_sdxl, pairs, tmp_path, flags):
         "gradient_accumulation_steps": 2,
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 2,
-        "beta_orpo": 0.5,
+        "loser_share": 0.4,
         "seed": 3,
     }
     theirs = train(tiny_sdxl, pairs, tmp_path / "trainer", **flags)
     ours = train_single_file(tiny_sdxl, pairs, tmp_path / "single", **flags)
-    other = train_single_file(tiny_sdxl, pairs, tmp_path / "other", **(flags | {"beta_orpo": 0.0}))
+    other = train_single_file(tiny_sdxl, pairs, tmp_path / "other", **(flags | {"loser_share": 0.1}))
     print(distance(ours, theirs), distance(ours, other))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     assert distance(ours, other) > 100 * max(distance(ours, theirs), 1e-6)  # a small difference would show
@@ -107,6 +107,7 @@ def test_the_lora_is_the_trainers_with_velocity_prediction_and_trls_columns(tiny
     ]  # whatever the label says
     data = write_parquet(tmp_path / "pairs", chosen, features=None)
     flags = {"max_train_steps": 3, "train_batch_size": 2, "max_train_samples": 6, "max_grad_norm": 0}
+    flags["beta_orpo"] = 0.1
     theirs = train(tiny_sdxl_v, data, tmp_path / "trainer", **flags)
     ours = train_single_file(tiny_sdxl_v, data, tmp_path / "single", **flags)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -163,12 +163,13 @@ def test_a_random_state_that_does_not_load_is_refused(tiny_sdxl, faces, output_d
         train(tiny_sdxl, faces, output_dir, resume_from_checkpoint="latest", **FLAGS)
 
 
-def test_a_later_layout_is_refused_and_not_taken_for_damage(output_dir):
+@pytest.mark.parametrize("version", [2, 4])
+def test_another_layout_is_refused_and_not_taken_for_damage(output_dir, version):
     path = output_dir / "checkpoint-3" / STATE_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 3, "something": "new"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version, "something": "new"}))
     write_checksums(path.parent)
     for name in ("latest", "checkpoint-3"):
-        with pytest.raises(ValueError, match="checkpoint-3 has version 3 .* read version 2"):
+        with pytest.raises(ValueError, match=f"checkpoint-3 has version {version} .* start a new run"):
             find_checkpoint(name, output_dir)
     assert names(output_dir) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
 

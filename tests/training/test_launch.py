@@ -67,7 +67,7 @@ def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):
 
     (wandb_file,) = output_dir.rglob("offline-run-*/*.wandb")
     content = wandb_file.read_bytes()
-    for name in (b"rewards/accuracies", b"grad_norm", b"eval_loss", b"beta_orpo"):
+    for name in (b"rewards/accuracies", b"grad_norm", b"eval_loss", b"loser_share"):
         assert name in content
 
 

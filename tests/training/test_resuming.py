@@ -163,12 +163,12 @@ def test_the_same_base_at_another_place_is_the_same(tiny_sdxl, eight, stopped, t
 
 
 def test_settings_that_steer_the_run_are_listed_old_and_new_in_one_warning(tiny_sdxl, eight, stopped, caplog):
-    changes = {"beta_orpo": 0.5, "max_grad_norm": 2.0, "lora_dropout": 0.1, "random_flip": True, "snr_gamma": 5.0}
+    changes = {"max_grad_norm": 2.0, "lora_dropout": 0.1, "random_flip": True, "snr_gamma": 5.0}
     changes |= {"odds_temperature": 4.0}
     with caplog.at_level(logging.WARNING):
         go_on(tiny_sdxl, eight, stopped, **changes, proportion_empty_prompts=0.2)
     (message,) = [record.getMessage() for record in caplog.records if "settings that differ" in record.getMessage()]
-    before = {"beta_orpo": 0.1, "odds_temperature": 1.0, "max_grad_norm": 1.0, "lora_dropout": 0.0, "snr_gamma": None}
+    before = {"odds_temperature": 1.0, "max_grad_norm": 1.0, "lora_dropout": 0.0, "snr_gamma": None}
     for name, old in before.items():
         assert f"--{name} was {old} and is now {changes[name]}" in message
     assert "--random_flip was False and is now True" in message
@@ -177,7 +177,7 @@ def test_settings_that_steer_the_run_are_listed_old_and_new_in_one_warning(tiny_
 
 def test_a_checkpoint_records_all_flags_without_secrets(stopped):
     flags = read_state(stopped / "checkpoint-2").flags
-    assert flags["beta_orpo"] == 0.1 and flags["checkpointing_steps"] == 2 and "hub_token" not in flags
+    assert flags["loser_share"] == 0.375 and flags["checkpointing_steps"] == 2 and "hub_token" not in flags
 
 
 # Optimizers

@@ -1,6 +1,7 @@
 """The training step in the open, without the loop."""
 
 from functools import partialmethod
+from importlib import import_module
 from itertools import groupby
 from types import SimpleNamespace
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusion_orpo_loss import odds_ratio_objective
+from families import FAMILIES
 from helpers import arguments, train
 from orpo.data.dataset import DataOptions, load_pairs
 from orpo.models.latent_diffusion import advise_tf32
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.runtime.flags import make_parser, parse
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import compute_losses
 from orpo.training.window import Window
@@ -63,7 +66,7 @@ def test_both_images_of_a_pair_share_noise_timestep_and_prompt(setup):
         latent_dist=SimpleNamespace(parameters=x[:, :1, ::8, ::8].repeat(1, 8, 1, 1) - 40)
     )  # of no variance: one generator serves both images of a pair, which draw different samples
     unet = Recorder(lambda call: torch.zeros_like(call.sample))
-    _, metrics, timesteps = compute_losses(args.beta_orpo, model, unet, batch)
+    _, metrics, timesteps = compute_losses(args, model, unet, batch)
     for value in (unet.sample, unet.timesteps, unet.text, *unet.added.values()):
         assert torch.equal(value[:4], value[4:])
     assert torch.equal(unet.timesteps[:4], timesteps)
@@ -74,7 +77,7 @@ def test_pairs_of_a_batch_get_different_noise_and_timesteps(setup):
     args, model, batch = setup()
     unet = Recorder(lambda call: torch.zeros_like(call.sample))
     model.sample_latents = lambda moments, generators: torch.zeros(8, 4, 8, 8)
-    compute_losses(args.beta_orpo, model, unet, batch)
+    compute_losses(args, model, unet, batch)
     assert len(unet.timesteps[:4].unique()) == 4
     noise = unet.sample[:4].flatten(1)
     assert torch.corrcoef(noise).triu(1).abs().max() < 0.3
@@ -83,11 +86,11 @@ def test_pairs_of_a_batch_get_different_noise_and_timesteps(setup):
 def test_randomness_is_the_pairs_own(setup):
     """A pair has the same loss in any batch: alone, or among others."""
     args, model, batch = setup()
-    losses, _, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+    losses, _, timesteps = compute_losses(args, model, model.denoiser, batch)
     for i in range(4):
         alone = {name: batch[name][i::4] for name in ("pixel_values", "original_sizes", "crop_top_lefts")}
         alone |= {name: batch[name][i : i + 1] for name in ("prompts", "seeds")}
-        loss, _, timestep = compute_losses(args.beta_orpo, model, model.denoiser, alone)
+        loss, _, timestep = compute_losses(args, model, model.denoiser, alone)
         assert timestep == timesteps[i]
         torch.testing.assert_close(loss[0], losses[i], rtol=1e-5, atol=1e-6)
 
@@ -103,7 +106,7 @@ def test_epsilon_prediction_is_judged_by_the_shared_noise(setup):
         a = alphas[call.timesteps].view(-1, 1, 1, 1)
         return ((call.sample - a.sqrt() * latents) / (1 - a).sqrt()).float()
 
-    _, metrics, _ = compute_losses(args.beta_orpo, model, Recorder(true_noise), batch)
+    _, metrics, _ = compute_losses(args, model, Recorder(true_noise), batch)
     assert metrics["logps/chosen"].abs().max() < 1e-8
     assert metrics["logps/rejected"].abs().max() < 1e-8
 
@@ -120,7 +123,7 @@ def test_v_prediction_has_a_target_for_each_image(setup):
         noise = (call.sample - a.sqrt() * latents) / (1 - a).sqrt()
         return (a.sqrt() * noise - (1 - a).sqrt() * latents).float()
 
-    _, metrics, _ = compute_losses(args.beta_orpo, model, Recorder(true_velocity), batch)
+    _, metrics, _ = compute_losses(args, model, Recorder(true_velocity), batch)
     assert metrics["logps/chosen"].abs().max() < 1e-8
     assert metrics["logps/rejected"].abs().max() < 1e-8
 
@@ -139,10 +142,10 @@ def test_min_snr_weights_by_the_schedules_betas(setup, prediction_type):
 
 def test_snr_gamma_weighs_the_loss(setup):
     args, model, batch = setup(snr_gamma=5.0)
-    weighted, metrics, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+    weighted, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
     weights = model.noise_process.weights(timesteps)
     model.noise_process.snr_gamma = None
-    plain, same_metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+    plain, same_metrics, _ = compute_losses(args, model, model.denoiser, batch)
     torch.testing.assert_close(weighted, plain * weights)
     torch.testing.assert_close(metrics, same_metrics)
     assert not torch.allclose(weighted, plain)
@@ -150,18 +153,34 @@ def test_snr_gamma_weighs_the_loss(setup):
 
 def test_beta_weighs_the_odds_ratio(setup):
     args, model, batch = setup(beta_orpo=0.0)
-    losses, metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
     assert torch.equal(losses, metrics["nll_loss"])
     args.beta_orpo = 2.0
-    losses, metrics, _ = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
     torch.testing.assert_close(losses, metrics["nll_loss"] - 2.0 * metrics["log_odds_ratio"])
 
 
-def test_the_temperature_is_that_of_the_loss(setup, tiny_sdxl, faces, tmp_path):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_starts_with_the_same_share_unless_a_beta_is_given(name):
+    declared = import_module(FAMILIES[name].script).FLAGS
+
+    def strength(*given: str) -> tuple[float | None, float | None]:
+        command = ["--pretrained_model_name_or_path=x", "--dataset_name=y", "--output_dir=z", *given]
+        args = parse(make_parser(None, declared), declared, command)
+        return args.beta_orpo, args.loser_share
+
+    assert strength() == (None, 0.375)
+    assert strength("--beta_orpo=0") == (0.0, None)
+    assert strength("--loser_share=0.2") == (None, 0.2)
+
+
+def test_share_and_temperature_are_those_of_the_loss(setup, tiny_sdxl, faces, tmp_path):
     _, model, batch = setup()
-    losses, metrics, _ = compute_losses(0.5, model, model.denoiser, batch, temperature=4.0)
+    strength = SimpleNamespace(beta_orpo=None, loser_share=0.3, odds_temperature=4.0)
+    losses, metrics, _ = compute_losses(strength, model, model.denoiser, batch)
     errors = -metrics["logps/chosen"], -metrics["logps/rejected"]
-    torch.testing.assert_close(losses, odds_ratio_objective(*errors, 0.5, temperature=4.0, reduction="none"))
+    expected = odds_ratio_objective(*errors, loser_share=0.3, temperature=4.0, reduction="none")
+    torch.testing.assert_close(losses, expected)
     one, four = (
         train(tiny_sdxl, faces, tmp_path / str(t), max_train_steps=2, beta_orpo=2, odds_temperature=t, seed=0)
         for t in (1, 4)
@@ -201,7 +220,7 @@ def test_a_micro_step_never_waits_for_the_device(setup, flags):
     args, model, batch = setup(**flags)
     window = Window()
     with HostReads() as reads:
-        losses, metrics, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+        losses, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
         losses.mean().backward()
         window.add(losses, metrics, timesteps)
         assert reads.count == 0
@@ -225,7 +244,7 @@ def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
     for mode in ("default", "error"):  # the first step may copy schedules
         batch = next(batches)
         torch.cuda.set_sync_debug_mode(mode)
-        losses, metrics, timesteps = compute_losses(args.beta_orpo, model, model.denoiser, batch)
+        losses, metrics, timesteps = compute_losses(args, model, model.denoiser, batch)
         losses.mean().backward()
         Window().add(losses, metrics, timesteps)
         torch.cuda.set_sync_debug_mode("default")
@@ -243,7 +262,7 @@ def test_images_and_prompts_are_encoded_once_a_step(setup):
         seen["denoiser"].append(len(sample))
         return model.denoiser(sample, *args, **kwargs)
 
-    compute_losses(args.beta_orpo, model, denoiser, batch)
+    compute_losses(args, model, denoiser, batch)
     assert seen == {"prompts": [4], "images": 8, "denoiser": [8]}
 
 
@@ -259,7 +278,7 @@ def test_compiled_blocks_compute_the_same(setup, monkeypatch):
     assert {type(block).__name__ for block in blocks} == {"BasicTransformerBlock"}
     gradients = []
     for either in (model, compiled):
-        losses, _, _ = compute_losses(args.beta_orpo, either, either.denoiser, batch)
+        losses, _, _ = compute_losses(args, either, either.denoiser, batch)
         losses.mean().backward()
         gradients.append([p.grad for p in either.denoiser.parameters() if p.requires_grad])
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)

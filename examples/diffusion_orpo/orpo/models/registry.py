@@ -86,9 +86,6 @@ SD = Family(
 
 SDXL = Family("StableDiffusionXLPipeline", "sdxl", "StableDiffusionXL", "sdxl", "SDXL", DDPM_FLAGS)
 
-# Errors of velocities are 10 to 100 times those of noise: the beta that is strong for the one is nearly nothing for the other.
-FLOW_MATCHING = {"beta_orpo": None, "loser_share": lambda args: 0.4 if args.beta_orpo is None else None}
-
 JOINT_ATTENTION = (
     "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
 )
@@ -102,7 +99,7 @@ SD3 = Family(
     FLOW_MATCHING_FLAGS,
     lora_layers=JOINT_ATTENTION,
     more_flags=(max_sequence_length(77, "; CLIP reads 77"),),
-    own_defaults=FLOW_MATCHING | {"validation_guidance_scale": 7.0},
+    own_defaults={"validation_guidance_scale": 7.0},
     resolution_step=16,
 )
 
@@ -115,7 +112,7 @@ FLUX = Family(
     FLOW_MATCHING_FLAGS,
     lora_layers=f"{JOINT_ATTENTION},ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2",
     more_flags=(max_sequence_length(512), GUIDANCE_SCALE),
-    own_defaults=FLOW_MATCHING | {"weighting_scheme": "none", "validation_guidance_scale": 3.5},
+    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 3.5},
     resolution_step=16,
 )
 
@@ -127,7 +124,7 @@ Z_IMAGE = Family(
     "Z-Image",
     FLOW_MATCHING_FLAGS,
     more_flags=(max_sequence_length(512, reader="Qwen3"),),
-    own_defaults=FLOW_MATCHING | {"weighting_scheme": "none"},
+    own_defaults={"weighting_scheme": "none"},
     resolution_step=16,
 )
 
@@ -140,7 +137,7 @@ FLUX2_KLEIN = Family(
     FLOW_MATCHING_FLAGS,
     lora_layers="to_k,to_q,to_v,to_out.0,to_qkv_mlp_proj,single_transformer_blocks.*.attn.to_out",
     more_flags=(max_sequence_length(512, reader="Qwen3 or Mistral"), GUIDANCE_SCALE),
-    own_defaults=FLOW_MATCHING | {"weighting_scheme": "none", "validation_guidance_scale": 4.0},
+    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 4.0},
     resolution_step=16,
 )
 
@@ -154,7 +151,7 @@ QWEN_IMAGE = Family(
     "Qwen-Image",
     FLOW_MATCHING_FLAGS,
     more_flags=(max_sequence_length(512, reader="Qwen2.5-VL", highest=1024),),
-    own_defaults=FLOW_MATCHING | {"weighting_scheme": "none", "validation_guidance_scale": 4.0},
+    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 4.0},
     resolution_step=16,
 )
 

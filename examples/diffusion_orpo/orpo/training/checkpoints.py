@@ -28,7 +28,7 @@ from ..runtime.processes import on_all_processes, on_main_process
 
 logger = get_logger(__name__)
 
-VERSION = 2  # of the layout
+VERSION = 3  # of the layout
 STATE_FILE = "training_state.json"
 
 
@@ -49,7 +49,6 @@ class TrainingState:
         skipped_steps: how many steps of `global_step` the gradient scaler skipped.
         collapse: of the `CollapseWatch`.
         best: of `Best`, with --keep_best.
-        beta: the computed one, with --loser_share.
         version: of the checkpoint's layout.
     """
 
@@ -65,7 +64,6 @@ class TrainingState:
     skipped_steps: int = 0
     collapse: dict = field(default_factory=dict)
     best: dict = field(default_factory=dict)
-    beta: float | None = None
     version: int = VERSION
 
 
@@ -92,7 +90,7 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Pat
         output_dir: of the run.
 
     Raises:
-        ValueError: the checkpoint does not exist, is broken, or comes from a later version of these scripts; or
+        ValueError: the checkpoint does not exist, is broken, or comes from another version of these scripts; or
             `output_dir` holds good later ones of another run.
     """
     existing, broken = list_checkpoints(output_dir), {}
@@ -156,7 +154,7 @@ def verify(checkpoint: Path) -> None:
 
     Raises:
         Damaged: names a file that has changed.
-        ValueError: a later version of these scripts wrote it.
+        ValueError: another version of these scripts wrote it.
     """
     verify_checksums(checkpoint)
     if not (checkpoint / STATE_FILE).is_file():
@@ -168,13 +166,13 @@ def read_state(checkpoint: Path) -> TrainingState:
     """Reads `training_state.json`.
 
     Raises:
-        ValueError: its version is unknown.
+        ValueError: it has another version.
     """
     state = json.loads((checkpoint / STATE_FILE).read_text())
     if state.get("version") != VERSION:
         raise ValueError(
-            f"{checkpoint} has version {state.get('version')} of the checkpoints' layout, and these scripts read version"
-            f" {VERSION}. Continue it with the version of these scripts that wrote it."
+            f"{checkpoint} has version {state.get('version')} of the checkpoints' layout, and these scripts read"
+            f" version {VERSION} only. Continue it with the scripts that wrote it, or start a new run."
         )
     return TrainingState(**state)
 

@@ -81,5 +81,5 @@ class CollapseWatch:
             self.warned = True
             logger.warning(
                 f"Step {step}: the model gets worse at winners and losers alike. Since the start, the winners' error rose"
-                f" {self.winner}, the losers' {self.loser}. Lower --beta_orpo or --learning_rate and start again."
+                f" {self.winner}, the losers' {self.loser}. Lower --loser_share (or --beta_orpo) or --learning_rate and start again."
             )

@@ -11,7 +11,7 @@ from .checkpoints import list_checkpoints
 
 
 MAX_SKIPPED_STEPS = 20  # in a row, by fp16's gradient scaler, which halves its scale with each
-ADVICE = "Lower --learning_rate or --beta_orpo, or use bf16, and resume from the last checkpoint"
+ADVICE = "Lower --learning_rate or --loser_share (or --beta_orpo), or use bf16, and resume from the last checkpoint"
 
 
 def stop_if_not_finite(

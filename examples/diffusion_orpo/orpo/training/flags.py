@@ -19,20 +19,21 @@ LOSS = FlagGroup(
     (
         Flag(
             "beta_orpo",
-            "Weight of the odds ratio term: 0 is supervised fine-tuning on winners, larger values push harder. Default: what "
-            "--loser_share asks for, else 0.1.",
+            "Strength as in the paper, in place of --loser_share: the weight of the odds ratio term; 0 is supervised fine-tuning on "
+            "the chosen images. It is strong at small errors and weak at large ones, so it means something else for every "
+            "model and noise level.",
             float,
-            lambda args: 0.1 if args.loser_share is None else None,
             range=(0,),
             resume="warn",
             card=True,
         ),
         Flag(
             "loser_share",
-            "Strength in place of --beta_orpo, above 0 and below 0.5: the losers' share of the gradient at the start, from "
-            "which beta is computed on the first pairs. It means the same for every model; beta depends on the model's errors. "
-            "Default: 0.4 where the model predicts velocities (from Stable Diffusion 3 on) and --beta_orpo is not given.",
+            "Strength, above 0 and below 0.5: the rejected image's share of a pair's gradient while both images are predicted "
+            "equally well. It means the same at every noise level and for every model. 0.375 is safe, 0.475 strong. "
+            "Default: 0.375, unless --beta_orpo is given.",
             float,
+            lambda args: 0.375 if args.beta_orpo is None else None,
             range=(0, 0.5),
             resume="same",
             card=True,
@@ -277,8 +278,8 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
 def _check_loser_share(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not 0 < args.loser_share < 0.5:
         parser.error(
-            f"--loser_share={args.loser_share} must lie above 0 and below 0.5. For fine-tuning on winners use --beta_orpo=0; no"
-            " beta reaches a half."
+            f"--loser_share={args.loser_share} must lie above 0 and below 0.5. For fine-tuning on the chosen images use"
+            " --beta_orpo=0."
         )
     if args.beta_orpo is not None:
         parser.error("--loser_share and --beta_orpo are two ways to set the same strength: give one of them.")

@@ -49,12 +49,12 @@ class NoiseLevels:
 
 @torch.no_grad()
 def measure_held_out(
-    beta: float, temperature: float, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
+    strength, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
 ) -> dict[str, float]:
     """Means over all held-out pairs and their noise levels. Every process must call it.
 
     Args:
-        beta, temperature: of the loss.
+        strength: of the loss, as for `compute_losses`.
         model: the model family.
         accelerator: of the run.
         batches: this process's share of the pairs.
@@ -72,7 +72,7 @@ def measure_held_out(
     for batch in batches:
         accuracies = 0
         for draw, drawn in enumerate(levels.batches(model, batch)):
-            losses, metrics, _ = compute_losses(beta, model, model.denoiser, drawn, temperature)
+            losses, metrics, _ = compute_losses(strength, model, model.denoiser, drawn)
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
             sums[draw] += values.double().sum(dim=1)
             accuracies = accuracies + metrics["rewards/accuracies"].double() / levels.draws

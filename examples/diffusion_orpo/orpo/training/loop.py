@@ -22,7 +22,6 @@ from .checkpoints import (
 )
 from .collapse import CollapseWatch
 from .divergence import count_skipped, stop_if_not_finite
-from .gradient_share import find_beta, log_loser_share
 from .held_out import ACCURACY
 from .optimizer import LearningRate, make_optimizer, same_rate
 from .run import Run, finish_run, flush_trackers, report_preemption, start_trackers
@@ -74,8 +73,6 @@ def train(run: Run, model, data) -> int:
         logger.info(f"Resuming from {run.checkpoint}, after step {state.global_step}")
     state.processes = world_size
     best, validator = Best(**state.best), Validator(run, model, data)
-    if args.loser_share is not None:
-        set_beta(run, state, model, data, validator)
     batches = data.training_batches(args.train_batch_size, run.seed, position, rank, world_size)
 
     state.trackers = start_trackers(run, state.global_step, state.trackers)
@@ -97,9 +94,7 @@ def train(run: Run, model, data) -> int:
             for _ in range(args.gradient_accumulation_steps):
                 batch = next_batch()
                 with accelerator.accumulate(denoiser):
-                    losses, metrics, timesteps = compute_losses(
-                        args.beta_orpo, model, denoiser, batch, args.odds_temperature
-                    )
+                    losses, metrics, timesteps = compute_losses(args, model, denoiser, batch)
                     accelerator.backward(losses.mean())
                     window.add(losses, metrics, timesteps)
                     if accelerator.sync_gradients:
@@ -111,8 +106,6 @@ def train(run: Run, model, data) -> int:
             logs["lr"] = optimizer.param_groups[0]["lr"]
             state.global_step += 1
             state.pairs_seen += pairs_per_step
-            if state.global_step == 1:
-                log_loser_share(window.pairs()[0], args.beta_orpo, args.odds_temperature)
             skipped = count_skipped(accelerator, skipped, state.global_step)
             if accelerator.scaler is not None:
                 state.skipped_steps += accelerator.optimizer_step_was_skipped
@@ -135,16 +128,6 @@ def train(run: Run, model, data) -> int:
 
         conclude(run, state, model, data, best, validator)
     return 0
-
-
-def set_beta(run: Run, state: TrainingState, model, data, validator: Validator) -> None:
-    """Sets --beta_orpo to the strength that --loser_share asks for: the saved one, or computed on the first pairs."""
-    args, accelerator = run.args, run.accelerator
-    if state.beta is None:
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        first = data.training_batches(args.train_batch_size, run.seed, None, rank, world_size)
-        state.beta = find_beta(accelerator, model, first, validator.levels, args.loser_share, args.odds_temperature)
-    args.beta_orpo = state.beta
 
 
 def conclude(run: Run, state: TrainingState, model, data, best: Best, validator: Validator) -> None:

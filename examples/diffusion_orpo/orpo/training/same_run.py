@@ -58,13 +58,8 @@ def check_same_run(saved: TrainingState, current: TrainingState, same: dict, war
         ]
     if refused:
         raise ValueError(f"Cannot resume from {checkpoint}: {'; '.join(refused)}.")
-    unknown = [f"--{name}" for name in (*same, *warn) if name not in saved.flags]
     if not saved.base:
-        unknown.append("the base model")
-    if unknown:
-        logger.warning(
-            f"{checkpoint} does not record {', '.join(unknown)}: whether they are unchanged can't be checked"
-        )
+        logger.warning(f"{checkpoint} does not record the base model: whether it is unchanged can't be checked")
     noted = changed(saved.flags, warn)
     if noted:
         logger.warning(f"The run continues with settings that differ from those of {checkpoint}: {'; '.join(noted)}")
@@ -72,8 +67,4 @@ def check_same_run(saved: TrainingState, current: TrainingState, same: dict, war
 
 def changed(saved: dict, now: dict) -> list[str]:
     """The saved flags whose value has changed."""
-    return [
-        f"--{name} was {saved[name]} and is now {value}"
-        for name, value in now.items()
-        if name in saved and saved[name] != value
-    ]
+    return [f"--{name} was {saved[name]} and is now {value}" for name, value in now.items() if saved[name] != value]

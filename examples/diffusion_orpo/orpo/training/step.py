@@ -8,6 +8,7 @@
               log p = -m;  log_odds(m) = log p - log(1 - p) = -log(exp(m) - 1)                                 (3)
               z = log_odds(m_w) - log_odds(m_l)                  > 0 when the model prefers the winner         (4)
               loss = m_w - beta * log sigmoid(z)                                       arXiv 2403.07691, eq. 6 (5)
+              with --loser_share: z = log(m_l / m_w), loss = log m_w - b log sigmoid(z)
               with --odds_temperature T: T log sigmoid(z / T) in place of log sigmoid(z)
     backward  the loop's `accelerator.backward(losses.mean())`
 
@@ -20,17 +21,14 @@ from diffusion_orpo_loss import OrpoMetrics, orpo_loss
 from ..runtime.transfer import draw_noise, to_device
 
 
-def compute_losses(
-    beta: float, model, denoiser, batch: dict, temperature: float = 1.0
-) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
+def compute_losses(strength, model, denoiser, batch: dict) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
     """Encode, noise, forward, target, loss.
 
     Args:
-        beta: weight of the odds ratio term.
+        strength: has `beta_orpo` or `loser_share`, and `odds_temperature`.
         model: the model family; encodes images and prompts.
         denoiser: the module that predicts; may be wrapped for distributed training.
         batch: B pairs as `collate_pairs` makes them: tensors of 2B images, the B winners first.
-        temperature: of the odds ratio's sigmoid.
 
     Returns:
         The loss of each pair (B,), the metrics of each pair, and the timesteps (B,).
@@ -40,8 +38,9 @@ def compute_losses(
         model_pred_w,
         model_pred_l,
         target,
-        beta,
-        temperature=temperature,
+        strength.beta_orpo,
+        loser_share=strength.loser_share,
+        temperature=strength.odds_temperature,
         weights=model.noise_process.weights(timesteps),
         reduction="none",
         return_metrics=True,

@@ -99,9 +99,7 @@ class Validator:
         if batches is None:
             return {}
         self.model.denoiser.eval()
-        metrics = measure_held_out(
-            self.args.beta_orpo, self.args.odds_temperature, self.model, self.accelerator, batches, self.levels
-        )
+        metrics = measure_held_out(self.args, self.model, self.accelerator, batches, self.levels)
         if not metrics:
             logger.warning("No held-out sample holds a readable preference: there are no eval_* metrics")
         return metrics
