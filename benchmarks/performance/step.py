@@ -75,7 +75,7 @@ def check_no_sync(run: Run, batch: dict) -> str:
         return "needs CUDA"
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses, _, _ = compute_losses(0.1, run.model, run.model.denoiser, batch)
+        losses, _, _ = compute_losses(run.args, run.model, run.model.denoiser, batch)
         losses.mean().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

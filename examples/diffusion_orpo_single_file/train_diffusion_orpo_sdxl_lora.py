@@ -93,8 +93,7 @@ def orpo_loss(
     Args:
         error_w, error_l: mean squared error of the winner and of the loser of each pair, float32, shape (B,).
         beta: weight of the odds ratio, called lambda in the paper; 0 is plain fine-tuning on the winners.
-        loser_share: in place of beta, the loser's share of the gradient where both errors are equal, the same at every
-            noise level, above 0 and below 0.5.
+        loser_share: in place of beta, the loser's share of the gradient where errors are equal, at every noise level.
     """
     if loser_share is not None:  # both terms on the scale of the logarithm, where -log(error) is the log odds
         log_w, log_l = (error.clamp(min=1e-9).log() for error in (error_w, error_l))
@@ -434,12 +433,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--hub_token would be visible to {args.report_to}. Use `hf auth login` instead.")
     if args.resolution % 8 != 0:
         parser.error(f"--resolution must be a multiple of 8; got {args.resolution}.")
-    if args.beta_orpo is None and args.loser_share is None:
-        args.loser_share = 0.375
-    if args.beta_orpo is not None and args.loser_share is not None:
+    if args.beta_orpo is None:
+        args.loser_share = 0.375 if args.loser_share is None else args.loser_share
+        if not 0 < args.loser_share < 0.5:
+            parser.error(f"--loser_share must lie above 0 and below 0.5; got {args.loser_share}.")
+    elif args.loser_share is not None:
         parser.error("--loser_share and --beta_orpo set the same strength: give one of them.")
-    if args.loser_share is not None and not 0 < args.loser_share < 0.5:
-        parser.error(f"--loser_share must lie above 0 and below 0.5; got {args.loser_share}.")
     return args
 
 

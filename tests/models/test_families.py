@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ FIRST = ("sd", "sd3", "flux")  # test_newer_families.py has what is the others' 
 TAGS = {"sd": "stable-diffusion", "z_image": "z-image", "flux2": "flux2-klein", "qwen_image": "qwen-image"}
 BLOCKS = {"sd": 4, "sd3": 2, "flux": 2, "z_image": 3, "flux2": 2, "qwen_image": 1}
 BASES = [name for name in FAMILIES if base_folder(name).exists()]
-BETA = 0.1
+STRENGTH = SimpleNamespace(beta_orpo=0.5, loser_share=None, odds_temperature=1.0)
 PROMPTS = ["a red ball", "a prompt that is longer than the tokenizers of this model allow, whichever is asked " * 3]
 
 
@@ -139,11 +140,11 @@ def test_a_denoiser_that_knows_the_answer_has_no_error(name, family, model):
     embeds = loaded.encode_prompts(["a", "b", "c", "d"])
     batch = {"moments": latents, "embeds": embeds, "seeds": [1, 2, 3, 4]}
     recorder = Recorder(velocity)
-    _, metrics, _ = compute_losses(BETA, loaded, recorder, batch)
+    _, metrics, _ = compute_losses(STRENGTH, loaded, recorder, batch)
     assert metrics["logps/chosen"].abs().max() < 1e-6
     assert metrics["logps/rejected"].abs().max() < 1e-6
     recorder.answer = lambda given: velocity(given).flip(0)
-    _, metrics, _ = compute_losses(BETA, loaded, recorder, batch)
+    _, metrics, _ = compute_losses(STRENGTH, loaded, recorder, batch)
     assert metrics["logps/chosen"].abs().min() > 0.1
 
 
@@ -389,5 +390,5 @@ def test_a_flux_without_guidance_is_told_none(tmp_path):
     folder = save_tiny("flux", tmp_path, guidance_embeds=False)
     loaded = FAMILIES["flux"].load(folder)
     batch = {"moments": torch.zeros(2, 8, 8, 8), "embeds": loaded.encode_prompts(["a"]), "seeds": [1]}
-    losses, _, _ = compute_losses(BETA, loaded, loaded.denoiser, batch)
+    losses, _, _ = compute_losses(STRENGTH, loaded, loaded.denoiser, batch)
     assert losses.isfinite().all()

@@ -1,6 +1,7 @@
 """Accuracy on held-out pairs: even over the noise levels, precise, and what --keep_best makes of it."""
 
 import json
+import logging
 import math
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from helpers import logged, lora_weights, train
 from orpo.training.best import Best
-from orpo.training.held_out import NAMES, NoiseLevels, summarize
+from orpo.training.held_out import NAMES, PROMPT_MARGIN, NoiseLevels, PromptMargin, summarize
 from orpo.training.validation import Validator
 from safetensors.torch import load_file
 
@@ -80,15 +81,16 @@ def test_the_best_is_the_earlier_of_equals():
     assert (best.step, best.accuracy, best.validated) == (4, 0.7, 8)
 
 
-def script_accuracies(monkeypatch, *accuracies: float) -> None:
-    """Validations find these in turn, the last one again and again."""
-    left = list(accuracies)
-    monkeypatch.setattr(Validator, "measure", lambda self: {ACCURACY: left.pop(0) if left[1:] else left[0]})
+def script_measurements(monkeypatch, *accuracies: float, margins: tuple[float, ...] = ()) -> None:
+    """Validations find these in turn, the base's first, the last one again and again."""
+    left = [{ACCURACY: accuracy} for accuracy in accuracies]
+    left = [metrics | {PROMPT_MARGIN: margin} for metrics, margin in zip(left, margins)] or left
+    monkeypatch.setattr(Validator, "measure", lambda self: left.pop(0) if left[1:] else left[0])
 
 
 @pytest.mark.parametrize("accuracies, best", [((0.5, 0.9, 0.7), 4), ((0.5, 0.6, 0.9), 6)])
 def test_keep_best_makes_the_best_checkpoint_the_result(tiny_sdxl, faces, output_dir, monkeypatch, accuracies, best):
-    script_accuracies(monkeypatch, *accuracies)
+    script_measurements(monkeypatch, 0.4, *accuracies)
     flags = {"checkpointing_steps": 5, "checkpoints_total_limit": 1}
     result = train(tiny_sdxl, faces, output_dir, max_train_steps=6, keep_best=True, **VALIDATION, **flags)
     written = json.loads((output_dir / "eval_results.json").read_text())
@@ -100,6 +102,63 @@ def test_keep_best_makes_the_best_checkpoint_the_result(tiny_sdxl, faces, output
         assert all(torch.equal(saved[name], result[name]) for name in saved)
     assert result.keys() == plain.keys()
     assert f"optimizer steps: {best}" in (output_dir / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "margins, best, warnings",
+    [((0.6, 0.4, 0.29, 0.1), 2, 2), ((0.6, 0.4, 0.31, 0.31), 4, 0), ((0.6, 0.2, 0.2, 0.2), 6, 3)],
+)
+def test_keep_best_never_takes_a_checkpoint_that_has_lost_the_prompt(
+    tiny_sdxl, faces, output_dir, monkeypatch, caplog, margins, best, warnings
+):
+    """Below half of the base's margin, 0.6 here. If all have, the result is the last step, and each one has said so."""
+    script_measurements(monkeypatch, 0.5, 0.6, 0.9, 0.8, margins=margins)
+    with caplog.at_level(logging.WARNING):
+        train(tiny_sdxl, faces, output_dir, max_train_steps=6, keep_best=True, **VALIDATION)
+    written = json.loads((output_dir / "eval_results.json").read_text())
+    assert (written["step"], written[f"{PROMPT_MARGIN}_without_lora"]) == (best, 0.6)
+    said = [record.getMessage() for record in caplog.records if "relies on its prompts less" in record.getMessage()]
+    assert len(said) >= warnings and bool(said) == bool(warnings)
+
+
+class PromptReader:
+    """Predicts the noise, 1 beside it under a pair's own prompt, and 3 under any other."""
+
+    device = torch.device("cpu")
+    noise_process = SimpleNamespace(
+        add_noise=lambda latents, noise, timesteps: noise, target=lambda latents_w, latents_l, noise, timesteps: noise
+    )
+    denoiser = None
+
+    def sample_latents(self, moments, generators):
+        return moments
+
+    def predict(self, denoiser, noisy_latents, timesteps, embeds, batch):
+        distance = torch.where(embeds["prompt_embeds"][:, 0] == batch["own"], 1.0, 3.0)
+        return noisy_latents + distance.repeat(2)[:, None, None, None]
+
+
+@pytest.mark.parametrize("batch_size, counted", [(6, 4), (2, 3), (1, 3)])
+def test_the_prompt_margin_compares_with_the_prompt_before_and_skips_equal_ones(batch_size, counted):
+    """Of six pairs, two have the prompt of the one before; the first pair of all meets the last of its batch."""
+    margin, prompts = PromptMargin(torch.device("cpu")), torch.tensor([0.0, 0.0, 1.0, 2.0, 2.0, 3.0])
+    for own in prompts.split(batch_size):
+        batch = {"own": own, "embeds": {"prompt_embeds": own[:, None]}, "seeds": list(range(len(own)))}
+        batch |= {"moments": torch.zeros(2 * len(own), 4, 2, 2), "timesteps": torch.zeros(len(own))}
+        margin.add(PromptReader(), batch, torch.ones(len(own)))
+        margin.next_batch(batch["embeds"])
+    total, count = margin.sums.tolist()
+    assert count == counted
+    assert total / count == pytest.approx(math.log(9))
+
+
+def test_validation_starts_at_step_0_with_the_base(tiny_sdxl, faces, output_dir):
+    train(tiny_sdxl, faces, output_dir, max_train_steps=3, report_to="tensorboard", learning_rate=1e-2, **VALIDATION)
+    written, scalars = json.loads((output_dir / "eval_results.json").read_text()), logged(output_dir)
+    for name in (ACCURACY, PROMPT_MARGIN):
+        assert len(scalars[name]) == 3  # at 0, 2 and 3
+        assert scalars[name][0] == pytest.approx(written[f"{name}_without_lora"])
+    assert scalars["eval_loss"][0] != scalars["eval_loss"][1]
 
 
 def test_keep_best_is_exact_on_resume(tiny_sdxl, faces, tmp_path):

@@ -50,7 +50,7 @@ def load_best(accelerator: Accelerator, model, output_dir: Path, best: Best, ste
     Returns:
         The step whose LoRA the model has now.
     """
-    if accuracy > best.accuracy:
+    if accuracy > best.accuracy or best.step == 0:
         logger.info(f"--keep_best: the last step, {step}, has the best held-out accuracy, {accuracy:.3f}")
         return step
     checkpoint = output_dir / f"checkpoint-{best.step}"

@@ -197,8 +197,9 @@ VALIDATION = FlagGroup(
         ),
         Flag(
             "keep_best",
-            "Make the checkpoint with the best accuracy on held-out pairs the result, in place of the last step. Each new "
-            "best is saved when it is validated, and --checkpoints_total_limit keeps it.",
+            "Make the checkpoint with the best accuracy on held-out pairs the result, in place of the last step; never one whose "
+            "eval_prompt_margin is below half of the base's. Each new best is saved when it is validated, and "
+            "--checkpoints_total_limit keeps it.",
             bool,
             resume="same",
             card=True,

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
-from diffusion_orpo_loss import OrpoMetrics
+from diffusion_orpo_loss import OrpoMetrics, per_pair_error
 
-from .step import compute_losses, encode
+from .step import compute_losses, encode, predict_pairs
 
 
 QUARTERS = 4
 ACCURACY = "eval_rewards/accuracies"
+PROMPT_MARGIN = "eval_prompt_margin"
+MARGIN_EVERY = 3  # of so many noise levels one serves for the prompt margin, which takes one more prediction there
 NAMES = ("loss", *OrpoMetrics.__annotations__)
 
 
@@ -47,6 +49,40 @@ class NoiseLevels:
             yield self.batch(batch | {"moments": moments, "embeds": embeds}, draw)
 
 
+class PromptMargin:
+    """How much the model relies on its prompts: log(error under another prompt / error under the own one), of the chosen images.
+
+    Preference accuracy may rise while images stop showing what the prompt asks for; this mean then falls towards 0. The
+    other prompt is that of the pair before. A pair of the same prompt does not count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of margins, and of pairs
+        self.last: dict[str, torch.Tensor] = {}
+
+    def add(self, model, batch: dict, error_w: torch.Tensor) -> None:
+        """Adds pairs at one noise level.
+
+        Args:
+            model: the model family.
+            batch: encoded pairs at this level.
+            error_w: of the chosen images under their own prompts (B,).
+        """
+        own = batch["embeds"]
+        others = {name: torch.cat([self.last.get(name, rows[-1:]), rows[:-1]]) for name, rows in own.items()}
+        model_pred_w, _, target, _ = predict_pairs(model, model.denoiser, batch | {"embeds": others})
+        margins = (
+            per_pair_error(model_pred_w, target if isinstance(target, torch.Tensor) else target[0]).log()
+            - error_w.log()
+        )
+        name = next(iter(own))
+        counts = (own[name] != others[name]).flatten(1).any(dim=1)
+        self.sums += torch.stack([margins.double()[counts].sum(), counts.double().sum()])
+
+    def next_batch(self, embeds: dict[str, torch.Tensor]) -> None:
+        self.last = {name: rows[-1:] for name, rows in embeds.items()}
+
+
 @torch.no_grad()
 def measure_held_out(
     strength, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
@@ -61,7 +97,7 @@ def measure_held_out(
         levels: at which each is predicted.
 
     Returns:
-        `eval_loss` and the metrics of the loss as `eval_*`. `eval_rewards/accuracies` is how often the model prefers the
+        `eval_loss` and the metrics of the loss as `eval_*`; `eval_prompt_margin`, see `PromptMargin`. `eval_rewards/accuracies` is how often the model prefers the
         winner (z > 0), `eval_rewards/accuracies_error` its standard error from noise and timesteps,
         `eval_rewards/accuracies_quarter_1` to `_4` the same from the least noise to the most. Empty where no pair could be
         read.
@@ -69,6 +105,7 @@ def measure_held_out(
     size = 1 + len(NAMES)
     sums = torch.zeros(levels.draws, size, dtype=torch.float64, device=accelerator.device)
     variance = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
+    margin = PromptMargin(accelerator.device)
     for batch in batches:
         accuracies = 0
         for draw, drawn in enumerate(levels.batches(model, batch)):
@@ -76,10 +113,16 @@ def measure_held_out(
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])
             sums[draw] += values.double().sum(dim=1)
             accuracies = accuracies + metrics["rewards/accuracies"].double() / levels.draws
+            if draw % MARGIN_EVERY == 0:
+                margin.add(model, drawn, metrics["nll_loss"])
+        margin.next_batch(drawn["embeds"])
         variance += (accuracies * (1 - accuracies)).sum()
-    *flat, variance = accelerator.reduce(torch.cat([sums.flatten(), variance]), "sum").tolist()
+    flat = accelerator.reduce(torch.cat([sums.flatten(), variance, margin.sums]), "sum").tolist()
+    *flat, variance, margins, count = flat
     sums = torch.tensor(flat, dtype=torch.float64).view(levels.draws, size)
-    return summarize(sums, variance) if sums[0, 0] else {}
+    if not sums[0, 0]:
+        return {}
+    return summarize(sums, variance) | ({PROMPT_MARGIN: margins / count} if count else {})
 
 
 def summarize(sums: torch.Tensor, variance: float) -> dict[str, float]:

@@ -83,9 +83,11 @@ def train(run: Run, model, data) -> int:
     progress = tqdm(
         total=last_step, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
+    if args.run_validation and state.global_step == 0:
+        validator.before_training()
     if args.keep_best and best.validated < state.global_step and state.global_step in validation_steps:
         # A checkpoint is saved before its step is validated, and a run can end in between.
-        best.add(state.global_step, validator.during_training(state.global_step).get(ACCURACY))
+        best.add(state.global_step, accuracy_to_keep(validator, validator.during_training(state.global_step)))
     denoiser.train()
     with progress, StopSignals() as signals:
         while state.global_step < last_step:
@@ -122,7 +124,7 @@ def train(run: Run, model, data) -> int:
                 return report_preemption(signals.received, state.global_step)
             if state.global_step in validation_steps:
                 metrics = validator.during_training(state.global_step)
-                if args.keep_best and best.add(state.global_step, metrics.get(ACCURACY)) and not saved:
+                if args.keep_best and best.add(state.global_step, accuracy_to_keep(validator, metrics)) and not saved:
                     save(run, state, base, collapse, best, batches.position)
                 denoiser.train()
 
@@ -133,11 +135,17 @@ def train(run: Run, model, data) -> int:
 def conclude(run: Run, state: TrainingState, model, data, best: Best, validator: Validator) -> None:
     """Goes back to the best checkpoint with --keep_best, validates, and writes the result. Every process must call it."""
     step, last = state.global_step, {}
-    if run.args.keep_best and (accuracy := validator.measure().get(ACCURACY)) is not None:
-        step = load_best(run.accelerator, model, run.output_dir, best, step, accuracy)
-        last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": accuracy}
+    if run.args.keep_best and (metrics := validator.measure()):
+        kept = accuracy_to_keep(validator, metrics)
+        step = load_best(run.accelerator, model, run.output_dir, best, step, -1.0 if kept is None else kept)
+        last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": metrics[ACCURACY]}
     results = validator.after_training(state.global_step, last) if run.args.run_validation else None
     finish_run(run, model, str(data), step, results)
+
+
+def accuracy_to_keep(validator: Validator, metrics: dict[str, float]) -> float | None:
+    """The accuracy by which --keep_best chooses; None where none was measured or the model has lost the prompt."""
+    return None if validator.has_lost_the_prompt(metrics) else metrics.get(ACCURACY)
 
 
 def save(run: Run, state: TrainingState, base, collapse: CollapseWatch, best: Best, position: dict) -> None:
