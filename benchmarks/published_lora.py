@@ -23,12 +23,12 @@ def modules(name: str, blocks: int | None = None) -> dict[str, tuple[int, int]]:
 
 
 def tensors(name: str, rank: int, blocks: int | None = None) -> dict[str, tuple[int, int]]:
-    """Keys and shapes of pytorch_lora_weights.safetensors: of U-Nets as diffusers calls them, of transformers as PEFT does."""
-    prefix, down, up = ("unet", "lora.down", "lora.up") if name == "sdxl" else ("transformer", "lora_A", "lora_B")
+    """Keys and shapes of pytorch_lora_weights.safetensors."""
+    prefix = "unet" if name == "sdxl" else "transformer"
     shapes = {}
     for module, (into, out) in modules(name, blocks).items():
-        shapes[f"{prefix}.{module}.{down}.weight"] = (rank, into)
-        shapes[f"{prefix}.{module}.{up}.weight"] = (out, rank)
+        shapes[f"{prefix}.{module}.lora_A.weight"] = (rank, into)
+        shapes[f"{prefix}.{module}.lora_B.weight"] = (out, rank)
     return shapes
 
 

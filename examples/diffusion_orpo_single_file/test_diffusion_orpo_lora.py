@@ -84,7 +84,7 @@ class TestDiffusionORPOLoRA(ExamplesTestsAccelerate):
             # make sure the state_dict has the correct naming in the parameters, and that the weights moved.
             lora_state_dict = safetensors.torch.load_file(lora_file)
             assert all(name.startswith("unet.") and "lora" in name for name in lora_state_dict)
-            assert any(weights.abs().max() > 1e-5 for name, weights in lora_state_dict.items() if ".up." in name)
+            assert any(weights.abs().max() > 1e-5 for name, weights in lora_state_dict.items() if "lora_B" in name)
             assert {"README.md", "image_0.png", "image_3.png"} <= set(os.listdir(tmpdir))
 
     def test_diffusion_orpo_lora_checkpointing_checkpoints_total_limit(self):

@@ -62,7 +62,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import _collate_lora_metadata, cast_training_params
-from diffusers.utils import check_min_version, convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from diffusers.utils import check_min_version
 from diffusers.utils.hub_utils import populate_model_card
 
 
@@ -278,7 +278,7 @@ def log_validation(pipeline: StableDiffusionXLPipeline, args, accelerator, name:
 
 
 def save_lora(unet: torch.nn.Module, folder: Path) -> None:
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    layers = get_peft_model_state_dict(unet)
     metadata = _collate_lora_metadata({"unet": unet})  # rank and alpha
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers, **metadata)
 
@@ -286,7 +286,7 @@ def save_lora(unet: torch.nn.Module, folder: Path) -> None:
 def load_lora(unet: torch.nn.Module, folder: Path) -> None:
     state_dict = load_file(Path(folder) / "pytorch_lora_weights.safetensors")
     state_dict = {name.removeprefix("unet."): value for name, value in state_dict.items()}
-    set_peft_model_state_dict(unet, convert_unet_state_dict_to_peft(state_dict))
+    set_peft_model_state_dict(unet, state_dict)
 
 
 def step_of(checkpoint: Path | None) -> int:

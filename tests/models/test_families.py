@@ -258,7 +258,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(family, model, faces, shards
     assert whole.keys() == resumed.keys()
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
     assert all(value.dtype == torch.float32 for value in whole.values())
-    assert max(value.abs().max() for key, value in whole.items() if "lora_B" in key or "lora.up" in key) > 1e-4
+    assert max(value.abs().max() for key, value in whole.items() if "lora_B" in key) > 1e-4
 
 
 def test_the_trained_lora_draws_in_its_pipeline_what_it_drew_in_training(name, family, model, faces, tmp_path):

@@ -13,8 +13,12 @@ import torch
 from helpers import arguments, face_rows, logged, lora_weights, write_parquet
 from hub_server import hub_server
 from launching import assert_ok, run
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from single_file_script import EXAMPLE, SCRIPT, load, train_single_file
+
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +88,22 @@ def test_old_checkpoints_go_and_the_lora_has_its_metadata(tiny_sdxl, faces, tmp_
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (3, 3)
     assert all(name.startswith("unet.") and "lora" in name for name in lora_weights(tmp_path))
+
+
+def test_a_pipeline_loads_every_kind_of_module_that_it_saves(tiny_sdxl, tmp_path):
+    """Whatever a reader puts in place of the attention projections."""
+    layers = ["to_q", "to_out.0", "proj_in", "conv1", "ff.net.2", "conv_in", "time_embedding.linear_1"]
+    model = UNet2DConditionModel.from_pretrained(tiny_sdxl, subfolder="unet")
+    model.add_adapter(LoraConfig(r=2, target_modules=layers))
+    load().save_lora(model, tmp_path)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, unet=None)
+    pipeline.unet = UNet2DConditionModel.from_pretrained(tiny_sdxl, subfolder="unet")
+    pipeline.load_lora_weights(tmp_path)
+    trained, loaded = (
+        {name for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+        for unet in (model, pipeline.unet)
+    )
+    assert loaded == trained and {name.split(".")[-1] for name in trained} >= {"to_q", "conv1", "linear_1"}
 
 
 @pytest.mark.parametrize("label", [0.7, float("nan"), "yes", None])

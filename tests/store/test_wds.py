@@ -41,7 +41,7 @@ def test_resuming_equals_the_uninterrupted_run(tiny_sdxl, folder, tmp_path, work
     whole = train(tiny_sdxl, None, tmp_path / "whole", **flags)  # 36 pairs: crosses an epoch of 24
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "part" / "checkpoint-3")
     assert_same(train(tiny_sdxl, None, tmp_path / "part", resume_from_checkpoint="latest", **flags), whole)
-    moved = [value for name, value in whole.items() if "lora_B" in name or "lora.up" in name]
+    moved = [value for name, value in whole.items() if "lora_B" in name]
     assert max(value.abs().max() for value in moved) > 1e-4
 
 
@@ -128,7 +128,7 @@ def test_one_two_and_four_processes_train_the_same_lora_also_when_they_take_turn
         assert_ok(several_processes(processes, [*line, "--resume_from_checkpoint=latest"]))
     for other in (loras[2], loras[4], lora_weights(turns)):
         torch.testing.assert_close(other, loras[1], rtol=0, atol=2e-5)
-    moved = [value.abs().max() for name, value in loras[1].items() if "lora_B" in name or "lora.up" in name]
+    moved = [value.abs().max() for name, value in loras[1].items() if "lora_B" in name]
     assert max(moved) > 1e-3  # far more than the tolerance
 
 

@@ -9,7 +9,6 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors.torch import load_file
 
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 
 from ..runtime.durable import make_readable
 from .checks import find_modules
@@ -49,9 +48,7 @@ def save_lora(pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Modul
         denoiser: with a LoRA.
         directory: gets the file.
     """
-    layers = get_peft_model_state_dict(denoiser)
-    if denoiser_name == "unet":
-        layers = convert_state_dict_to_diffusers(layers)
+    layers = get_peft_model_state_dict(denoiser)  # PEFT's names for all: load_lora_weights expects one naming scheme
     config = denoiser.peft_config["default"].to_dict()
     metadata = {name: config[name] for name in METADATA_FIELDS}
     # A pipeline that loads a LoRA with a dropout switches it on, and draws with it.
@@ -72,8 +69,6 @@ def load_lora(denoiser_name: str, denoiser: torch.nn.Module, directory: Path) ->
     """
     state_dict = load_file(Path(directory) / LORA_FILE)
     state_dict = {name.removeprefix(f"{denoiser_name}."): value for name, value in state_dict.items()}
-    if denoiser_name == "unet":
-        state_dict = convert_unet_state_dict_to_peft(state_dict)
     expected, found = get_peft_model_state_dict(denoiser).keys(), state_dict.keys()
     if expected != found:
         raise ValueError(

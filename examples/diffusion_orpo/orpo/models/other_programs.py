@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_kohya
+from diffusers.utils import convert_state_dict_to_kohya
 
 from ..runtime.durable import make_readable
 from ..runtime.messages import printable
@@ -20,6 +20,8 @@ from ..runtime.messages import printable
 
 COMFYUI_FILE = "comfyui_lora.safetensors"  # diffusers must not take it for pytorch_lora_weights.safetensors
 METADATA = "lora_adapter_metadata"
+# These two modules are read by their name in SDXL's original code only, which the others may have as well.
+SDXL_EMBEDDING = {"add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2": "label_emb_0_2"}
 
 
 def write_for_other_programs(lora: Path, target: Path) -> None:
@@ -54,7 +56,9 @@ def write_for_other_programs(lora: Path, target: Path) -> None:
 
 def for_unet(state_dict: dict[str, torch.Tensor], metadata: dict) -> dict[str, torch.Tensor]:
     """kohya's names: `lora_down.weight` (rank, in), `lora_up.weight` (out, rank) and `alpha` () of each module."""
-    converted = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(state_dict))
+    converted = convert_state_dict_to_kohya(state_dict)
+    for name, others in SDXL_EMBEDDING.items():
+        converted = {key.replace(name, others): value for key, value in converted.items()}
     for name, value in converted.items():
         if name.endswith(".alpha"):  # diffusers has written the rank there, whatever alpha was
             converted[name] = torch.tensor(float(metadata.get("unet.lora_alpha", value.item())))

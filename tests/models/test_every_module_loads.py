@@ -1,0 +1,93 @@
+"""A pipeline loads every module that was trained, whatever --lora_layers names, and predicts the same."""
+
+import pytest
+import torch
+from families import FAMILIES, load_pipeline, save_tiny
+from orpo.models.options import ModelOptions
+from orpo.models.other_programs import COMFYUI_FILE
+from orpo.models.sdxl import StableDiffusionXL
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+
+LORA = "pytorch_lora_weights.safetensors"
+MIXED = [  # of U-Nets: attention beside other modules, which diffusers' older names don't cover
+    "to_k,to_q,to_v,to_out.0,proj_in,proj_out",
+    "to_q,conv1,conv2,time_emb_proj,conv_shortcut",
+    "to_k,downsamplers.0.conv,upsamplers.0.conv,conv_in,conv_out",
+    "to_v,ff.net.0.proj,ff.net.2,time_embedding.linear_1,time_embedding.linear_2",
+]
+
+
+@pytest.fixture(scope="module")
+def base(request, tiny_sdxl, tmp_path_factory):
+    """A family's class, and the folder of a tiny model of it."""
+    name = request.param
+    if name == "sdxl":
+        return StableDiffusionXL, tiny_sdxl
+    return FAMILIES[name].cls, save_tiny(name, tmp_path_factory.mktemp(name) / "base")
+
+
+def trained(cls, folder: str, layers: str, lora):
+    """A model whose LoRA is random, with an alpha that is not the rank, and its two files."""
+    options = ModelOptions(
+        folder, rank=2, lora_alpha=3, lora_layers=layers, resolution=64, max_sequence_length=20, guidance_scale=1.0
+    )
+    model = cls.load(options, torch.device("cpu"), torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    lora.mkdir()
+    model.save_lora(lora)
+    model.save_for_other_programs(lora)
+    return model
+
+
+def lora_modules(denoiser) -> set[str]:
+    return {name for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
+
+
+@torch.no_grad()
+def prediction(model, denoiser) -> torch.Tensor:
+    prompts, generator = ["a red face", "a ball"], torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (4, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    latents = model.sample_latents(model.encode_images(pixels), [torch.Generator().manual_seed(i) for i in range(4)])
+    batch = {"original_sizes": torch.tensor([[64, 64]] * 4), "crop_top_lefts": torch.zeros(4, 2, dtype=torch.long)}
+    timesteps = torch.tensor([300, 700, 300, 700])
+    return model.predict(denoiser.eval(), latents, timesteps, model.encode_prompts(prompts), batch)
+
+
+def check_loads(model, folder: str, lora, file: str = LORA) -> None:
+    pipeline = load_pipeline(folder)
+    pipeline.load_lora_weights(lora, weight_name=file)
+    loaded = getattr(pipeline, model.denoiser_name)
+    assert lora_modules(loaded) == lora_modules(model.denoiser)
+    expected = prediction(model, model.denoiser)
+    torch.testing.assert_close(prediction(model, loaded), expected, rtol=1e-4, atol=1e-5)
+    pipeline.disable_lora()
+    assert (prediction(model, loaded) - expected).norm() > 0.05 * expected.norm()  # the LoRA does something
+
+
+@pytest.mark.parametrize("base", ["sdxl", *FAMILIES], indirect=True)
+def test_a_lora_on_every_layer_of_the_model_loads_whole(base, tmp_path):
+    cls, folder = base
+    denoiser = getattr(load_pipeline(folder), cls.denoiser_name)
+    layers = [
+        name for name, module in denoiser.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    model = trained(cls, folder, ",".join(layers), tmp_path / "lora")
+    assert lora_modules(model.denoiser) == set(layers)
+    for file in (LORA, COMFYUI_FILE):
+        check_loads(model, folder, tmp_path / "lora", file)
+
+
+@pytest.mark.parametrize("layers", MIXED)
+@pytest.mark.parametrize("base", ["sdxl", "sd"], indirect=True)
+def test_attention_beside_other_modules_loads_whole_from_both_files(base, layers, tmp_path):
+    cls, folder = base
+    model = trained(cls, folder, layers, tmp_path / "lora")
+    for file in (LORA, COMFYUI_FILE):
+        check_loads(model, folder, tmp_path / "lora", file)
+    names = {name.rsplit(".", 2 if "lora_" in name else 1)[0] for name in load_file(tmp_path / "lora" / COMFYUI_FILE)}
+    assert names == {f"lora_unet_{name.replace('.', '_')}" for name in lora_modules(model.denoiser)}  # kohya's rule
