@@ -15,10 +15,10 @@ demo: $(VENV)/demo
 	$(VENV)/bin/python examples/demo/run_demo.py --output_dir demo-output
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile tests
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal tests
 
 test-fast: $(VENV)/test
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal $(FAST)
 
 flags: $(VENV)/test
 	$(VENV)/bin/python docs/flags_page.py

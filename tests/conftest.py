@@ -1,5 +1,6 @@
 """A tiny SDXL with random weights and small preference sets, made once per session and offline."""
 
+import gc
 import os
 
 
@@ -14,10 +15,14 @@ import pytest
 import torch
 from helpers import face_rows, write_parquet
 
-from tiny_sdxl import build_tiny_sdxl
-
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported by now lives as long as the process: each run's `free_memory` need not walk it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,11 +35,18 @@ def datasets_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_sdxl(tmp_path_factory) -> str:
+def models(tmp_path_factory) -> "TinyModels":  # noqa: F821
+    """`models[name]` is the folder of a family's tiny pipeline, made at first use for all workers. Nobody writes into it."""
+    from families import TinyModels  # takes seconds, and most tests need none
+
+    folder = tmp_path_factory.getbasetemp()
+    return TinyModels((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny-models")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(models) -> str:
     """Folder of the pipeline."""
-    folder = tmp_path_factory.mktemp("tiny-sdxl")
-    build_tiny_sdxl(["red", "ball", "face"], channels=(16, 32)).save_pretrained(folder)
-    return str(folder)
+    return models["sdxl"]
 
 
 @pytest.fixture(scope="session")

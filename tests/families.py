@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from filelock import FileLock
 from helpers import arguments, lora_weights
 from orpo.models.flux import Flux
 from orpo.models.flux2 import Flux2Klein
@@ -24,6 +25,7 @@ from tiny_qwen import PROMPT_LENGTH
 from tiny_qwen_image import build_tiny_qwen_image, build_tiny_qwen_vae
 from tiny_sd import build_tiny_sd
 from tiny_sd3 import build_tiny_sd3
+from tiny_sdxl import build_tiny_sdxl
 from tiny_t5 import T5_LENGTH
 from tiny_z_image import build_tiny_z_image
 
@@ -109,6 +111,7 @@ SMALL = {
 def save_tiny(name: str, folder: Path, **options) -> str:
     """A pipeline of random weights, on the demo's VAE where it fits, with a shift or statistics that are not 0 and 1."""
     vae = AutoencoderKL.from_pretrained(DEMO_BASE / "vae")
+    torch.manual_seed(3)
     if name == "qwen_image":
         vae = build_tiny_qwen_vae()
         vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.5, 1.0, 2.0])
@@ -120,6 +123,26 @@ def save_tiny(name: str, folder: Path, **options) -> str:
         vae.register_to_config(shift_factor=0.3)
     FAMILIES[name].build(WORDS, vae, **SMALL[name] | options).save_pretrained(folder)
     return str(folder)
+
+
+class TinyModels:
+    """The folders of all families' tiny pipelines, each made at its first use, by whichever process comes first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> str:
+        folder = self.folder / name
+        self.folder.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                partial = folder.with_suffix(".partial")
+                if name == "sdxl":
+                    build_tiny_sdxl(["red", "ball", "face"], channels=(16, 32)).save_pretrained(partial)
+                else:
+                    save_tiny(name, partial)
+                partial.rename(folder)
+        return str(folder)
 
 
 def load_pipeline(folder: str) -> DiffusionPipeline:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
-from families import FAMILIES, load_pipeline, save_tiny
+from families import FAMILIES, load_pipeline
 from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, logged, train
 from orpo.drawing.prompts import BUILT_IN_PROMPTS
@@ -294,9 +294,9 @@ def test_a_lora_that_fits_in_part_is_judged_with_a_warning(run, lora, tmp_path, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_drawn_as_its_users_draw_it(run, name, tmp_path):
+def test_every_family_is_drawn_as_its_users_draw_it(run, name, models, tmp_path):
     """With the family's own guidance and length of prompts, where the flags say nothing."""
-    family, base = FAMILIES[name], save_tiny(name, tmp_path / "base")
+    family, base = FAMILIES[name], models[name]
     model = family.load(base, rank=2, lora_alpha=3)
     for parameter in model.denoiser.parameters():
         if parameter.requires_grad:

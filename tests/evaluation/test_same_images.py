@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import PartialState
-from families import FAMILIES, save_tiny
+from families import FAMILIES
 from helpers import train
 from orpo.models.drawing import Drawing, draw, find_family, load_model
 from PIL import Image
@@ -28,8 +28,8 @@ def name(request):
 
 
 @pytest.fixture
-def base(name, tiny_sdxl, tmp_path) -> str:
-    return tiny_sdxl if name == "sdxl" else save_tiny(name, tmp_path / "base")
+def base(name, models) -> str:
+    return models[name]
 
 
 def train_one(name: str, base: str, faces: str, folder: Path, **flags) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import PartialState
-from families import FAMILIES, save_tiny
+from families import FAMILIES
 from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, encode, train
 from orpo.models.options import ModelOptions
@@ -136,8 +136,8 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_draws(run, tmp_path, name):
-    base = save_tiny(name, tmp_path / "base")
+def test_every_family_draws(run, models, name):
+    base = models[name]
     options = FAMILIES[name].flags  # the length of prompts, if anything
     flags = {"num_images_per_prompt": 2, "num_prompts": 1, "guidance_scale": 5}
     out = run(pretrained_model_name_or_path=base, **flags, **options)

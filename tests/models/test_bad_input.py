@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from families import FAMILIES, save_tiny
+from families import FAMILIES
 from orpo.models.options import ModelOptions
 
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DiffusionPipeline
@@ -14,11 +14,6 @@ from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DiffusionPipeline
 
 NAMES = ("z_image", "flux2", "qwen_image")
 VAES = {"z_image": "AutoencoderKL", "flux2": "AutoencoderKLFlux2", "qwen_image": "AutoencoderKLQwenImage"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
-    return {name: save_tiny(name, tmp_path_factory.mktemp(name)) for name in NAMES}
 
 
 @pytest.fixture(params=NAMES)

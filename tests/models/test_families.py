@@ -35,12 +35,6 @@ STRENGTH = SimpleNamespace(beta_orpo=0.5, loser_share=None, odds_temperature=1.0
 PROMPTS = ["a red ball", "a prompt that is longer than the tokenizers of this model allow, whichever is asked " * 3]
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    """Folder of each family's tiny pipeline."""
-    return {name: save_tiny(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
-
-
 @pytest.fixture(params=FAMILIES)
 def name(request):
     return request.param

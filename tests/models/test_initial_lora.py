@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from families import FAMILIES, load_pipeline, save_tiny
+from families import FAMILIES, load_pipeline
 from helpers import lora_weights, train
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
@@ -57,8 +57,8 @@ def as_peft(model, folder) -> str:
 
 
 @pytest.mark.parametrize("name", ["sdxl", *FAMILIES])
-def test_it_starts_with_the_strength_of_the_file_whatever_its_format_and_alpha(name, tiny_sdxl, tmp_path):
-    base = tiny_sdxl if name == "sdxl" else save_tiny(name, tmp_path / "base")
+def test_it_starts_with_the_strength_of_the_file_whatever_its_format_and_alpha(name, models, tmp_path):
+    base = models[name]
     cls = StableDiffusionXL if name == "sdxl" else FAMILIES[name].cls
     original = written(cls, base, tmp_path / "lora")
     expected = updates(original.denoiser)

@@ -27,8 +27,8 @@ def family(name):
 
 
 @pytest.fixture(scope="module")
-def model(name, tmp_path_factory) -> str:
-    return save_tiny(name, tmp_path_factory.mktemp(name))
+def model(name, models) -> str:
+    return models[name]
 
 
 @pytest.fixture(scope="module")

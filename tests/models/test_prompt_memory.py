@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, save_tiny
+from families import FAMILIES
 from helpers import arguments
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
@@ -11,13 +11,12 @@ from orpo.models.sdxl import StableDiffusionXL
 import train_diffusion_orpo_sdxl_lora
 
 
-def load(name: str, tiny_sdxl: str, tmp_path, **options):
+def load(name: str, folder: str, **options):
     if name == "sdxl":
-        args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, "unused", "unused"))
+        args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(folder, "unused", "unused"))
         family = StableDiffusionXL
     else:
-        folder = tmp_path / name
-        args = FAMILIES[name].parse_args(str(folder) if folder.exists() else save_tiny(name, folder))
+        args = FAMILIES[name].parse_args(folder)
         family = FAMILIES[name].cls
     return family.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32, **options)
 
@@ -28,9 +27,9 @@ def draw(model, prompt: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["sdxl", *FAMILIES])
-def test_the_second_drawing_needs_no_text_encoder_and_is_the_same(name, tiny_sdxl, tmp_path):
-    expected = {prompt: draw(load(name, tiny_sdxl, tmp_path), prompt) for prompt in ("red", "ball")}
-    model = load(name, tiny_sdxl, tmp_path, encoders=False)
+def test_the_second_drawing_needs_no_text_encoder_and_is_the_same(name, models):
+    expected = {prompt: draw(load(name, models[name]), prompt) for prompt in ("red", "ball")}
+    model = load(name, models[name], encoders=False)
     np.testing.assert_array_equal(draw(model, "red"), expected["red"])
     with model.drawing(["red"]):
         assert model.pipeline.vae is not None

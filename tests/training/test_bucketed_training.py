@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from families import FAMILIES, save_tiny
+from families import FAMILIES
 from helpers import arguments, logged, shaped_rows, train, write_parquet, write_shards
 from orpo.data.bad_pair import BadPair
 from orpo.data.buckets import assign
@@ -144,16 +144,15 @@ def test_an_epoch_covers_every_pair_and_validation_draws_each_shape(shaped, tiny
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_trains_in_buckets(name, shaped, tmp_path):
-    model = save_tiny(name, tmp_path / "model")
-    weights = FAMILIES[name].train(model, shaped, tmp_path / "lora", **BUCKETS | {"max_train_steps": 6})
+def test_every_family_trains_in_buckets(name, shaped, models, tmp_path):
+    weights = FAMILIES[name].train(models[name], shaped, tmp_path / "lora", **BUCKETS | {"max_train_steps": 6})
     assert max(value.abs().max() for key, value in weights.items() if "lora_B" in key) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["sd", "flux"])
-def test_a_compiled_model_is_compiled_once_a_shape_at_most(name, tmp_path):
+def test_a_compiled_model_is_compiled_once_a_shape_at_most(name, models):
     """And, since the compiler makes the second shape's code for any shape, not for every one of them."""
-    model, graphs = FAMILIES[name].load(save_tiny(name, tmp_path)), []
+    model, graphs = FAMILIES[name].load(models[name]), []
     torch._dynamo.reset()
     model.denoiser.compile_repeated_blocks(backend=lambda graph, _: graphs.append(graph) or graph.forward)
     counts, embeds = [], model.encode_prompts(["a red ball"])
@@ -189,10 +188,9 @@ def test_buckets_that_cannot_be_are_refused_at_once(text, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_sd3_is_asked_for_no_more_positions_than_it_has(shaped, tmp_path):
-    model = save_tiny("sd3", tmp_path / "model")
+def test_sd3_is_asked_for_no_more_positions_than_it_has(shaped, models, tmp_path):
     with pytest.raises(ValueError, match="--aspect_ratio_buckets: 64x256"):
-        FAMILIES["sd3"].train(model, shaped, tmp_path / "lora", aspect_ratio_buckets="64,64;64,256")
+        FAMILIES["sd3"].train(models["sd3"], shaped, tmp_path / "lora", aspect_ratio_buckets="64,64;64,256")
 
 
 def test_a_resumed_run_has_the_same_buckets(shaped, tiny_sdxl, tmp_path):
