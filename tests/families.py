@@ -114,6 +114,7 @@ def save_tiny(name: str, folder: Path, **options) -> str:
     torch.manual_seed(3)
     if name == "qwen_image":
         vae = build_tiny_qwen_vae()
+        vae.decoder.conv_out.weight.data *= 4  # so that images differ visibly
         vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.5, 1.0, 2.0])
     elif name == "flux2":
         vae = to_flux2_vae(vae)

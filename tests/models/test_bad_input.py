@@ -22,8 +22,9 @@ def name(request):
 
 
 @pytest.fixture(autouse=True)
-def no_weights(monkeypatch):
+def no_weights(models, monkeypatch):
     """Loading any would fail with another error than the one expected."""
+    assert all(map(models.__getitem__, FAMILIES))  # made, which loads the demo's VAE
     for loader in (DiffusionPipeline, AutoencoderKL, AutoencoderKLQwenImage):
         monkeypatch.setattr(loader, "from_pretrained", None)
 
