@@ -75,8 +75,8 @@ class PromptMargin:
             per_pair_error(model_pred_w, target if isinstance(target, torch.Tensor) else target[0]).log()
             - error_w.log()
         )
-        name = next(iter(own))
-        counts = (own[name] != others[name]).flatten(1).any(dim=1)
+        differs = [(rows != others[name]).reshape(len(rows), -1).any(dim=1) for name, rows in own.items()]
+        counts = torch.stack(differs).any(dim=0)
         self.sums += torch.stack([margins.double()[counts].sum(), counts.double().sum()])
 
     def next_batch(self, embeds: dict[str, torch.Tensor]) -> None:
