@@ -6,6 +6,7 @@ The page is a file or a URL. A step is one of
 
 - {"js": expression}, whose value is returned;
 - {"key": "Left"}, pressed and let go, or {"press": "Space"} and {"release": "Space"};
+- {"click": selector}, in the middle of the first element, and a second time for {"click": selector, "again": milliseconds later};
 - {"screenshot": file}; {"size": [width, height]}; {"load": URL}; {"wait": milliseconds};
 
 and any may have {"until": expression}, which is then waited for, 20 seconds at most.
@@ -29,7 +30,7 @@ DARK, LIGHT = "0", "1"
 
 def main(page: str, steps: list[dict], color_scheme: str = LIGHT) -> dict:
     os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = FLAGS + color_scheme
-    from PySide6.QtCore import QEventLoop, Qt, QTimer, QUrl
+    from PySide6.QtCore import QEventLoop, QPoint, Qt, QTimer, QUrl
     from PySide6.QtTest import QTest
     from PySide6.QtWebEngineCore import (
         QWebEnginePage,
@@ -90,6 +91,15 @@ def main(page: str, steps: list[dict], color_scheme: str = LIGHT) -> dict:
         for action, act in (("key", QTest.keyClick), ("press", QTest.keyPress), ("release", QTest.keyRelease)):
             if action in step:
                 act(view.focusProxy(), getattr(Qt.Key, f"Key_{step[action]}"))
+        if "click" in step:
+            middle = (
+                "(e => [e.x + e.width / 2, e.y + e.height / 2])(document.querySelector(%s).getBoundingClientRect())"
+            )
+            x, y = javascript(middle % json.dumps(step["click"]))
+            for pause in [None, *([step["again"]] if "again" in step else [])]:
+                if pause is not None:
+                    settle(pause)
+                QTest.mouseClick(view.focusProxy(), Qt.MouseButton.LeftButton, pos=QPoint(int(x), int(y)))
         if "load" in step:
             load(step["load"])
         if "size" in step:

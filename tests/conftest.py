@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO")  # as the scripts do, which tests run in a process that has computed already
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,26 @@ def demo_base() -> str:
 @pytest.fixture
 def output_dir(tmp_path) -> Path:
     return tmp_path / "lora"
+
+
+@pytest.fixture(scope="session")
+def browse():
+    """Opens a page in a real browser, takes steps, and returns what `browser.py` prints."""
+    probe = [sys.executable, "-c", "from PySide6 import QtWebEngineWidgets"]
+    imported = subprocess.run(probe, capture_output=True, text=True)
+    if imported.returncode != 0:
+        pytest.skip(f"Qt WebEngine can't be loaded here: {imported.stderr.strip().splitlines()[-1]}")
+
+    def browse(page: Path | str, *steps: dict, color_scheme: str = "1") -> dict:
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("browser.py")),
+            str(page),
+            json.dumps(steps),
+            color_scheme,
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return browse

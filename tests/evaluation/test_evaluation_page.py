@@ -1,8 +1,5 @@
 """The evaluation's page in a real browser: what it shows, that it sorts, by keyboard too, and that it asks for nothing."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +18,6 @@ LORA = np.array([1.5, 2.0, 3.0, 9.0])  # differences: 0.5, -3, 0, 7
 SHARPNESS = np.array([4.0, 3.0, 2.0, 1.0])
 
 FIRST = "[...document.querySelectorAll('#pairs h3')].map(h => h.textContent.split(' seed')[0].trim())"
-
-
-@pytest.fixture(scope="module")
-def browse():
-    """Opens a page, takes steps, and returns what `browser.py` prints."""
-    probe = [sys.executable, "-c", "from PySide6 import QtWebEngineWidgets"]
-    imported = subprocess.run(probe, capture_output=True, text=True)
-    if imported.returncode != 0:
-        pytest.skip(f"Qt WebEngine can't be loaded here: {imported.stderr.strip().splitlines()[-1]}")
-
-    def browse(page: Path, *steps: dict, color_scheme: str = "1") -> dict:
-        command = [sys.executable, str(BROWSER), str(page), json.dumps(steps), color_scheme]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr[-2000:]
-        return json.loads(result.stdout.splitlines()[-1])
-
-    return browse
 
 
 @pytest.fixture(scope="module")

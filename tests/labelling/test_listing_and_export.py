@@ -12,15 +12,16 @@ from orpo.drawing.prompts import read_prompts
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
+from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 import check_preferences
 import label_preferences
 
 
-def judge(folder, name: str, decide, k: int = 2, overlap: float = 1.0) -> None:
+def label(folder, name: str, decide, k: int = 2, overlap: float = 1.0) -> None:
     """Lets a function of a question's names, from left to right, answer all of them: a pair of names, "tie" or "bad"."""
-    at_work = Session(folder, name, make_questions(read_listing(folder), k)[0], Settings(k, overlap, 0))
+    at_work = Session(folder, name, make_questions(folder, read_listing(folder), k)[0], Settings(k, overlap, 0))
     while at_work.asked:
         names = [image.name for image in at_work.shown(at_work.asked)]
         answer = decide(names)
@@ -89,8 +90,8 @@ def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):
 
 def test_kappa_is_scikit_learns(make_images):
     folder = make_images(40)
-    judge(folder, "ann", lambda names: "bad" if number(names[0]) % 5 == 0 else sorted(names))
-    judge(
+    label(folder, "ann", lambda names: "bad" if number(names[0]) % 5 == 0 else sorted(names))
+    label(
         folder,
         "bob",
         lambda names: "tie" if number(names[0]) % 3 == 0 else sorted(names, reverse=number(names[0]) > 25),
@@ -107,10 +108,10 @@ def test_kappa_is_scikit_learns(make_images):
     assert "undefined" in str(Agreement(("ann", "bob"), "choice", 2, 1.0, None))
 
 
-def test_an_export_is_accepted_and_its_winners_are_the_judges(make_images, tmp_path, capsys):
+def test_an_export_is_accepted_and_its_labels_are_the_annotators(make_images, tmp_path, capsys):
     folder, pairs = make_images(12), tmp_path / "pairs"
-    judge(folder, "ann", lambda names: "tie" if number(names[0]) == 3 else sorted(names, reverse=number(names[0]) % 2))
-    judge(
+    label(folder, "ann", lambda names: "tie" if number(names[0]) == 3 else sorted(names, reverse=number(names[0]) % 2))
+    label(
         folder, "bob", lambda names: "bad" if number(names[0]) == 4 else sorted(names, reverse=number(names[0]) == 6)
     )
     label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])
@@ -131,9 +132,8 @@ def test_an_export_is_accepted_and_its_winners_are_the_judges(make_images, tmp_p
         labels = {"votes_0": 1.0, "votes_1": 0.0}
         winners = [name for name, value in expected.items() if value == best]
         assert row["label_0"] == (labels.get(winners[0], 0.5) if len(winners) == 1 else 0.5)
-    stored = json.loads((folder / "votes" / "agreement.json").read_text())
     printed = capsys.readouterr().out
-    assert stored[0]["judges"] == ["ann", "bob"] and "Cohen's kappa" in printed
+    assert "ann and bob: " in printed and "Cohen's kappa" in printed
     assert "12 pairs" in printed and "12 pairs" in (pairs / "README.md").read_text()
     assert (
         check_preferences.main([f"--dataset_name={pairs}", f"--output_dir={tmp_path / 'check'}", "--num_workers=0"])
@@ -148,26 +148,52 @@ def test_an_export_is_accepted_and_its_winners_are_the_judges(make_images, tmp_p
 
 def test_a_ranking_gives_its_best_against_its_worst(make_images, tmp_path, capsys):
     folder = make_images(6, k=4)
-    judge(folder, "ann", lambda names: "bad" if number(names[0]) == 2 else (max(names), min(names)), k=4)
+    label(folder, "ann", lambda names: "bad" if number(names[0]) == 2 else (max(names), min(names)), k=4)
     label_preferences.main([f"--images_dir={folder}", "--ranking=4", f"--export={tmp_path / 'pairs'}"])
     rows = pq.read_table(tmp_path / "pairs" / "train.parquet").to_pylist()
     assert [(row["file_0"][-5], row["file_1"][-5], row["label_0"]) for row in rows] == [("0", "3", 0.0)] * 5
-    assert "1 rankings without a best image make no pair" in capsys.readouterr().out
+    assert "Skipped: 1 rankings without a best image." in capsys.readouterr().out
 
 
-def test_votes_on_images_that_are_gone_are_counted_and_left_out(make_images, tmp_path, capsys):
+def test_votes_count_for_the_content_and_prompt_that_were_shown(make_images, tmp_path, capsys):
+    """Of five pairs: one is gone, one has an image exchanged, one its prompt corrected, one is renamed; one is as it was."""
     folder = make_images(5)
-    judge(folder, "ann", sorted)
-    lines = (folder / "metadata.jsonl").read_text().splitlines(keepends=True)
+    label(folder, "ann", sorted)
+    lines = (folder / "metadata.jsonl").read_text().replace("prompt 2", "a better prompt")
+    (folder / "drawn/003-1.png").rename(folder / "new name.png")
+    lines = lines.replace("drawn/003-1.png", "new name.png").splitlines(keepends=True)
     (folder / "metadata.jsonl").write_text("".join(lines[2:]))
+    Image.new("RGB", (24, 16), "white").save(folder / "drawn/001-0.png")
     label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
-    printed = capsys.readouterr().out
-    assert "4 pairs" in printed and "1 votes on images that are not in the folder any more" in printed
+    rows = pq.read_table(tmp_path / "pairs" / "train.parquet").to_pylist()
+    assert [(row["file_0"], row["file_1"], row["label_0"]) for row in rows] == [
+        ("drawn/003-0.png", "new name.png", 1.0),
+        ("drawn/004-0.png", "drawn/004-1.png", 1.0),
+    ]
+    skipped = "Skipped: 3 votes on images or prompts that have changed since, or are gone."
+    assert skipped in capsys.readouterr().out and skipped in (tmp_path / "pairs" / "README.md").read_text()
+    label(folder, "ann", sorted)  # the two that are still there, and have changed, are asked again; the others are not
+    assert len(label_preferences.read_votes(folder)["ann"]) == 7
+    label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
+    assert pq.read_table(tmp_path / "pairs" / "train.parquet").num_rows == 4
+
+
+def test_what_an_export_can_not_write_is_said_and_not_left_behind(make_images, tmp_path, monkeypatch):
+    folder = make_images(2)
+    label(folder, "ann", sorted)
+
+    def refuse(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("orpo.labelling.export.write_pairs", refuse)
+    with pytest.raises(SystemExit, match="--export=.*pairs can't be written: Read-only file system"):
+        label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_training_takes_an_export(make_images, tmp_path, tiny_sdxl, output_dir):
     folder = make_images(4)
-    judge(folder, "ann", sorted)
+    label(folder, "ann", sorted)
     label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
     assert any(value.abs().sum() > 0 for value in train(tiny_sdxl, str(tmp_path / "pairs"), output_dir).values())
 
@@ -177,7 +203,7 @@ def test_training_takes_an_export(make_images, tmp_path, tiny_sdxl, output_dir):
     [
         ([], "has no prompt with 2 images"),
         (["--export={tmp}/pairs"], "no votes to export yet"),
-        (["--judge=a/b"], "--judge=a/b"),
+        (["--annotator=a/b"], "--annotator=a/b"),
     ],
 )
 def test_what_can_not_be_judged_is_said(make_images, tmp_path, flags, problem):

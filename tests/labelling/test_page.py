@@ -18,7 +18,6 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "diffusion_orpo" / "label_preferences.py"
-BROWSER = ROOT / "tests" / "browser.py"
 
 SHOWN = "[state.question.prompt, [...document.querySelectorAll('#images img')].map(i => new URL(i.src).pathname)]"
 
@@ -42,28 +41,12 @@ def serving(folder: Path, *flags: str):
                 process.terminate()
 
 
-@pytest.fixture(scope="module")
-def browse():
-    probe = [sys.executable, "-c", "from PySide6 import QtWebEngineWidgets"]
-    imported = subprocess.run(probe, capture_output=True, text=True)
-    if imported.returncode != 0:
-        pytest.skip(f"Qt WebEngine can't be loaded here: {imported.stderr.strip().splitlines()[-1]}")
-
-    def browse(page: str, *steps: dict, color_scheme: str = "1") -> dict:
-        command = [sys.executable, str(BROWSER), page, json.dumps(steps), color_scheme]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr[-2000:]
-        return json.loads(result.stdout.splitlines()[-1])
-
-    return browse
-
-
 def answered(number: int) -> dict:
-    return {"until": f"ready && state.progress.answered === {number}"}
+    return {"until": f"ready && isSeen() && state.progress.answered === {number}"}
 
 
-def votes_of(folder: Path, judge: str = "me") -> list:
-    return list(read_votes(folder)[judge].values())
+def votes_of(folder: Path, annotator: str = "me") -> list:
+    return list(read_votes(folder)[annotator].values())
 
 
 def test_keys_choose_what_the_screen_shows(browse, make_images, tmp_path):
@@ -118,6 +101,7 @@ def test_a_held_key_votes_once_undo_takes_back_and_space_flickers(browse, make_i
     with serving(folder) as (_, url):
         seen = browse(
             url,
+            {"js": "1", **answered(0)},
             {"key": "Left", **answered(1)},
             {"js": repeat},
             {"wait": 500},
@@ -132,16 +116,87 @@ def test_a_held_key_votes_once_undo_takes_back_and_space_flickers(browse, make_i
             {"release": "Space", "until": f"{full}.join() === 'false,false'"},
             {"js": "state.progress.answered"},
         )
-    _, _, _, before, held, _, _, again, *_, given = seen["values"]
+    _, _, _, _, before, held, _, _, again, *_, given = seen["values"]
     assert held == 1 and before == again and given == 2
     assert [vote.choice for vote in votes_of(folder)] == ["best", "tie"]
+
+
+# The page's clock stands still at the moment at which the first question has been seen for long enough.
+STOPPED = {"js": "(stopped => { now = () => stopped; })(now())", **answered(0)}
+
+
+def at(milliseconds: int) -> str:
+    """Sets the clock to so long after the question on the screen was painted."""
+    return f"(then => {{ now = () => then; }})(visibleSince + {milliseconds})"
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        {"click": "#images button", "again": 30},
+        {"click": "#images button", "again": 350},
+        {"click": "#keys button:nth-child(4)", "again": 100},
+        {"js": "KEYS.ArrowLeft()"},
+    ],
+)
+def test_a_second_click_or_press_in_a_hurry_votes_once(browse, make_images, twice):
+    """However slow the machine is: the clock stands still, so the next question has not been seen at all."""
+    folder = make_images(4)
+    key = {"js": "[KEYS.ArrowLeft(), KEYS.ArrowLeft()].length", "until": "ready && state.progress.answered === 1"}
+    first = key if "js" in twice else twice | {"until": "ready && state.progress.answered === 1"}
+    with serving(folder) as (_, url):
+        seen = browse(
+            url,
+            {"js": "1", **answered(0)},
+            STOPPED,
+            first,
+            {"js": "1", "until": "visibleSince !== null"},
+            {"key": "Left"},
+            {"js": at(399)},
+            {"key": "Left"},
+            {"js": "[ready, state.progress.answered]"},
+            {"js": at(400)},
+            {"js": "images.children[0].dispatchEvent(new MouseEvent('click', {detail: 2}))"},
+            {"js": "[ready, state.progress.answered]"},
+            {"key": "Left", "until": "ready && state.progress.answered === 2"},
+        )
+    assert seen["values"][7] == seen["values"][10] == [True, 1]
+    assert len(votes_of(folder)) == 2
+
+
+def test_a_question_is_not_seen_in_a_tab_behind_and_an_undo_takes_back_one(browse, make_images):
+    folder = make_images(4)
+    hide = (
+        "(Object.defineProperty(document, 'hidden', {value: %s, configurable: true}),"
+        " document.dispatchEvent(new Event('visibilitychange')))"
+    )
+    with serving(folder) as (_, url):
+        seen = browse(
+            url,
+            {"js": "1", **answered(0)},
+            {"key": "Left", **answered(1)},
+            {"key": "Left", **answered(2)},
+            {"js": hide % "true"},
+            {"js": "isSeen()"},
+            {"key": "Left"},
+            {"js": hide % "false", "until": "isSeen()"},
+            {"js": "(stopped => { now = () => stopped; })(now())"},
+            {"key": "Backspace", "until": "ready && state.progress.answered === 1"},
+            {"js": "1", "until": "visibleSince !== null"},
+            {"key": "Backspace"},
+            {"js": "[ready, state.progress.answered]"},
+            {"js": at(400)},
+            {"key": "Backspace", "until": "ready && state.progress.answered === 0"},
+        )
+    assert seen["values"][4] is False and seen["values"][11] == [True, 1]
+    assert votes_of(folder) == []
 
 
 def test_a_killed_server_and_a_closed_browser_lose_nothing(browse, make_images):
     """The browser closes in mid-question, the server is killed after a vote: the same question is shown again."""
     folder = make_images(8)
     with serving(folder) as (process, url):
-        first = browse(url, {"key": "Left", **answered(1)}, {"js": SHOWN})["values"][-1]
+        first = browse(url, {"js": "1", **answered(0)}, {"key": "Left", **answered(1)}, {"js": SHOWN})["values"][-1]
         assert browse(url, {"js": SHOWN, **answered(1)})["values"] == [first]
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -170,6 +225,7 @@ os.kill({process.pid}, 9)
         with subprocess.Popen([sys.executable, "-c", watcher]):
             seen = browse(
                 url,
+                {"js": "1", **answered(0)},
                 {"key": "Left", **answered(1)},
                 {"wait": 1500},
                 {"key": "Left", "until": "!document.getElementById('message').hidden"},
@@ -215,7 +271,7 @@ def test_the_page_fits_the_screen_in_light_and_dark(browse, make_images, tmp_pat
     with serving(folder) as (_, url):
         seen = browse(
             url,
-            {"size": [1280, 720]},
+            {"size": [1280, 720], **answered(0)},
             {"key": "Left", **answered(1)},
             {"js": colours},
             {"js": fits},

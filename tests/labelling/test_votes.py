@@ -1,6 +1,7 @@
-"""Votes: nothing is lost, nothing counts twice, no side is favoured, judges share the work."""
+"""Votes: nothing is lost, nothing counts twice, no side is favoured, annotators share the work."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from orpo.data.listing import ListedImage, read_listing
-from orpo.labelling.questions import is_common, make_questions, places
+from orpo.labelling.questions import Question, is_common, make_questions, places
 from orpo.labelling.session import Session, Settings
-from orpo.labelling.votes import VoteLog, read_votes
+from orpo.labelling.votes import VoteLog, find_copies, read_votes
+from PIL import Image
 from scipy.stats import binomtest
 
 
@@ -20,12 +22,13 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "diffusion_orpo" / "label_pref
 
 
 def questions(count: int, k: int = 2):
-    images = [ListedImage(f"{i}-{j}.png", f"prompt {i}") for i in range(count) for j in range(k)]
-    return make_questions(images, k)[0]
+    """Of images that are told apart by their names, as if those were their content."""
+    groups = [[ListedImage(f"{i}-{j}.png", f"prompt {i}") for j in range(k)] for i in range(count)]
+    return [Question.of(group, (image.name for image in group)) for group in groups]
 
 
-def session(folder, count=20, judge="me", overlap=0.2, k=2) -> Session:
-    return Session(folder, judge, questions(count, k), Settings(k, overlap, seed=0))
+def session(folder, count=20, annotator="me", overlap=0.2, k=2) -> Session:
+    return Session(folder, annotator, questions(count, k), Settings(k, overlap, seed=0))
 
 
 OPERATIONS = st.lists(
@@ -64,7 +67,7 @@ def test_nothing_is_lost_and_nothing_counts_twice(tmp_path_factory, operations):
                 assert at_work.asked.id == question
         elif name == "kill":
             at_work.close()
-            line = b'{"question": "0", "choice": "tie", "best": null, "worst": null, "shown": ["a", "b"], "seconds": 1.0, "time": "1"}'
+            line = b'{"annotator": "me", "question": "0", "prompt": "p", "choice": "tie", "best": null, "worst": null, "shown": ["a"]'
             with open(folder / "votes" / "me.jsonl", "ab") as file:
                 file.write(line[: values[0]])  # never with its end
             at_work = session(folder)
@@ -104,22 +107,22 @@ assert at_work.answer(asked.id, "bad", None, None, 1.0)
 
 def test_no_side_is_favoured_and_a_restart_keeps_the_sides():
     found = questions(1000)
-    firsts = {judge: [places(q, 0, judge)[0] for q in found] for judge in ("ann", "bob")}
-    for judge in firsts:
-        assert binomtest(sum(firsts[judge]), 1000).pvalue > 0.001
-        assert firsts[judge] == [places(q, 0, judge)[0] for q in found]
+    firsts = {annotator: [places(q, 0, annotator)[0] for q in found] for annotator in ("ann", "bob")}
+    for annotator in firsts:
+        assert binomtest(sum(firsts[annotator]), 1000).pvalue > 0.001
+        assert firsts[annotator] == [places(q, 0, annotator)[0] for q in found]
     same = sum(a == b for a, b in zip(firsts["ann"], firsts["bob"]))
     assert binomtest(same, 1000).pvalue > 0.001
     ranked = Counter(tuple(places(q, 0, "ann")) for q in questions(1200, k=3))
     assert len(ranked) == 6 and min(ranked.values()) > 150
 
 
-def test_judges_share_the_questions_and_overlap_in_some(tmp_path):
-    ann, bob = (session(tmp_path, 60, judge, overlap=0.25) for judge in ("ann", "bob"))
+def test_annotators_share_the_questions_and_overlap_in_some(tmp_path):
+    ann, bob = (session(tmp_path, 60, annotator, overlap=0.25) for annotator in ("ann", "bob"))
     while ann.asked or bob.asked:
-        for judge in (ann, bob, bob):  # bob is twice as quick
-            if judge.asked:
-                judge.answer(judge.asked.id, "tie", None, None, 1.0)
+        for annotator in (ann, bob, bob):  # bob is twice as quick
+            if annotator.asked:
+                annotator.answer(annotator.asked.id, "tie", None, None, 1.0)
     votes = read_votes(tmp_path)
     by_number = Counter(Counter([*votes["ann"], *votes["bob"]]).values())
     assert sum(by_number.values()) == 60 and by_number.keys() == {1, 2}
@@ -128,15 +131,30 @@ def test_judges_share_the_questions_and_overlap_in_some(tmp_path):
     common = {q.id for q in questions(60) if is_common(q, 0, 0.25)}
     assert common <= set(votes["ann"]) & set(votes["bob"])
     assert by_number[2] <= len(common) + 6  # now and then both are at the same one, most of all near the end
-    first, second = ([q for q in votes[judge] if q in common] for judge in ("ann", "bob"))
+    first, second = ([q for q in votes[annotator] if q in common] for annotator in ("ann", "bob"))
     assert first == second  # in the same order, so that there is something to compare early
 
 
-def test_images_that_come_later_change_no_question():
-    assert {q.id for q in questions(20)} < {q.id for q in questions(30)}
-    one_left = [ListedImage(f"{i}.png", "prompt") for i in range(5)]
-    assert [len(make_questions(one_left, k)[0]) for k in (2, 3, 6)] == [2, 1, 0]
-    assert [make_questions(one_left, k)[1] for k in (2, 3, 6)] == [1, 2, 5]
+def test_images_that_come_later_or_are_renamed_change_no_question_and_exchanged_ones_do(make_images):
+    def ids(folder) -> list[str]:
+        return [question.id for question in make_questions(folder, read_listing(folder), 2)[0]]
+
+    folder = make_images(3)
+    first = ids(folder)
+    assert set(ids(make_images(4, name="more"))) > set(first)
+    (folder / "drawn/000-0.png").rename(folder / "zz.png")
+    lines = (folder / "metadata.jsonl").read_text().replace("drawn/000-0.png", "zz.png")
+    (folder / "metadata.jsonl").write_text(lines)
+    assert ids(folder) == first
+    Image.new("RGB", (24, 16), "white").save(folder / "drawn/001-1.png")
+    (folder / "metadata.jsonl").write_text(lines.replace("prompt 2", "other"))
+    assert [a == b for a, b in zip(ids(folder), first)] == [True, False, False]
+
+
+def test_images_that_are_too_few_for_a_question_are_counted(make_images):
+    folder = make_images(1, k=5)
+    made = [make_questions(folder, read_listing(folder), k) for k in (2, 3, 6)]
+    assert [(len(questions), left_over) for questions, left_over in made] == [(2, 1), (1, 2), (0, 5)]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +177,7 @@ def test_what_is_no_answer_is_not_stored(tmp_path, answer, problem):
 def test_a_folder_has_one_set_of_settings(tmp_path):
     session(tmp_path).close()
     with pytest.raises(ValueError, match="overlap was 0.2 and is now 0.5"):
-        session(tmp_path, judge="bob", overlap=0.5)
+        session(tmp_path, annotator="bob", overlap=0.5)
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -173,19 +191,90 @@ def test_a_damaged_line_is_named(tmp_path):
         session(tmp_path)
 
 
-@pytest.mark.parametrize("judge", ["../me", "", ".hidden", "a/b", "a\nb", "x" * 65])
-def test_a_judges_name_is_no_path(tmp_path, judge):
-    with pytest.raises(ValueError, match="--judge="):
-        VoteLog(tmp_path, judge)
+@pytest.mark.parametrize("annotator", ["../me", "", ".hidden", "a/b", "a\nb", "x" * 65])
+def test_a_annotators_name_is_no_path(tmp_path, annotator):
+    with pytest.raises(ValueError, match="--annotator="):
+        VoteLog(tmp_path, annotator)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_judge_has_one_server_on_a_folder(make_images):
+def test_one_annotator_has_one_server_on_a_folder(make_images):
     folder = make_images(4)
     images = read_listing(folder)
-    at_work = Session(folder, "ann", make_questions(images, 2)[0], Settings(2, 0.2, 0))
-    command = [sys.executable, str(SCRIPT), f"--images_dir={folder}", "--port=0", "--judge=ann"]
+    at_work = Session(folder, "ann", make_questions(folder, images, 2)[0], Settings(2, 0.2, 0))
+    command = [sys.executable, str(SCRIPT), f"--images_dir={folder}", "--port=0", "--annotator=ann"]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
-    assert f"ann is already judging this folder, in process {os.getpid()} on " in second.stderr
+    assert f"ann is already at work in this folder, in process {os.getpid()} on " in second.stderr
     assert at_work.answer(at_work.asked.id, "tie", None, None, 1.0)
+
+
+COPIES = (
+    "me (conflicted copy 2026-11-30).jsonl",
+    "me (1).jsonl",
+    "me - Kopie.jsonl",
+    "Copy of me.jsonl",
+    "me.jsonl~",
+    "me.jsonl.bak",
+    "me.bak.jsonl",  # these could be names
+    "me-LAPTOP.jsonl",
+    "me.sync-conflict-20261130-101010-ABCDEFG.jsonl",
+    "ann.jsonl",
+)
+
+
+def test_copies_of_an_annotators_file_are_no_annotators(tmp_path):
+    at_work = session(tmp_path)
+    at_work.answer(at_work.asked.id, "tie", None, None, 1.0)
+    at_work.close()
+    for name in COPIES:
+        shutil.copy(tmp_path / "votes" / "me.jsonl", tmp_path / "votes" / name)
+    (tmp_path / "votes" / "._me.jsonl").write_bytes(b"\0\5\26\7 of macOS")
+    assert {name: len(votes) for name, votes in read_votes(tmp_path).items()} == {"me": 1}
+    assert set(find_copies(tmp_path)) == set(COPIES)
+    with pytest.raises(ValueError, match="ann.jsonl holds votes of me"):
+        session(tmp_path, annotator="ann")
+    assert session(tmp_path, annotator="bob").progress["answered"] == 0
+
+
+FAULTS = {
+    "no hard links": "os.link = refuse",
+    "no locks": "fcntl.lockf = lambda *a: refuse(errno.ENOLCK)",
+    "no fsync of folders": "fsync = os.fsync; os.fsync = lambda d: refuse() if stat.S_ISDIR(os.fstat(d).st_mode) else fsync(d)",
+    "no fsync": "os.fsync = lambda d: refuse(errno.ENOSYS)",
+    "no fcntl": "sys.modules['fcntl'] = None",
+    "read-only": "Path.mkdir = lambda self, *a, **k: refuse(errno.EROFS)",
+    "no new files": "Path.write_text = lambda self, *a, **k: refuse(errno.EROFS)",
+    "no lock file": "io.open = builtins.open = lambda f, m='r', *a, **k: refuse(errno.EACCES) if 'a' in m else real(f, m, *a, **k)",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_drives_that_lack_something_work_or_are_named(tmp_path, fault):
+    """exFAT, network drives, read-only ones, Windows: in a process in which the operation fails as it does there."""
+    code = f"""
+import builtins, errno, io, os, stat, sys
+from pathlib import Path
+real = open
+def refuse(number=errno.EINVAL, *a): raise OSError(number, os.strerror(number))
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(SCRIPT.parent)!r}]
+if "fcntl" not in {fault!r}:
+    import fcntl
+    from test_votes import session
+{FAULTS[fault]}
+from test_votes import session
+try:
+    at_work = session(Path({str(tmp_path)!r}))
+    assert at_work.answer(at_work.asked.id, "tie", None, None, 1.0)
+except ValueError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    if fault in ("read-only", "no new files", "no lock file"):
+        assert (
+            f"Votes can't be stored in {tmp_path / 'votes'}: " in result.stdout and "Copy the images" in result.stdout
+        )
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert len(read_votes(tmp_path)["me"]) == 1 and result.stdout == ""

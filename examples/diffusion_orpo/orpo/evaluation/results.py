@@ -80,11 +80,16 @@ def summary(results: dict) -> str:
         lines.append(
             f"{name}: win rate {c['win_rate']:.3f} ({c['win_rate_low']:.3f} to {c['win_rate_high']:.3f}), {c['wins']}"
             f" wins, {c['ties']} ties, {c['losses']} losses; mean {c['mean_base']:.4g} base, {c['mean_lora']:.4g} LoRA,"
-            f" difference {c['difference']:+.4g} ({c['difference_low']:+.4g} to {c['difference_high']:+.4g}):"
-            f" {c['verdict']}"
+            f" difference {c['difference']:+.4g}{_ends(c)}: {c['verdict']}"
         )
     for name, s in results["statistics"].items():
         lines.append(f"{name}: {s['mean_base']:.4g} base, {s['mean_lora']:.4g} LoRA. {s['warning'] or ''}".rstrip())
     if results["num_prompts"] < FEW_PROMPTS:
         lines.append(f"Fewer than {FEW_PROMPTS} prompts: the intervals are too narrow to rely on.")
     return "\n".join(lines)
+
+
+def _ends(comparison: dict) -> str:
+    """The interval of a difference in brackets, where there is one."""
+    low, high = comparison["difference_low"], comparison["difference_high"]
+    return "" if low is None else f" ({low:+.4g} to {high:+.4g})"

@@ -1,6 +1,7 @@
-"""Votes as a preference data set: a row for every two images that were judged, with the votes for each."""
+"""Votes as a preference data set: a row for every two images that were compared, with the votes for each."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,12 +9,14 @@ from pathlib import Path
 
 from ..data.listing import ListedImage, image_path
 from ..data.writing import write_pairs
+from ..runtime.durable import write_text
+from .questions import digest_images
 from .votes import Vote
 
 
 @dataclass
-class JudgedPair:
-    """Two images in the order of the listing, and the judges' votes.
+class LabelledPair:
+    """Two images in the order of the listing, and the annotators' votes.
 
     Attributes:
         images: both.
@@ -33,38 +36,46 @@ class JudgedPair:
         return float(for_0 > for_1)
 
 
-def judged_pairs(images: list[ListedImage], votes: dict[str, dict[str, Vote]]) -> tuple[list[JudgedPair], int, int]:
+def labelled_pairs(
+    folder: Path, images: list[ListedImage], votes: dict[str, dict[str, Vote]]
+) -> tuple[list[LabelledPair], Counter[str]]:
     """Counts the votes.
 
-    The best and the worst image of a ranking make a pair. A ranking without a best image makes none.
+    The best and the worst image of a ranking make a pair. A vote counts if the folder still holds the very images that were shown,
+    under whatever names, with the prompt that was shown.
 
     Args:
+        folder: of the images.
         images: the listing.
-        votes: judge to question to vote.
+        votes: annotator to question to vote.
 
     Returns:
-        The pairs, in the order of the listing; the number of rankings that make none; and the number of votes on images
-        that are no longer listed.
+        The pairs, in the order of the listing, and how many votes make none, by reason.
     """
-    place = {image.name: i for i, image in enumerate(images)}
-    pairs: dict[tuple[int, int], JudgedPair] = {}
-    without_pair = outdated = 0
+    digests = digest_images(folder, images)
+    place = {(images[i].prompt, digests[images[i].name]): i for i in reversed(range(len(images)))}
+    pairs: dict[tuple[int, int], LabelledPair] = {}
+    skipped: Counter[str] = Counter()
     for given in votes.values():
         for vote in given.values():
-            if not set(vote.shown) <= place.keys():
-                outdated += 1
+            keys = {name: (vote.prompt, digest) for name, digest in zip(vote.shown, vote.digests)}
+            if not set(keys.values()) <= place.keys():
+                skipped["votes on images or prompts that have changed since, or are gone"] += 1
                 continue
             names = (vote.best, vote.worst) if vote.choice == "best" else vote.shown
             if len(names) != 2:
-                without_pair += 1
+                skipped["rankings without a best image"] += 1
                 continue
-            key = tuple(sorted(place[name] for name in names))
-            pair = pairs.setdefault(key, JudgedPair(tuple(images[i] for i in key)))
-            pair.votes["01"[place[vote.best] == key[1]] if vote.choice == "best" else vote.choice] += 1
-    return [pairs[key] for key in sorted(pairs)], without_pair, outdated
+            key = tuple(sorted(place[keys[name]] for name in names))
+            if key[0] == key[1]:
+                skipped["votes on two copies of an image"] += 1
+                continue
+            pair = pairs.setdefault(key, LabelledPair(tuple(images[i] for i in key)))
+            pair.votes["01"[place[keys[vote.best]] == key[1]] if vote.choice == "best" else vote.choice] += 1
+    return [pairs[key] for key in sorted(pairs)], skipped
 
 
-def export(folder: Path, pairs: list[JudgedPair], output_dir: Path, card: str) -> None:
+def export(folder: Path, pairs: list[LabelledPair], output_dir: Path, card: str) -> None:
     """Writes `train.parquet`, and a README.md that says where it comes from.
 
     Args:
@@ -74,18 +85,26 @@ def export(folder: Path, pairs: list[JudgedPair], output_dir: Path, card: str) -
         card: text of the README.md.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or can't be written.
     """
     readme = output_dir / "README.md"
     if output_dir.exists() and any(output_dir.iterdir()) and not _is_ours(readme):
         raise ValueError(f"--export={output_dir} holds other files. Name a new folder.")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    readme.write_text(f"{MARK}\n\n{card}", encoding="utf-8")
-    write_pairs(output_dir / "train.parquet", _rows(folder, pairs), EXTRA_COLUMNS)
+    is_new = not output_dir.exists()
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_text(readme, f"{MARK}\n\n{card}")
+        write_pairs(output_dir / "train.parquet", _rows(folder, pairs), EXTRA_COLUMNS)
+    except OSError as error:
+        if is_new:
+            shutil.rmtree(output_dir, ignore_errors=True)
+        raise ValueError(
+            f"--export={output_dir} can't be written: {error.strerror or error}. Name another folder."
+        ) from error
 
 
 # datasets looks for the block at the top of a README.md.
-MARK = "---\ntags:\n- preference\n---\n# Preferences judged with label_preferences.py"
+MARK = "---\ntags:\n- preference\n---\n# Preferences labelled with label_preferences.py"
 
 EXTRA_COLUMNS = {
     "votes_0": "int64",
@@ -103,7 +122,7 @@ def _is_ours(readme: Path) -> bool:
     return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(MARK)
 
 
-def _rows(folder: Path, pairs: list[JudgedPair]) -> Iterator[dict]:
+def _rows(folder: Path, pairs: list[LabelledPair]) -> Iterator[dict]:
     for pair in pairs:
         first, second = pair.images
         yield {

@@ -1,18 +1,21 @@
 """The flags of label_preferences.py."""
 
+import unicodedata
+from functools import partial
+
 from ..runtime.flags import Flag, FlagGroup
 
 
 FLAGS = [
     FlagGroup(
-        "judging",
+        "labelling",
         (
             Flag(
                 "images_dir",
                 "Folder of the images: with a metadata.jsonl, or with a caption file beside each image. Votes go there.",
                 required=True,
             ),
-            Flag("judge", "Name of the judge.", default="me"),
+            Flag("annotator", "Name of the annotator.", partial(unicodedata.normalize, "NFC"), "me"),
             Flag(
                 "ranking",
                 "Show this many images of a prompt, and ask for the best, then the worst. Default: show two.",
@@ -21,7 +24,7 @@ FLAGS = [
             ),
             Flag(
                 "overlap",
-                "Share of the questions that every judge answers; each of the others goes to one judge.",
+                "Share of the questions that every annotator answers; each of the others goes to one.",
                 float,
                 0.2,
                 range=(0, 1),
@@ -35,7 +38,7 @@ FLAGS = [
         (
             Flag(
                 "export",
-                "Write the votes of all judges as a data set to this folder, and serve no page.",
+                "Write the votes of all annotators as a data set to this folder, and serve no page.",
             ),
         ),
     ),

@@ -2,49 +2,65 @@
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..data.listing import ListedImage
+from ..data.listing import ListedImage, image_path
 
 
 @dataclass(frozen=True)
 class Question:
-    """Images of a prompt that are judged together.
+    """Images of a prompt that are compared with each other.
 
     Attributes:
-        id: follows from prompt and names, so that images that are added later do not change other questions.
-        prompt: what all of them show.
+        id: follows from the prompt and the images' content. So images that are added or renamed change no question, and one
+            that is exchanged makes another.
+        prompt: of all of them.
         images: two, or those to rank.
+        digests: of the images' content.
     """
 
     id: str
     prompt: str
     images: tuple[ListedImage, ...]
+    digests: tuple[str, ...]
 
     @classmethod
-    def of(cls, images: Iterable[ListedImage]) -> "Question":
-        images = tuple(images)
-        text = "\0".join([images[0].prompt, *(image.name for image in images)])
-        return cls(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), images[0].prompt, images)
+    def of(cls, images: Iterable[ListedImage], digests: Iterable[str]) -> "Question":
+        images, digests = tuple(images), tuple(digests)
+        prompt = images[0].prompt
+        return cls(digest("\0".join([prompt, *sorted(digests)]).encode()), prompt, images, digests)
 
 
-def make_questions(images: list[ListedImage], size: int) -> tuple[list[Question], int]:
+def digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def digest_images(folder: Path, images: list[ListedImage]) -> dict[str, str]:
+    """Digests of the content of image files, by name."""
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(lambda i: (i.name, digest(image_path(folder, i.name).read_bytes())), images))
+
+
+def make_questions(folder: Path, images: list[ListedImage], size: int) -> tuple[list[Question], int]:
     """Groups images by prompt, in their order, and cuts the groups.
 
     Args:
+        folder: of the images.
         images: all of them.
         size: images in a question.
 
     Returns:
         The questions, and how many images are in none, since too few of their prompt are left.
     """
+    digests = digest_images(folder, images)
     by_prompt: dict[str, list[ListedImage]] = {}
     for image in images:
         by_prompt.setdefault(image.prompt, []).append(image)
-    questions = [
-        Question.of(group[i : i + size]) for group in by_prompt.values() for i in range(0, len(group) - size + 1, size)
-    ]
-    return questions, len(images) - size * len(questions)
+    groups = [group[i : i + size] for group in by_prompt.values() for i in range(0, len(group) - size + 1, size)]
+    questions = [Question.of(group, (digests[image.name] for image in group)) for group in groups]
+    return list({question.id: question for question in questions}.values()), len(images) - size * len(groups)
 
 
 def fraction(*key: object) -> float:
@@ -53,29 +69,29 @@ def fraction(*key: object) -> float:
     return int.from_bytes(digest, "big") / 2**56
 
 
-def places(question: Question, seed: int, judge: str) -> list[int]:
-    """The images' positions from left to right: half of the judges see the sides of a pair the other way round."""
-    return sorted(range(len(question.images)), key=lambda i: fraction("place", seed, judge, question.id, i))
+def places(question: Question, seed: int, annotator: str) -> list[int]:
+    """The images' positions from left to right: half of the annotators see the sides of a pair the other way round."""
+    return sorted(range(len(question.images)), key=lambda i: fraction("place", seed, annotator, question.id, i))
 
 
-def order(questions: list[Question], seed: int, judge: str, overlap: float) -> list[Question]:
-    """The questions in the order in which a judge sees them.
+def order(questions: list[Question], seed: int, annotator: str, overlap: float) -> list[Question]:
+    """The questions in the order in which an annotator sees them.
 
-    Those that everybody answers come in the same order for all, spread evenly over the others, so that judges have answers
-    to compare however far they get. The others come in an order of the judge's own: two judges who work at the same time
+    Those that everybody answers come in the same order for all, spread evenly over the others, so that annotators have answers
+    to compare however far they get. The others come in an order of the annotator's own: two annotators who work at the same time
     rarely get the same one.
 
     Args:
         questions: all of them.
         seed: of the folder.
-        judge: who is asked.
+        annotator: who is asked.
         overlap: the share that everybody answers.
     """
     common = sorted(
         (q for q in questions if is_common(q, seed, overlap)), key=lambda q: fraction("common", seed, q.id)
     )
     own = sorted(
-        (q for q in questions if not is_common(q, seed, overlap)), key=lambda q: fraction("own", seed, judge, q.id)
+        (q for q in questions if not is_common(q, seed, overlap)), key=lambda q: fraction("own", seed, annotator, q.id)
     )
     rank = {q.id: (i + 0.5) / len(group) for group in (common, own) for i, q in enumerate(group)}
     return sorted(questions, key=lambda q: (rank[q.id], q.id))

@@ -1,4 +1,4 @@
-"""The page's server: one judge, on this machine only.
+"""The page's server: one annotator, on this machine only.
 
 It uses Starlette and uvicorn, not Gradio: the page is keys and two large images, for which Gradio's components would only
 be in the way, and these two with their requirements are a hundredth of its size.
@@ -8,6 +8,7 @@ this machine's name, which no other site's page can do, even if that site's name
 """
 
 import hmac
+import io
 import secrets
 import signal
 import socket
@@ -25,7 +26,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ..data.listing import image_path
 from .questions import Question
 from .session import Session
 
@@ -67,10 +67,10 @@ def open_socket(port: int) -> socket.socket:
     return listener
 
 
-def serve(session: Session, folder: Path, listener: socket.socket, token: str) -> None:
+def serve(session: Session, listener: socket.socket, token: str) -> None:
     """Serves the page until the process is told to end (Ctrl-C, SIGTERM)."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn calls it when it has ended
-    config = uvicorn.Config(make_app(session, folder, listener.getsockname()[1], token), log_level="warning")
+    config = uvicorn.Config(make_app(session, listener.getsockname()[1], token), log_level="warning")
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
@@ -81,9 +81,9 @@ def new_token() -> str:
     return secrets.token_urlsafe(24)
 
 
-def make_app(session: Session, folder: Path, port: int, token: str) -> Starlette:
+def make_app(session: Session, port: int, token: str) -> Starlette:
     """The page, its images and its three requests."""
-    page = Page(session, folder, f"label-preferences-{port}", token)
+    page = Page(session, f"label-preferences-{port}", token)
     routes = [
         Route("/", page.show),
         *(Route(f"/{name}", partial(_static, name)) for name in ("page.js", "page.css")),
@@ -98,20 +98,18 @@ def make_app(session: Session, folder: Path, port: int, token: str) -> Starlette
 
 @dataclass(frozen=True)
 class Page:
-    """Answers the requests of one judge's page.
+    """Answers the requests of one annotator's page.
 
     Requests that change something are handled one after the other: they never yield to the event loop between reading the
     session and writing the vote.
 
     Attributes:
-        session: of the judge.
-        folder: of the images.
+        session: of the annotator.
         cookie: its name has the port, since a browser has one set of cookies for all ports of a machine.
         token: that requests must carry.
     """
 
     session: Session
-    folder: Path
     cookie: str
     token: str
 
@@ -130,14 +128,13 @@ class Page:
         place = request.path_params["place"]
         if question is None or place >= len(question.images):
             raise HTTPException(404, "There is no such image.")
-        name = self.session.shown(question)[place].name
         try:
-            path = image_path(self.folder, name)
-            with Image.open(path) as opened:
+            content = self.session.read(question, place)
+            with Image.open(io.BytesIO(content)) as opened:
                 media_type = opened.get_format_mimetype()
         except (OSError, ValueError) as error:
-            raise HTTPException(404, f"{name} can't be read any more: {error}") from error
-        return FileResponse(path, media_type=media_type)
+            raise HTTPException(404, f"The image can't be shown: {error}") from error
+        return Response(content, media_type=media_type)
 
     def state(self, request: Request) -> Response:
         self._require(request)
@@ -215,7 +212,7 @@ def _state(session: Session) -> dict:
     """What the page shows; names of files stay here."""
     upcoming = session.upcoming()
     return {
-        "judge": session.judge,
+        "annotator": session.annotator,
         "folder": session.folder.resolve().name,
         "question": _question(session.asked),
         "upcoming": _question(upcoming),

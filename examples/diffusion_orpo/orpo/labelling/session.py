@@ -1,16 +1,17 @@
-"""One judge at work: the next question, the handling of answers, the progress."""
+"""One annotator at work: the next question, the handling of answers, the progress."""
 
 import json
 import math
-import os
+import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
-from ..runtime.durable import sync
+from ..data.listing import ListedImage, image_path
+from ..runtime.durable import write_text
 from ..runtime.messages import differences
-from .questions import Question, is_common, order, places
+from .questions import Question, digest, is_common, order, places
 from .votes import CHOICES, FOLDER, Vote, VoteLog, read_votes
 
 
@@ -19,7 +20,7 @@ PACE_OF = 20  # votes; a median, so that a break does not count
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all judges of a folder share.
+    """Settings that all annotators of a folder share.
 
     Attributes:
         images_per_question: 2, or the images that are ranked.
@@ -38,42 +39,44 @@ class Settings:
             ValueError: they differ.
         """
         path = folder / FOLDER / "settings.json"
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".settings.{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        sync(partial)
-        try:
-            os.link(partial, path)  # unlike a rename, it fails if another judge was quicker
-            sync(path.parent)
-        except FileExistsError:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            changes = differences(stored, asdict(self))
-            if changes:
-                raise ValueError(
-                    f"{folder} is being judged with other settings ({'; '.join(changes)}). Use the same ones, or move"
-                    f" {path.parent} away to start over."
-                ) from None
-        finally:
-            partial.unlink()
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps(asdict(self)) + "\n")
+        changes = differences(json.loads(path.read_text(encoding="utf-8")), asdict(self))
+        if changes:
+            raise ValueError(
+                f"{folder} is being labelled with other settings ({'; '.join(changes)}). Use the same ones, or move"
+                f" {path.parent} away to start over."
+            )
 
 
 class Session:
-    """A judge's way through the questions.
+    """An annotator's way through the questions.
 
     Attributes:
-        judge: their name.
+        annotator: their name.
         asked: the question that is waiting for its answer, or None at the end.
     """
 
-    def __init__(self, folder: Path, judge: str, questions: list[Question], settings: Settings) -> None:
+    def __init__(self, folder: Path, annotator: str, questions: list[Question], settings: Settings) -> None:
         """
         Raises:
-            ValueError: see `Settings.agree` and `VoteLog`.
+            ValueError: see `Settings.agree` and `VoteLog`; or votes can't be stored, and nothing is left behind.
         """
-        self.folder, self.judge, self.settings = folder, judge, settings
-        settings.agree(folder)
-        self._log = VoteLog(folder, judge)
-        self._questions = order(questions, settings.seed, judge, settings.overlap)
+        self.folder, self.annotator, self.settings = folder, annotator, settings
+        votes = folder / FOLDER
+        is_new = not votes.exists()
+        try:
+            settings.agree(folder)
+            self._log = VoteLog(folder, annotator)
+        except OSError as error:
+            if is_new:
+                shutil.rmtree(votes, ignore_errors=True)
+            raise ValueError(
+                f"Votes can't be stored in {votes}: {error.strerror or error}. Copy the images to a folder that you can write to,"
+                " and name that one as --images_dir."
+            ) from error
+        self._questions = order(questions, settings.seed, annotator, settings.overlap)
         self._by_id = {question.id: question for question in questions}
         self._stamps: dict[str, tuple] = {}
         self._answered_by_others: set[str] = set()
@@ -101,16 +104,28 @@ class Session:
         """
         if self.asked is None or question != self.asked.id:
             return False
-        shown = tuple(image.name for image in self.shown(self.asked))
+        places_shown = places(self.asked, self.settings.seed, self.annotator)
+        shown = tuple(self.asked.images[i].name for i in places_shown)
         if choice not in CHOICES:
             raise ValueError(f"There is no choice {choice!r}.")
         if choice == "best" and not (best != worst and {best, worst} <= set(range(len(shown)))):
             raise ValueError(f"The best and the worst of {len(shown)} images can't be {best} and {worst}.")
         if not 0 <= float(seconds) < math.inf:
             raise ValueError(f"No answer takes {seconds} seconds.")
-        names = (shown[best], shown[worst]) if choice == "best" else (None, None)
-        time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._log.add(Vote(question, choice, *names, shown, round(float(seconds), 3), time))
+        best_name, worst_name = (shown[best], shown[worst]) if choice == "best" else (None, None)
+        vote = Vote(
+            annotator=self.annotator,
+            question=question,
+            prompt=self.asked.prompt,
+            choice=choice,
+            best=best_name,
+            worst=worst_name,
+            shown=shown,
+            digests=tuple(self.asked.digests[i] for i in places_shown),
+            seconds=round(float(seconds), 3),
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self._log.add(vote)
         self._ask(None)
         return True
 
@@ -121,9 +136,22 @@ class Session:
             self._ask(self._by_id.get(vote.question))
         return vote is not None
 
-    def shown(self, question: Question) -> list:
+    def shown(self, question: Question) -> list[ListedImage]:
         """The images of a question from left to right."""
-        return [question.images[i] for i in places(question, self.settings.seed, self.judge)]
+        return [question.images[i] for i in places(question, self.settings.seed, self.annotator)]
+
+    def read(self, question: Question, place: int) -> bytes:
+        """The file of the image at a place from the left.
+
+        Raises:
+            OSError, ValueError: it can't be read, or is another image by now.
+        """
+        i = places(question, self.settings.seed, self.annotator)[place]
+        name = question.images[i].name
+        content = image_path(self.folder, name).read_bytes()
+        if digest(content) != question.digests[i]:
+            raise ValueError(f"{name} has changed since the start")
+        return content
 
     def question(self, id: str) -> Question | None:
         return self._by_id.get(id)
@@ -134,7 +162,7 @@ class Session:
 
     @property
     def progress(self) -> dict:
-        """`answered` and `total` questions of this judge, and `seconds` per question lately, or None."""
+        """`answered` and `total` questions of this annotator, and `seconds` per question lately, or None."""
         answered = [vote for id, vote in self._log.votes.items() if id in self._by_id]
         recent = [vote.seconds for vote in answered[-PACE_OF:]]
         left = sum(1 for _ in self._open())
@@ -149,7 +177,7 @@ class Session:
         self.asked = question or next(self._open(), None)
 
     def _open(self):
-        """The questions that this judge still has to answer."""
+        """The questions that this annotator still has to answer."""
         for question in self._questions:
             if question.id not in self._log.votes and (
                 question.id not in self._answered_by_others
@@ -158,12 +186,12 @@ class Session:
                 yield question
 
     def _look_at_others(self) -> None:
-        """Reads the other judges' votes, if there are new ones."""
+        """Reads the other annotators' votes, if there are new ones."""
         files = sorted((self.folder / FOLDER).glob("*.jsonl"))
         stamps = {path.stem: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
-        stamps.pop(self.judge, None)
+        stamps.pop(self.annotator, None)
         if stamps != self._stamps:
             votes = read_votes(self.folder)
-            votes.pop(self.judge, None)
+            votes.pop(self.annotator, None)
             self._answered_by_others = {question for given in votes.values() for question in given}
             self._stamps = stamps

@@ -1,18 +1,22 @@
-"""Votes on disk: a file of JSON lines for each judge, to which lines are only ever added.
+"""Votes on disk: a file of JSON lines for each annotator, to which lines are only ever added.
 
-A vote is on disk (`fsync`) before the judge sees the next question. A line that a killed process left half-written was
+A vote is on disk (`fsync`) before the annotator sees the next question. A line that a killed process left half-written was
 never confirmed: it is cut off when the file is opened again. An undone vote stays, followed by the line that undoes it.
+
+A vote says what it is about, whatever becomes of the names of files: its annotator, the prompt, the content of its images.
 """
 
 import errno
 import json
 import os
 import re
-import socket
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..runtime.durable import sync
+from ..runtime.durable import sync, sync_descriptor
+from ..runtime.lock import take
 from ..runtime.messages import printable
 
 
@@ -22,70 +26,78 @@ CHOICES = ("best", "tie", "bad")
 
 @dataclass(frozen=True)
 class Vote:
-    """A judge's answer to a question.
+    """An annotator's answer to a question.
 
     Attributes:
+        annotator: who gave it.
         question: its id.
+        prompt: of its images.
         choice: "best" where one is preferred, "tie" for no preference, "bad" where all images are.
         best: name of the preferred image; else None.
         worst: name of the worst one; in a pair, the other one.
         shown: names of the images from left to right.
+        digests: of the content of these images.
         seconds: from showing the question to the vote, as the page measured it.
         time: of the vote, in ISO 8601.
     """
 
+    annotator: str
     question: str
+    prompt: str
     choice: str
     best: str | None
     worst: str | None
     shown: tuple[str, ...]
+    digests: tuple[str, ...]
     seconds: float
     time: str
 
 
 class VoteLog:
-    """A judge's file, which one process at a time may add to.
+    """An annotator's file, which one process at a time may add to.
 
     Attributes:
         votes: those that count, by question, in the order in which they were given.
     """
 
-    def __init__(self, folder: Path, judge: str) -> None:
+    def __init__(self, folder: Path, annotator: str) -> None:
         """Opens the file, and cuts off a line that was not fully written.
 
         Raises:
-            ValueError: the judge's name can't be a file name, another process holds the file, or it is damaged.
+            ValueError: the annotator's name can't be a file name, another process holds the file, or it is damaged.
+            OSError: the folder can't be written to.
         """
-        check_judge(judge)
+        check_annotator(annotator)
         (folder / FOLDER).mkdir(exist_ok=True)
-        self.path = folder / FOLDER / f"{judge}.jsonl"
-        self._file = open(self.path, "a+b", buffering=0)
+        self.path = folder / FOLDER / f"{annotator}.jsonl"
+        self._owner = open(
+            self.path.with_suffix(".lock"), "a+", encoding="utf-8"
+        )  # every line of the file itself is a vote
         try:
-            self._lock(judge)
-            self.votes = _read(self.path, self._complete_part())
+            take(
+                self._owner,
+                f"{annotator} is already at work in this folder, in {{holder}}. Continue there, stop it, or name somebody"
+                " else as --annotator: several annotators may work at once.",
+            )
+            self._file = open(self.path, "a+b", buffering=0)
         except BaseException:
-            self._file.close()
+            self._owner.close()
+            raise
+        try:
+            self.votes = _parse(self.path, self._complete_part())
+            self._check_owner(annotator)
+        except BaseException:
+            self.close()
             raise
         sync(folder / FOLDER)
 
-    def _lock(self, judge: str) -> None:
-        import fcntl  # which Windows lacks: there `begin` says that it is not supported
-
-        owner = self.path.with_suffix(".lock")  # beside it, as every line of the file itself is a vote
-        self._owner = open(owner, "a+", encoding="utf-8")
-        try:
-            fcntl.lockf(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self._owner.seek(0)
-            holder = printable(self._owner.read().strip())
-            self._owner.close()
+    def _check_owner(self, annotator: str) -> None:
+        others = {vote.annotator for vote in self.votes.values()} - {annotator}
+        if others:
             raise ValueError(
-                f"{judge} is already judging this folder, in {holder}. Continue there, stop it, or name somebody else as"
-                " --judge: several judges may work at once."
-            ) from error
-        self._owner.truncate(0)
-        self._owner.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._owner.flush()
+                f"{self.path} holds votes of {printable(', '.join(sorted(others)))}: it is a copy, or a name that differs in"
+                " capitals only. Name another --annotator, or move the file away."
+            )
 
     def _complete_part(self) -> bytes:
         self._file.seek(0)
@@ -93,7 +105,7 @@ class VoteLog:
         complete = content[: content.rfind(b"\n") + 1]
         if complete != content:
             self._file.truncate(len(complete))
-            os.fsync(self._file.fileno())
+            sync_descriptor(self._file.fileno())
         return complete
 
     def add(self, vote: Vote) -> None:
@@ -119,7 +131,7 @@ class VoteLog:
         try:
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(self._file.fileno())
+            sync_descriptor(self._file.fileno())
         except OSError:
             self._file.truncate(end)
             raise
@@ -130,30 +142,50 @@ class VoteLog:
 
 
 def read_votes(folder: Path) -> dict[str, dict[str, Vote]]:
-    """The votes of all judges, as far as they are on disk: judge to question to vote.
+    """The votes of all annotators, as far as they are on disk: annotator to question to vote.
 
     Raises:
         ValueError: a file is damaged.
     """
-    votes = {}
-    for path in sorted((folder / FOLDER).glob("*.jsonl")):
-        content = path.read_bytes()
-        votes[path.stem] = _read(path, content[: content.rfind(b"\n") + 1])
-    return votes
+    return {path.stem: votes for path, votes in _read_files(folder) if votes is not None}
 
 
-def check_judge(name: str) -> None:
+def find_copies(folder: Path) -> list[str]:
+    """The names of files that are no annotator's: copies, as programs make them of files that they could not reconcile."""
+    return [path.name for path, votes in _read_files(folder) if votes is None]
+
+
+def _read_files(folder: Path) -> Iterator[tuple[Path, dict[str, Vote] | None]]:
+    """Each file with its votes, or None where it is a copy: "me (1)", "me - Copy", "me.bak", whatever its name.
+
+    An annotator's own file has the annotator's name, and votes of nobody else.
+    """
+    for path in sorted((folder / FOLDER).glob("[!.]*.jsonl*")):
+        content, annotator, votes = path.read_bytes(), unicodedata.normalize("NFC", path.stem), None
+        if path.suffix == ".jsonl" and is_name(annotator):
+            votes = _parse(path, content[: content.rfind(b"\n") + 1])
+            if any(vote.annotator != annotator for vote in votes.values()):
+                votes = None
+        yield path.with_stem(annotator), votes
+
+
+def is_name(name: str) -> bool:
+    """Whether every file system accepts an annotator's name."""
+    return re.fullmatch(r"[\w][\w.@+-]{0,63}", name) is not None
+
+
+def check_annotator(name: str) -> None:
     """
     Raises:
-        ValueError: a judge's name is not one that every file system accepts.
+        ValueError: an annotator's name is not one that every file system accepts.
     """
-    if not re.fullmatch(r"[\w][\w.@+-]{0,63}", name):
+    if not is_name(name):
         raise ValueError(
-            f"--judge={printable(name)}: a name begins with a letter or digit, and has letters, digits and . _ @ + - only."
+            f"--annotator={printable(name)}: a name begins with a letter or digit, and has letters, digits and . _ @ + - only."
         )
 
 
-def _read(path: Path, content: bytes) -> dict[str, Vote]:
+def _parse(path: Path, content: bytes) -> dict[str, Vote]:
     votes: dict[str, Vote] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -161,7 +193,7 @@ def _read(path: Path, content: bytes) -> dict[str, Vote]:
             if "undo" in entry:
                 del votes[entry["undo"]]
                 continue
-            vote = Vote(**{**entry, "shown": tuple(entry["shown"])})
+            vote = Vote(**{**entry, "shown": tuple(entry["shown"]), "digests": tuple(entry["digests"])})
             if vote.choice not in CHOICES or (vote.choice == "best") != (vote.best in vote.shown):
                 raise ValueError(f"choice {vote.choice!r} of {vote.best!r}")
         except (ValueError, KeyError, TypeError) as error:

@@ -4,6 +4,7 @@ New content is written under another name and forced to disk (`fsync`), then ren
 the folder with the new name is forced to disk too. Outdated content loses its name first, and is then removed.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,11 +14,22 @@ from pathlib import Path
 
 def sync(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Waits until an open file is on disk; not on drives that have no such operation, as some network drives have none."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def sync_all(folder: Path) -> None:

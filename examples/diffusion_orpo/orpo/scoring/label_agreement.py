@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from .names import scorer_label
 from .scorers import load_scorer, score_images
-from .win_rate import AT_ONCE, HIGH, LOW, RESAMPLES
+from .win_rate import interval
 
 
 Pair = tuple[Image, Image, str]  # the preferred image, the other one, and their prompt
@@ -49,7 +49,7 @@ class LabelJudge:
         agree = np.concatenate(won, axis=1)  # (scorers, pairs): 1, 0, or 0.5 for a tie
         scorers = {}
         for name, row in zip(self.scorers, agree):
-            low, high = interval(row, prompts)
+            low, high = interval(row, prompts, bounds=(0, 1))
             scorers[scorer_label(name)] = {"agree": float(row.mean()), "low": low, "high": high}
         return {
             "pairs": len(prompts),
@@ -62,26 +62,6 @@ class LabelJudge:
         winners, losers, prompts = map(list, zip(*batch))
         scores = np.array(score_images(name, self.scorers[name], winners + losers, prompts * 2)).reshape(2, -1)
         return (np.sign(scores[0] - scores[1]) + 1) / 2
-
-
-def interval(won: np.ndarray, prompts: list[str]) -> tuple[float, float]:
-    """95 % interval of the mean of `won` (pairs,), by resampling prompts, each with all of its pairs.
-
-    Pairs of one prompt are not independent of each other.
-    """
-    _, places = np.unique(prompts, return_inverse=True)
-    sums, counts = np.bincount(places, won), np.bincount(places)
-    rng, means = np.random.default_rng(0), []
-    for _ in range(RESAMPLES // AT_ONCE):
-        draws = rng.integers(len(counts), size=(AT_ONCE, len(counts)))
-        means.append(sums[draws].sum(axis=1) / counts[draws].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [LOW, HIGH])
-    # If all pairs agree, every resample looks the same: the exact binomial interval says what may have been missed.
-    if (won == 1).all():
-        low = LOW ** (1 / len(counts))
-    if (won == 0).all():
-        high = 1 - LOW ** (1 / len(counts))
-    return float(low), float(high)
 
 
 def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

@@ -1,5 +1,6 @@
-"""Does one model's images score higher than another's? Win rate and mean difference, with intervals over prompts."""
+"""Does one model's image score higher than another's? Win rates and mean differences, with intervals over prompts."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ class Comparison:
         win_rate, win_rate_low, win_rate_high: share of images that score higher with the LoRA; a tie counts half.
         wins, ties, losses: images. A tie is the very same score.
         mean_base, mean_lora: mean scores.
-        difference, difference_low, difference_high: mean of the paired differences, LoRA minus base.
+        difference, difference_low, difference_high: mean of the paired differences, LoRA minus base. Without an interval (None)
+            where all prompts differ by the same, as a single prompt does: nothing then says how far others may be from it.
     """
 
     win_rate: float
@@ -29,8 +31,8 @@ class Comparison:
     mean_base: float
     mean_lora: float
     difference: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
 
     @property
     def verdict(self) -> str:
@@ -43,22 +45,15 @@ class Comparison:
 def compare_scores(base: np.ndarray, lora: np.ndarray) -> Comparison:
     """Compares paired scores.
 
-    Images of one prompt are not independent of each other, so the intervals come from resampling prompts, each with
-    all of its images (percentile bootstrap, always with the same random numbers).
-
     Args:
         base, lora: scores (prompts, images per prompt), of the same prompts and seeds.
     """
     difference = lora - base
     won = (np.sign(difference) + 1) / 2
-    wins_per_prompt = won.mean(axis=1)
-    win_rate_low, win_rate_high = bootstrap_interval(wins_per_prompt)
-    # If all prompts agree, every resample looks the same: the exact binomial interval allows for what they may miss.
-    if (won == 1).all():
-        win_rate_low = LOW ** (1 / len(won))
-    if (won == 0).all():
-        win_rate_high = 1 - LOW ** (1 / len(won))
-    difference_low, difference_high = bootstrap_interval(difference.mean(axis=1))
+    prompts = np.repeat(np.arange(len(won)), won.shape[1])
+    win_rate_low, win_rate_high = interval(won.ravel(), prompts, bounds=(0, 1))
+    is_known = np.ptp(difference.mean(axis=1)) > 0
+    difference_low, difference_high = interval(difference.ravel(), prompts) if is_known else (None, None)
     return Comparison(
         win_rate=float(won.mean()),
         win_rate_low=win_rate_low,
@@ -74,9 +69,26 @@ def compare_scores(base: np.ndarray, lora: np.ndarray) -> Comparison:
     )
 
 
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` (prompts,)."""
-    rng = np.random.default_rng(0)
-    draws = (rng.integers(len(values), size=(AT_ONCE, len(values))) for _ in range(RESAMPLES // AT_ONCE))
-    low, high = np.quantile([values[draw].mean(axis=1) for draw in draws], [LOW, HIGH])
-    return float(low), float(high)
+def interval(
+    values: np.ndarray, prompts: Sequence[Hashable], bounds: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """95 % interval of the mean of values (images,), by the Bayesian bootstrap (Rubin 1981), always with the same numbers.
+
+    Images of one prompt are not independent of each other, so prompts are weighted, each with all of its images.
+
+    Args:
+        values: one of each image.
+        prompts: of the images.
+        bounds: the least and the greatest that a value can be. One more prompt, at the worse of them, then takes part in either
+            end (Gaffke 2005): the interval is no point where all prompts agree, nor where there is only one. For wins without
+            a loss it is the exact binomial interval.
+    """
+    _, places = np.unique(prompts, return_inverse=True)
+    sums, counts = np.bincount(places, values), np.bincount(places)
+    rng, ends = np.random.default_rng(0), ([], [])
+    for _ in range(RESAMPLES // AT_ONCE):
+        weights = rng.standard_exponential((AT_ONCE, len(counts)))
+        unseen = counts.mean() * rng.standard_exponential(AT_ONCE) if bounds else np.zeros(AT_ONCE)
+        for end, bound in zip(ends, bounds or (0, 0)):
+            end.append((weights @ sums + unseen * bound) / (weights @ counts + unseen))
+    return float(np.quantile(ends[0], LOW)), float(np.quantile(ends[1], HIGH))

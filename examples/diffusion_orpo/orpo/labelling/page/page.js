@@ -1,17 +1,36 @@
 "use strict";
-// One question at a time. A key counts only when all images of the question are shown and no answer is on its way.
+// One question at a time. An answer counts only when no other is on its way, and people can have seen the images of the question:
+// they have been painted, on a page that is in front, for some time. So the second click of a double click, a key that bounces, or
+// a tap that a touch screen reports late is no vote on the next question.
 
+const SEEN = 400;     // milliseconds
 const FLICKER = 500;  // milliseconds an image: two changes a second, below the three that can harm
 const element = id => document.getElementById(id);
 const images = element("images"), caption = element("caption"), message = element("message");
 
 let state = null;     // as the server gives it
 let ready = false;    // whether a key counts
-let shownAt = 0;
+let now = () => performance.now();
+let visibleSince = null;  // when the question was painted; null while it is not to be seen
+let isUndone = false;     // whether the question is asked again
 let best = null;      // of a ranking, the place that was chosen first
 let loaded = new Map();  // url to a decoded image, for this question and the next
 
 const isRanking = () => state.question.images.length > 2;
+
+const isSeen = () => visibleSince !== null && now() - visibleSince >= SEEN;
+
+async function watch() {
+  visibleSince = null;
+  const {question} = state;
+  await new Promise(painted => requestAnimationFrame(() => requestAnimationFrame(painted)));
+  if (state.question === question && !document.hidden) visibleSince = now();
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) visibleSince = null;
+  else if (state) watch();
+});
 
 async function ask(path, body) {
   const options = body ? {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)} : {};
@@ -37,11 +56,13 @@ function load(url) {
   return loaded.get(url);
 }
 
-async function send(path, body) {
+async function send(path, body, isUndo = false) {
   if (!ready) return;
   ready = false;
   try {
-    show(await ask(path, body));
+    const next = await ask(path, body);
+    isUndone = isUndo;
+    show(next);
   } catch (error) {
     complain(error.message);
     ready = true;  // the same key tries again
@@ -49,13 +70,13 @@ async function send(path, body) {
 }
 
 function answer(choice, best = null, worst = null) {
-  if (!ready || !state.question) return;
+  if (!ready || !state.question || !isSeen()) return;
   if (choice === "best") images.children[best].classList.add("best");
-  send("/answer", {question: state.question.id, choice, best, worst, seconds: (performance.now() - shownAt) / 1000});
+  send("/answer", {question: state.question.id, choice, best, worst, seconds: (now() - visibleSince) / 1000});
 }
 
 function pick(place) {
-  if (!ready || !state.question || place >= state.question.images.length) return;
+  if (!ready || !state.question || !isSeen() || place >= state.question.images.length) return;
   if (!isRanking()) return answer("best", place, 1 - place);
   if (best === null) {
     best = place;
@@ -68,19 +89,20 @@ function pick(place) {
 }
 
 function undo() {
-  if (!ready) return;
+  if (!ready || (isUndone && !isSeen())) return;  // a mistake is taken back at once, but one at a time
   if (best !== null) {  // of a ranking, the first half of an answer
     images.children[best].classList.remove("best");
     best = null;
     instruct();
   } else {
-    send("/undo", {});
+    send("/undo", {}, true);
   }
 }
 
 async function show(next) {
   stopFlicker();
   state = next;
+  visibleSince = null;
   best = null;
   message.hidden = true;
   progress();
@@ -93,7 +115,7 @@ async function show(next) {
   try {
     decoded = await Promise.all(question.images.map(load));
   } catch {
-    complain("An image can't be shown: is its file still there? Reload the page to try again.");
+    complain("An image can't be shown: its file is gone, or has changed. Stop the server with Ctrl-C, start it again, and open the address that it prints.");
     return;
   }
   element("prompt").textContent = question.prompt;
@@ -101,7 +123,7 @@ async function show(next) {
   images.replaceChildren(...decoded.map(tile));
   images.dataset.ready = "yes";
   instruct();
-  shownAt = performance.now();
+  watch();
   ready = true;
   if (upcoming) upcoming.images.map(load).forEach(promise => promise.catch(() => {}));
 }
@@ -117,7 +139,7 @@ function tile(image, place) {
     number.textContent = place + 1;
     button.append(number);
   }
-  button.addEventListener("click", () => pick(place));
+  button.addEventListener("click", event => { if (event.detail < 2) pick(place); });
   return button;
 }
 
@@ -132,12 +154,13 @@ function finish() {
   const done = document.createElement("div"), title = document.createElement("h2"), text = document.createElement("p");
   done.className = "done";
   done.style.gridColumn = "1 / -1";
-  title.textContent = state.progress.total ? "All done. Thank you!" : "There is nothing to judge.";
-  text.append("Every vote is stored. Stop the server with Ctrl-C; make a data set with ", Object.assign(document.createElement("code"), {textContent: "--export"}), ".");
+  title.textContent = state.progress.total ? "All done. Thank you!" : "There is nothing to label.";
+  text.append("Every vote is stored. Stop the server with Ctrl-C; make a dataset with ", Object.assign(document.createElement("code"), {textContent: "--export"}), ".");
   done.append(title, text);
   images.replaceChildren(done);
   images.dataset.ready = "yes";
   element("spoken").textContent = title.textContent;
+  watch();
   ready = true;
 }
 
@@ -149,7 +172,7 @@ function progress() {
     if (left) parts.push(`about ${duration(left * seconds)} left`);
   }
   element("progress").textContent = parts.join(" · ");
-  element("judge").textContent = `${state.folder} · judge: ${state.judge}`;
+  element("annotator").textContent = `${state.folder} · annotator: ${state.annotator}`;
   const bar = element("bar");
   bar.setAttribute("aria-valuemax", total);
   bar.setAttribute("aria-valuenow", answered);
@@ -176,7 +199,7 @@ function keys() {
     entry.append(label, text);
     if (action) {
       entry.type = "button";
-      entry.addEventListener("click", () => { entry.blur(); action(); });
+      entry.addEventListener("click", event => { entry.blur(); if (event.detail < 2) action(); });
     }
     return entry;
   }));
