@@ -107,4 +107,4 @@ def test_the_page_names_only_flags_that_there_are():
     for script in ("make_preferences", "label_preferences", "check_preferences", "train_diffusion_orpo_sdxl_lora"):
         flags |= {flag.name for group in importlib.import_module(script).FLAGS for flag in group.flags}
     named = set(re.findall(r"`--(\w+)", text))
-    assert named <= flags and named >= {"ranking", "judge", "overlap", "combine", "weights", "min_margin", "pairs"}
+    assert named <= flags and named >= {"ranking", "annotator", "overlap", "combine", "weights", "min_margin", "pairs"}

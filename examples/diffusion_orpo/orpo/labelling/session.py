@@ -108,7 +108,8 @@ class Session:
         shown = tuple(self.asked.images[i].name for i in places_shown)
         if choice not in CHOICES:
             raise ValueError(f"There is no choice {choice!r}.")
-        if choice == "best" and not (best != worst and {best, worst} <= set(range(len(shown)))):
+        is_pair = type(best) is type(worst) is int and best != worst and {best, worst} <= set(range(len(shown)))
+        if choice == "best" and not is_pair:
             raise ValueError(f"The best and the worst of {len(shown)} images can't be {best} and {worst}.")
         if not 0 <= float(seconds) < math.inf:
             raise ValueError(f"No answer takes {seconds} seconds.")

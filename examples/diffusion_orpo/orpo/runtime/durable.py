@@ -14,8 +14,6 @@ from pathlib import Path
 
 def sync(path: Path) -> None:
     """Waits until a file's content, or a folder's list of names, is on disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         sync_descriptor(descriptor)

@@ -14,11 +14,6 @@ from .messages import printable
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +37,7 @@ def take(file: TextIO, busy: str) -> None:
     """Locks an open file until it is closed, and writes its owner into it.
 
     It is a POSIX record lock: over NFS it holds between machines, and data-loading workers that outlive a killed run for some
-    seconds do not hold it. Where there are no locks, as on some network drives and on Windows, there is a warning only.
+    seconds do not hold it. Where there are no locks, as on some network drives, there is a warning only.
 
     Args:
         file: opened with "a+".
@@ -51,9 +46,9 @@ def take(file: TextIO, busy: str) -> None:
     Raises:
         ValueError: another process holds it.
     """
+    import fcntl  # which Windows lacks: there `begin` says that it is not supported
+
     try:
-        if fcntl is None:
-            raise OSError("this system has no fcntl")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, says POSIX
         file.seek(0)
