@@ -9,7 +9,7 @@ FAST = tests/test_rooms.py tests/data/test_bad_pair.py tests/data/test_dataset.p
 	tests/store/test_listing.py tests/store/test_order.py tests/single_file/test_upstream.py \
 	tests/runtime/test_flags.py tests/training/test_arguments.py
 
-.PHONY: demo flags test test-fast lint clean
+.PHONY: campaigns clean demo flags lint test test-fast
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python examples/demo/run_demo.py --output_dir demo-output
@@ -19,6 +19,12 @@ test: $(VENV)/test
 
 test-fast: $(VENV)/test
 	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal $(FAST)
+
+# Minutes to hours, before a release: long tests, and faults by the hundred.
+campaigns: $(VENV)/test
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal -m campaign tests
+	$(VENV)/bin/python tests/faults/campaign.py kills=120 elastic=40 signals=40 disks=12 companions=1
+	$(VENV)/bin/python tests/faults/fuzz.py --inputs 100000
 
 flags: $(VENV)/test
 	$(VENV)/bin/python docs/flags_page.py

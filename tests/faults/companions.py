@@ -1,18 +1,17 @@
 """Processes that get in each other's way: one of two that stops answering, and a second run in the same folder.
 
-    python tests/faults/companions.py
-
 The process that goes on must end within --ddp_timeout, the second run at once, both with a message; the first run must
 not notice the second.
 """
 
 import os
+import random
 import signal
-import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from jobs import Configuration, command_line, finish, make_inputs, run, same_tensors, start
+from jobs import Configuration, command_line, finish, run, same_tensors, start
 from kill import LORA
 
 
@@ -62,17 +61,13 @@ def run_twice_in_one_folder(inputs: Path, folder: Path) -> None:
     assert same_tensors(output_dir / LORA, whole / LORA)
 
 
-def campaign(folder: Path) -> str:
-    make_inputs(folder / "inputs")
-    seconds = [stop_one_of_two(folder / "inputs", folder / f"stopped-{rank}", rank) for rank in (0, 1)]
-    run_twice_in_one_folder(folder / "inputs", folder)
-    return f"a process that stops answering: the other ended after {seconds[0]:.1f} and {seconds[1]:.1f} s at --ddp_timeout={PATIENCE}; a second run in the folder was refused"
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        print(campaign(Path(folder)))
-
-
-if __name__ == "__main__":
-    main()
+def campaign(configuration: Configuration, count: int, rng: random.Random, folder: Path) -> Counter:
+    """Both faults, `count` times, on two processes and on one."""
+    found = Counter()
+    for i in range(count):
+        for rank in (0, 1):
+            seconds = stop_one_of_two(folder / "inputs", folder / f"stopped-{i}-{rank}", rank)
+            found[f"stopped, the other ended after {seconds:.1f} s at --ddp_timeout={PATIENCE}"] += 1
+        run_twice_in_one_folder(folder / "inputs", folder / str(i))
+        found["second run in the folder refused"] += 1
+    return found

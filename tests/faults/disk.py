@@ -1,30 +1,23 @@
 """Fills the disk under training, at many sizes, and makes it read-only.
 
-    python tests/faults/disk.py --disks 40 --seed 0
-
 The output folder is a small tmpfs, which needs root or the right to make a user namespace. A run must stop with the
 reason, all its processes too; its checkpoints must be whole, and nothing half-written may go on filling the disk. With
 room again, the run goes on and ends as if nothing had happened.
 """
 
-import argparse
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from jobs import Configuration, Outcome, make_inputs, run
+from jobs import Configuration, Outcome, run
 from kill import check_folder, check_result
-
-
-CONFIGURATIONS = [Configuration("map", 1), Configuration("shards", 2)]
 
 
 @contextmanager
@@ -95,32 +88,7 @@ def check_failure(outcome: Outcome, reason: str, output_dir: Path, whole: Path) 
     return newest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--disks", type=int, default=40, help="Over all configurations.")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    become_root()
-    rng, total = random.Random(args.seed), Counter()
-    for configuration in CONFIGURATIONS:
-        with tempfile.TemporaryDirectory() as folder:
-            make_inputs(Path(folder) / "inputs")
-            stopped = campaign(configuration, args.disks // len(CONFIGURATIONS), rng, Path(folder))
-        print(f"{configuration}: {dict(stopped)}", flush=True)
-        total += stopped
-    print(f"{total.total()} disks: {dict(total)}")
-
-
-def can_mount() -> bool:
-    options = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return subprocess.run(["unshare", *options, "--mount", "true"], capture_output=True).returncode == 0
-
-
 def become_root() -> None:
     """Starts this script again in a user namespace, in which it may mount, unless it may already."""
     if os.geteuid() != 0:
         os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv])
-
-
-if __name__ == "__main__":
-    main()

@@ -3,10 +3,9 @@
 
     python tests/faults/fuzz.py --inputs 100000 --seed 0
 
-Two thirds of the inputs are mutations of real samples, each made from its number alone; a third is found by a
-coverage-guided fuzzer (`pip install atheris`; without it, mutations take its share). Every input runs in a process
-that may crash, hang or run out of memory without ending the campaign. On top come tables of rows by hypothesis. Exit
-status 1 if any promise was broken; the inputs that did it are kept.
+Inputs are mutations of real samples, each made from its number alone. Every input runs in a process that may crash, hang
+or run out of memory without ending the campaign. On top come tables of rows by hypothesis. Exit status 1 if any promise
+was broken; the inputs that did it are kept.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import mmap
 import os
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,13 +27,8 @@ sys.path[:0] = [str(REPOSITORY / "examples" / "diffusion_orpo"), str(REPOSITORY 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHARES = {"image": 0.35, "tar": 0.35, "parquet": 0.1, "manifest": 0.08, "members": 0.12}
-GUIDED = {"image": 0.4, "tar": 0.4, "manifest": 0.1, "members": 0.1}
-GUIDED_SHARE = 1 / 3
-
 HANG_SECONDS = 20
 MEMORY_BYTES = 3 << 30  # that an input may take, on top of what the libraries have
-
-INSTRUMENTED = ["images", "schema", "pairs", "shards", "tar_samples", "manifest", "tarfile", "PIL", "webdataset"]
 
 
 def damaged(target: str, seed: int, number: int) -> bytes:
@@ -118,45 +111,12 @@ def watch(child: int, progress: mmap.mmap, first: int) -> tuple[str, int]:
         time.sleep(0.02)
 
 
-def run_guided(target: str, seed: int, count: int, keep: Path) -> tuple[Counter, list[str]]:
-    """Lets atheris look for inputs that reach new code, in a process of its own."""
-    command = [sys.executable, __file__, f"--guided={target}", f"--inputs={count}", f"--seed={seed}", f"--keep={keep}"]
-    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
-    if result.returncode == 0:
-        return Counter({"ran": count}), []
-    return Counter({"wrong": 1}), [f"{target}, guided: {result.stderr[-1500:]}"]
-
-
-def guided_main(target: str, seed: int, count: int, keep: Path) -> None:
-    """The process of `run_guided`: never returns."""
-    import atheris
-
-    with atheris.instrument_imports(include=INSTRUMENTED):
-        import PIL.Image
-
-        PIL.Image.init()  # the formats' plugins, too
-        from faults.targets import TARGETS, seeds
-    corpus = keep / f"corpus-{target}"
-    corpus.mkdir(parents=True, exist_ok=True)
-    for name, data in seeds()[target].items():
-        (corpus / name.replace(" ", "-")).write_bytes(data)
-    flags = [f"-runs={count}", f"-seed={seed + 1}", f"-timeout={HANG_SECONDS}", "-rss_limit_mb=6000", "-max_len=20000"]
-    flags += [f"-artifact_prefix={keep}/{target}-"]
-    atheris.Setup([sys.argv[0], *flags, str(corpus)], lambda data: TARGETS[target](data) and None)
-    atheris.Fuzz()
-
-
-def campaign(inputs: int, seed: int, guided: bool, keep: Path) -> dict[str, tuple[Counter, list[str]]]:
+def campaign(inputs: int, seed: int) -> dict[str, tuple[Counter, list[str]]]:
     """Runs all targets; returns outcomes and problems by target."""
     found = {}
     for target, share in SHARES.items():
-        count = round(inputs * share * (1 - GUIDED_SHARE if guided else 1))
-        found[target] = run_mutations(target, seed, count)
-        print(f"{target}: {count} mutated inputs, {dict(found[target][0])}", flush=True)
-    for target, share in GUIDED.items() if guided else ():
-        count = round(inputs * share * GUIDED_SHARE)
-        found[f"{target}, guided"] = run_guided(target, seed, count, keep)
-        print(f"{target}: {count} guided inputs, {dict(found[f'{target}, guided'][0])}", flush=True)
+        found[target] = run_mutations(target, seed, round(inputs * share))
+        print(f"{target}: {found[target][0].total()} inputs, {dict(found[target][0])}", flush=True)
     return found
 
 
@@ -175,28 +135,21 @@ def main() -> None:
     logging.getLogger("orpo.store.listing").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000, help="Over all targets together.")
-    parser.add_argument("--seed", type=int, default=0, help="Decides all mutated inputs, and guides the guided ones.")
+    parser.add_argument("--seed", type=int, default=0, help="Decides all inputs.")
     parser.add_argument(
         "--keep", type=Path, default=Path("fuzz-output"), help="Folder for inputs that broke something."
     )
-    parser.add_argument("--guided", choices=list(GUIDED), help="Run only the coverage-guided fuzzer, on this target.")
     parser.add_argument(
         "--show", nargs=2, metavar=("TARGET", "NUMBER"), help="Run one mutated input again, in the open."
     )
     args = parser.parse_args()
-    if args.guided:
-        guided_main(args.guided, args.seed, args.inputs, args.keep)
     if args.show:
         from faults.targets import TARGETS
 
         print(TARGETS[args.show[0]](damaged(args.show[0], args.seed, int(args.show[1]))))
         return
-    try:
-        import atheris  # noqa: F401
-    except ImportError:
-        print("atheris is not installed: mutations take the share of the coverage-guided fuzzer.")
     start = time.monotonic()
-    found = campaign(args.inputs, args.seed, "atheris" in sys.modules, args.keep)
+    found = campaign(args.inputs, args.seed)
     found["rows"] = run_rows(args.seed, args.inputs // 200)
     print(f"rows: {args.inputs // 200} tables by hypothesis, {dict(found['rows'][0])}", flush=True)
     problems = [problem for _, listed in found.values() for problem in listed]

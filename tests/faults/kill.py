@@ -1,32 +1,26 @@
 """Kills training with SIGKILL, again and again, and demands the uninterrupted run's result bit for bit.
 
-    python tests/faults/kill.py --kills 60 --seed 0
-    python tests/faults/kill.py --kills 40 --seed 0 --elastic
-
 Every other kill hits a file-system call of checkpointing, rotation or final saving, each kind in turn; the others any
 instant between start and end. Of two processes, both die, or one alone, and the other must end by itself. After each
 kill every checkpoint must be whole, none may have been lost, and a LoRA in the output folder must be the right one.
 
-With --elastic a run from shards goes on, after each kill, on 1, 2 or 4 processes with 0 to 2 workers each, chosen at random, at
+With `elastic` a run from shards goes on, after each kill, on 1, 2 or 4 processes with 0 to 2 workers each, chosen at random, at
 the same number of pairs a step. Sums are then added up in another order, and the result must be the uninterrupted run's
 to float tolerance. LoRA dropout is off: it draws differently on other processes.
 """
 
-import argparse
 import json
 import random
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jobs import Configuration, Killed, make_inputs, newest_good, run, same_tensors
+from jobs import Configuration, Killed, newest_good, run, same_tensors
 from safetensors.numpy import load_file
 
 
-CONFIGURATIONS = [Configuration(source, processes) for source in ("map", "shards") for processes in (1, 2)]
 LORA = "pytorch_lora_weights.safetensors"
 FORCED = (
     "write checkpoint",
@@ -139,28 +133,3 @@ def logged_steps(output_dir: Path) -> list[tuple[int, float]]:
     events = EventAccumulator(str(output_dir / "logs" / "diffusion-orpo-lora-sdxl"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars("loss")]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=60, help="Over all configurations.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--elastic", action="store_true", help="From shards, on other processes after each kill.")
-    args = parser.parse_args()
-    rng, total = random.Random(args.seed), Counter()
-    configurations = [Configuration("shards", 1)] if args.elastic else CONFIGURATIONS
-    for i, configuration in enumerate(configurations):
-        share = args.kills // len(configurations) + (i < args.kills % len(configurations))
-        if share == 0:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            make_inputs(Path(folder) / "inputs")
-            survived = campaign(configuration, share, rng, Path(folder), args.elastic)
-        name = "shards, 1 to 4 processes" if args.elastic else configuration
-        print(f"{name}: {survived.total()} kills: {dict(survived)}", flush=True)
-        total += survived
-    print(f"survived {total.total()} kills: {dict(total)}")
-
-
-if __name__ == "__main__":
-    main()

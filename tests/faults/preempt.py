@@ -1,23 +1,19 @@
 """Sends SIGTERM and SIGINT, as SLURM, spot instances and keyboards do, at any instant and to some or all processes.
 
-    python tests/faults/preempt.py --signals 40 --seed 0
-
 A run that trains must end with the documented status on all processes, after a checkpoint of the step it was in. A run
 that does not train yet ends at once, one that has trained ends with its result. What follows must equal the run that
 nobody disturbed. Data are read by workers, who get the signals too.
 """
 
-import argparse
 import os
 import random
 import shutil
 import signal
-import tempfile
 from collections import Counter
 from pathlib import Path
 
-from jobs import Configuration, make_inputs, newest_good, run
-from kill import CONFIGURATIONS, check_folder, check_result, logged_steps
+from jobs import Configuration, newest_good, run
+from kill import check_folder, check_result, logged_steps
 from orpo.runtime.signals import EXIT_STATUS
 
 
@@ -70,22 +66,3 @@ def ending(statuses: list[int], output: str, number: int) -> str:
     at_once = -number in statuses or number == signal.SIGINT and "KeyboardInterrupt" in output
     assert at_once and EXIT_STATUS not in statuses, (statuses, number, output[-3000:])
     return "ended at once, before training"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--signals", type=int, default=40, help="Over all configurations.")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    rng, total = random.Random(args.seed), Counter()
-    for configuration in CONFIGURATIONS:
-        with tempfile.TemporaryDirectory() as folder:
-            make_inputs(Path(folder) / "inputs")
-            ended = campaign(configuration, args.signals // len(CONFIGURATIONS), rng, Path(folder))
-        print(f"{configuration}: {dict(ended)}", flush=True)
-        total += ended
-    print(f"{total.total()} signals: {dict(total)}")
-
-
-if __name__ == "__main__":
-    main()

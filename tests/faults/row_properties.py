@@ -1,6 +1,5 @@
 """Tables of preference rows of which one is damaged, as hypothesis makes them up."""
 
-import io
 import random
 
 import hypothesis
@@ -13,7 +12,6 @@ from orpo.data.columns import Columns
 from orpo.data.rows import PreferenceRows
 from orpo.data.table import Table
 from orpo.store.rows import read_pair
-from PIL import Image
 
 
 LABELS = st.one_of(
@@ -108,12 +106,3 @@ def verdict(table: pa.Table, row: int) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def decodes(image: bytes | None) -> bool:
-    """Whether Pillow alone reads the image to its end. The converter looks at headers only."""
-    try:
-        Image.open(io.BytesIO(image)).load()
-        return True
-    except Exception:
-        return False

@@ -343,6 +343,7 @@ def test_diffusers_lora_step_has_the_gradients_of_a_direct_loop(lora_script, tin
         )
 
 
+@pytest.mark.campaign
 def test_diffusers_lora_script_trains_a_lora_that_prefers_the_winners(tiny_sd, tmp_path, monkeypatch):
     """The whole script, as it is in a clone of diffusers, with the page's change and without torchvision."""
     source = apply_diff(current_script(), block("diffusers' text-to-image LoRA script"))

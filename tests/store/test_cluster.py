@@ -14,6 +14,7 @@ from orpo.store.manifest import read_manifest
 import convert_to_webdataset
 
 
+pytestmark = pytest.mark.campaign
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("RAY_")

@@ -173,6 +173,7 @@ def test_a_resumed_run_warns_at_the_same_step_and_not_twice(cut, caplog):
     assert resumed == whole
 
 
+@pytest.mark.campaign
 def test_a_run_that_collapses_warns_and_one_that_aligns_does_not(demo_base, faces, tmp_path, caplog):
     """The demo's model: as the demo trains it, and at a learning rate that climbs to the absurd."""
     message = "worse at winners and losers"
