@@ -77,7 +77,7 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     from orpo.making.judging import score
     from orpo.making.settings import settings
     from orpo.making.usable import usable
-    from orpo.models.drawing import Drawing, draw, find_family, load_model
+    from orpo.models.drawing import Drawing, draw, find_family, identify_lora, load_model, open_model
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 
@@ -87,9 +87,10 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     for name in scorers if state.is_main_process else ():
         check_scorer(name, drawing.resolution)
     images = Path(args.output_dir) / "images"
+    lora_digest, warnings = identify_lora(drawing, open_model(drawing, family, state.device, args.cache_dir))
     requests = make_requests(prompts, args.num_images_per_prompt, args.seed)
     with state.main_process_first():
-        open_folder(images, settings(drawing, requests))
+        open_folder(images, settings(drawing, lora_digest, requests))
     if missing(images, requests):
         model = load_model(drawing, family, state.device, args.cache_dir)
         draw_images(partial(draw, drawing, model), images, requests, args.batch_size, name="Drawing")
@@ -100,7 +101,7 @@ def make(args: argparse.Namespace, state, prompts: list[str], winners: list | No
     if not state.is_main_process:
         return
     output.write_metadata(images, kept, drawing.model_name, scores)
-    lines = [f"{len(requests)} images of {len(prompts)} prompts in {images}."]
+    lines = [*warnings, f"{len(requests)} images of {len(prompts)} prompts in {images}."]
     lines += [f"{number} {what} images are left out." for what, number in left_out.items()]
     if winners is not None:
         lines.append(output.write_against_winners(Path(args.winners_dir), winners, images, kept, drawing.model_name))

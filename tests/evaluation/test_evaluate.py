@@ -15,8 +15,8 @@ from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, logged, train
 from orpo.drawing.prompts import BUILT_IN_PROMPTS
 from orpo.models import base_and_lora
+from orpo.models.lora_files import write_for_other_programs
 from orpo.models.options import ModelOptions
-from orpo.models.other_programs import write_for_other_programs
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.scoring.image_statistics import saturation
 from PIL import Image

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
+from orpo.models.lora_files import COMFYUI_FILE
 from orpo.models.options import ModelOptions
-from orpo.models.other_programs import COMFYUI_FILE
 from orpo.models.sdxl import StableDiffusionXL
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file

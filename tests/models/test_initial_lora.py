@@ -10,7 +10,7 @@ from helpers import lora_weights, train
 from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from peft import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 
 LAYERS = "to_q,to_out.0"
@@ -76,27 +76,16 @@ def test_it_starts_with_the_strength_of_the_file_whatever_its_format_and_alpha(n
     torch.testing.assert_close(theirs, expected, rtol=1e-5, atol=1e-7)
 
 
-def rewrite(folder, change) -> None:
-    save_file(change(load_file(folder / FILE)), folder / FILE)
-
-
 REFUSED = {
-    "another rank": ({"rank": 4}, None, "has rank 3, and --rank=4: give --rank=3"),
-    "fewer modules": ({"lora_layers": "to_q"}, None, "Give --lora_layers=to_out.0,to_q$"),
-    "another model": ({}, lambda x: {n.replace("mid_block", "mid_block9"): v for n, v in x.items()}, "mid_block9"),
-    "another width": ({}, lambda x: {n: v[:, :-1] if "down" in n else v for n, v in x.items()}, "another shape"),
-    "a text encoder": ({}, lambda x: x | {"text_encoder.a.lora.up.weight": torch.ones(2, 2)}, "the text encoder too"),
-    "a DoRA": ({}, lambda x: x | {"unet.a.dora_scale": torch.ones(2)}, "it is a DoRA"),
-    "no LoRA": ({}, lambda x: {"unet.conv_in.weight": torch.ones(2, 2)}, "holds conv_in.weight"),
+    "another rank": ({"rank": 4}, "has rank 3, and --rank=4: give --rank=3"),
+    "fewer modules": ({"lora_layers": "to_q"}, "Give --lora_layers=to_out.0,to_q$"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_fit_is_refused_from_the_files_alone(case, tiny_sdxl, tmp_path):
-    more, change, message = REFUSED[case]
+    more, message = REFUSED[case]
     written(StableDiffusionXL, tiny_sdxl, tmp_path / "lora")
-    if change is not None:
-        rewrite(tmp_path / "lora", lambda tensors: {n: v.contiguous() for n, v in change(tensors).items()})
     base = shutil.copytree(tiny_sdxl, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ValueError, match=message):
         StableDiffusionXL.check(options(str(base), tmp_path / "lora", **more))
@@ -108,13 +97,6 @@ def test_the_advice_names_the_modules_of_the_file(tiny_sdxl, tmp_path):
         StableDiffusionXL.check(options(tiny_sdxl, tmp_path / "lora", lora_layers="to_k"))
     layers = str(error.value).split("--lora_layers=")[-1]
     StableDiffusionXL.check(options(tiny_sdxl, tmp_path / "lora", lora_layers=layers))
-
-
-@pytest.mark.parametrize("content", [b"", b"not a LoRA"])
-def test_a_file_that_is_none_is_refused(tiny_sdxl, tmp_path, content):
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="x.safetensors can't be read as a LoRA"):
-        StableDiffusionXL.check(options(tiny_sdxl, tmp_path / "x.safetensors"))
 
 
 def test_a_run_starts_from_it_and_a_resumed_one_does_not_need_it(tiny_sdxl, faces, tmp_path):

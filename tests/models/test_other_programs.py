@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, load_pipeline
 from helpers import train
-from orpo.models.other_programs import COMFYUI_FILE
+from orpo.models.lora_files import COMFYUI_FILE
 from safetensors.torch import load_file
 
 

@@ -9,11 +9,9 @@ from PIL.Image import Image
 
 from diffusers import DDPMScheduler
 
-from ..runtime.messages import printable
-from .drawing import Drawing, draw, find_family, load_model, open_model
+from .drawing import Drawing, draw, find_family, identify_lora, load_model, open_model
 from .encoding_identity import module_identity
 from .family_pipeline import FamilyPipeline
-from .lora_file import check_fit, lora_digest, modules_of, read_lora_file
 from .registry import Family
 from .vae import vae_source
 
@@ -48,8 +46,8 @@ class BaseAndLora:
         lora = {"lora_scale": flags.pop("lora_scale")}
         model = open_model(self.drawing, self.family, self.device, self.cache_dir)
         base = flags | base_identity(model)
-        lora["lora_sha256"], warning = lora_identity(self.drawing.lora_weights, model)
-        return base, lora, [warning] if warning else []
+        lora["lora_sha256"], warnings = identify_lora(self.drawing, model)
+        return base, lora, warnings
 
     def load(self) -> dict[str, Callable[[list[str], list[int]], list[Image]]]:
         """Loads the model; returns functions that draw images of prompts from seeds, as "base" and as "lora".
@@ -89,19 +87,3 @@ def base_identity(model: FamilyPipeline) -> dict[str, object]:
     scheduler = {name: value for name, value in scheduler.items() if name != "_diffusers_version"}
     vae_identity = module_identity(vae, **vae_arguments)
     return identity | {"vae": vae_identity, "scheduler": scheduler | options.sampler_config}
-
-
-def lora_identity(lora_weights: str, model: FamilyPipeline) -> tuple[str, str | None]:
-    """A LoRA's digest, and a warning where only a part of it fits the base model. Reads no weights but the LoRA's.
-
-    Raises:
-        ValueError: it can't be read, or none of it fits.
-    """
-    flag, denoiser = f"--lora_weights={printable(lora_weights)}", model.empty_denoiser
-    try:
-        content = read_lora_file(lora_weights, model.pipeline_class, denoiser.config)
-    except Exception as error:  # of safetensors, of json, of the Hub, and of diffusers' conversions
-        raise ValueError(f"{flag} can't be loaded: {printable(str(error))}") from error
-    modules, base = modules_of(content[0], model.denoiser_name), model.options.pretrained_model_name_or_path
-    warning = check_fit(flag, modules, denoiser, model.denoiser_name, base)
-    return lora_digest(*content), warning

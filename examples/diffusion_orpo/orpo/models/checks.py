@@ -119,9 +119,14 @@ def check_sequence_length(options: ModelOptions, encoder: str) -> None:
         )
 
 
+def matches_layer(name: str, layer: str) -> bool:
+    """Whether an entry of --lora_layers stands for a module: it is the end of its name, and * stands for anything."""
+    return bool(name) and fnmatch(f".{name}", f"*.{layer}")
+
+
 def find_modules(denoiser: torch.nn.Module, layer: str) -> dict[str, torch.nn.Module]:
     """The modules, by name, that an entry of --lora_layers stands for."""
-    return {name: module for name, module in denoiser.named_modules() if name and fnmatch(f".{name}", f"*.{layer}")}
+    return {name: module for name, module in denoiser.named_modules() if matches_layer(name, layer)}
 
 
 def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: list[str]) -> None:

@@ -9,6 +9,7 @@ from PIL.Image import Image
 from ..runtime.messages import printable
 from .checks import read_index
 from .family_pipeline import FamilyPipeline
+from .lora_files import LoraFile, check_all_loaded, find_misfit, read_lora_file
 from .options import ModelOptions
 from .registry import FAMILIES, Family
 
@@ -73,6 +74,11 @@ class Drawing:
         return cls(**given)
 
     @property
+    def lora_flag(self) -> str:
+        """The LoRA as a message names it."""
+        return f"--lora_weights={printable(self.lora_weights)}"
+
+    @property
     def model_name(self) -> str:
         """Of the model, as the pairs name it."""
         lora = f" + {self.lora_weights}" if self.lora_weights else ""
@@ -111,16 +117,44 @@ def load_model(drawing: Drawing, family: Family, device: torch.device, cache_dir
     model = open_model(drawing, family, device, cache_dir)
     model.load_modules()
     if drawing.lora_weights is not None:
+        content = read_lora(drawing, model)
         try:
             model.pipeline.load_lora_weights(drawing.lora_weights, adapter_name="orpo", cache_dir=cache_dir)
             model.pipeline.set_adapters(["orpo"], [drawing.lora_scale])
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(
-                f"--lora_weights={printable(drawing.lora_weights)} does not fit"
-                f" {printable(drawing.pretrained_model_name_or_path)}: {printable(str(error))}"
+                f"{drawing.lora_flag} does not fit {printable(drawing.pretrained_model_name_or_path)}:"
+                f" {printable(str(error))}"
             ) from error
+        check_all_loaded(drawing.lora_flag, content, model.denoiser)
         model.denoiser.eval()  # a LoRA whose file names a dropout is loaded with that switched on
     return model
+
+
+def read_lora(drawing: Drawing, model: FamilyPipeline) -> LoraFile:
+    """Reads the LoRA that the flags name; no weights of the model are needed.
+
+    Raises:
+        ValueError: it can't be read, or is not a plain LoRA.
+    """
+    cache_dir = model.options.cache_dir
+    return read_lora_file(
+        drawing.lora_flag, drawing.lora_weights, model.pipeline_class, model.empty_denoiser, cache_dir
+    )
+
+
+def identify_lora(drawing: Drawing, model: FamilyPipeline) -> tuple[str | None, list[str]]:
+    """The digest of the LoRA that the flags name, None without one, and warnings where only a part of it fits.
+
+    Raises:
+        ValueError: it can't be read, is not a plain LoRA, or none of it fits.
+    """
+    if drawing.lora_weights is None:
+        return None, []
+    lora = read_lora(drawing, model)
+    base = drawing.pretrained_model_name_or_path
+    warning = find_misfit(drawing.lora_flag, lora, model.denoiser_name, base)
+    return lora.digest, [warning] if warning else []
 
 
 def draw(drawing: Drawing, model: FamilyPipeline, prompts: list[str], seeds: list[int]) -> list[Image]:

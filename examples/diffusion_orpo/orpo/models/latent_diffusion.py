@@ -18,10 +18,9 @@ from .checks import check_lora_layers, warn_of_distillation
 from .encoding_identity import base_identity, encoding_identity
 from .family_pipeline import FamilyPipeline
 from .inference_snippet import inference_snippet
-from .initial_lora import read_initial_lora
 from .lora import LORA_FILE, add_lora, as_loaded, load_lora, save_lora
+from .lora_files import COMFYUI_FILE, read_initial_lora, write_for_other_programs
 from .options import ModelOptions
-from .other_programs import COMFYUI_FILE, write_for_other_programs
 from .vae import sample_latents
 from .validation_model import check_same_lora, loaded_with_lora, validation_options
 
