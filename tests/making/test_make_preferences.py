@@ -131,7 +131,7 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
     assert rows(out)[0]["model_0"] == f"{tiny_sdxl} + {lora}"
     weights = lora / "pytorch_lora_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")  # another LoRA under the same name
-    with pytest.raises(SystemExit, match="drawn differently: lora_file was"):
+    with pytest.raises(SystemExit, match="drawn differently: lora_sha256 was"):
         run(lora_weights=lora)
 
 
