@@ -7,7 +7,7 @@ FAST = tests/test_rooms.py tests/data/test_bad_pair.py tests/data/test_dataset.p
 	tests/data/test_pairs.py tests/docs/test_readme.py tests/labelling/test_listing_and_export.py \
 	tests/labelling/test_votes.py tests/loss/test_loss.py tests/scoring/test_win_rate.py \
 	tests/store/test_listing.py tests/store/test_order.py tests/single_file/test_upstream.py \
-	tests/runtime/test_flags.py tests/training/test_arguments.py
+	tests/test_config.py
 
 .PHONY: campaigns clean demo flags lint test test-fast
 

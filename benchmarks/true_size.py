@@ -129,7 +129,7 @@ def training_flags(name: str, work: Path, args: argparse.Namespace) -> list[str]
 
 def stages(name: str, work: Path, args: argparse.Namespace):
     """Yields the name of each stage that is asked for, and what was measured."""
-    script = f"train_diffusion_orpo_{name}_lora.py"
+    script = "train_diffusion_orpo_lora.py"
     pairs = Dataset.from_parquet(str(REPOSITORY / "tests" / "fixtures" / "pairs_sd" / "*.parquet"))
     (work / "pairs").mkdir()
     pairs.select(range(args.pairs)).to_parquet(work / "pairs" / "train.parquet")

@@ -1,23 +1,15 @@
-"""Writes examples/diffusion_orpo/FLAGS.md from the scripts' own declarations: `make flags`."""
+"""Writes examples/diffusion_orpo/FLAGS.md from the declarations in orpo/config.py: `make flags`."""
 
-import argparse
-import importlib
 import sys
-from contextlib import suppress
 from pathlib import Path
-from unittest import mock
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diffusion_orpo"
 PAGE = EXAMPLE / "FLAGS.md"
-TRAINING_SCRIPTS = sorted(
-    (path.stem for path in EXAMPLE.glob("train_*.py")), key=lambda name: ("sdxl" not in name, name)
-)
-OTHER_SCRIPTS = sorted(path.stem for path in EXAMPLE.glob("*.py") if path.stem not in TRAINING_SCRIPTS)
 RESUME = {"same": "must stay", "warn": "warns", None: ""}
 HEAD = """# Flags
 
-Written by `make flags` from the declarations in `orpo/*/flags.py`; `python SCRIPT --help` says the same.
+Written by `make flags` from `orpo/config.py`; `python SCRIPT --help` says the same.
 
 A choice of flags for a first run is in the [README](README.md). "Resume" says what happens if a run that is continued with
 `--resume_from_checkpoint` has another value than the run that it continues: it is refused, or it goes on with a warning.
@@ -30,67 +22,44 @@ def main() -> None:
 
 def flags_page() -> str:
     sys.path.insert(0, str(EXAMPLE))
-    sections = [HEAD, "## Training\n\nScripts: " + ", ".join(f"`{short(name)}`" for name in TRAINING_SCRIPTS) + ".\n"]
-    sections += training_tables({short(name): importlib.import_module(name).FLAGS for name in TRAINING_SCRIPTS})
-    for name in OTHER_SCRIPTS:
-        sections.append(f"## {name}.py\n\n{parser_table(parser_of(importlib.import_module(name)))}\n")
-    return "\n".join(sections)
+    from orpo import config
+
+    scripts = {
+        "train": config.TrainingConfig,
+        "check": config.CheckConfig,
+        "convert": config.ConversionConfig,
+        "make": config.MakingConfig,
+        "evaluate": config.EvaluationConfig,
+        "label": config.LabellingConfig,
+    }
+    groups: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for script, settings in scripts.items():
+        for title, names in settings.groups().items():
+            for name in names:
+                place = next((known for known, rows in groups.items() if row(settings, name) in rows), title)
+                groups.setdefault(place, {}).setdefault(row(settings, name), []).append(script)
+    tables = [table(title, rows, len(scripts)) for title, rows in groups.items()]
+    named = "; ".join(f"{script}: `{path.name}`" for script, path in zip(scripts, map(script_of, scripts)))
+    return "\n".join([HEAD, f"Scripts: {named}.\n", *tables])
 
 
-def short(script: str) -> str:
-    return script.removeprefix("train_diffusion_orpo_")
+def script_of(name: str) -> Path:
+    (path, *_) = sorted(EXAMPLE.glob(f"{name}_*.py"), key=lambda path: ("sdxl" in path.name, path.name))
+    return path
 
 
-def training_tables(scripts: dict[str, list]) -> list[str]:
-    """A table for each group, of the flags of all scripts; where scripts differ in a default or a text, each has a row."""
-    groups: dict[str, dict[tuple[str, str, str, str], list[str]]] = {}
-    for script, declared in scripts.items():
-        for group in declared:
-            rows = groups.setdefault(group.title, {})
-            for flag in group.flags:
-                default = "required" if flag.required else shown(flag.start)
-                rows.setdefault((flag.name, default, flag.help, RESUME[flag.resume]), []).append(script)
-    return [f"### {title.capitalize()}\n\n{group_table(rows, len(scripts))}\n" for title, rows in groups.items()]
+def row(settings: type, name: str) -> tuple[str, str, str, str]:
+    declared, default = settings.settings()[name], settings.default(name)
+    shown = "" if default in (None, False, "", ()) or isinstance(default, tuple) else f"`{default}`"
+    text = " ".join(declared.help.split()).replace("|", "\\|")
+    return name, "required" if declared.required else shown, text, RESUME[declared.resume]
 
 
-def group_table(rows: dict[tuple[str, str, str, str], list[str]], number_of_scripts: int) -> str:
-    lines = ["| flag | default | meaning | resume |", "|---|---|---|---|"]
-    order = list(dict.fromkeys(name for name, *_ in rows))
-    for (name, default, text, resume), scripts in sorted(rows.items(), key=lambda row: order.index(row[0][0])):
-        note = "" if len(scripts) == number_of_scripts else f" *({', '.join(scripts)})*"
-        lines.append(f"| `--{name}` | {default} | {cell(text)}{note} | {resume} |")
-    return "\n".join(lines)
-
-
-def parser_of(script) -> argparse.ArgumentParser:
-    """The parser that a script makes, caught when it is about to read the command line."""
-    caught = []
-
-    def catch(parser, *_):
-        caught.append(parser)
-        raise SystemExit
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", catch), suppress(SystemExit):
-        script.parse_args([])
-    return caught[0]
-
-
-def parser_table(parser: argparse.ArgumentParser) -> str:
-    lines = ["| flag | default | meaning |", "|---|---|---|"]
-    for action in parser._actions:
-        if action.dest != "help":
-            default = "required" if action.required else shown(action.default)
-            name = f"--{action.dest}" if action.option_strings else action.dest
-            lines.append(f"| `{name}` | {default} | {cell(action.help)} |")
-    return "\n".join(lines)
-
-
-def shown(default: object) -> str:
-    return "" if default is None or default is False or isinstance(default, list) else f"`{default}`"
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def table(title: str, rows: dict[tuple[str, ...], list[str]], number_of_scripts: int) -> str:
+    lines = [f"## {title.capitalize()}\n", "| flag | default | meaning | scripts | resume |", "|---|---|---|---|---|"]
+    for (name, default, text, resume), scripts in rows.items():
+        lines.append(f"| `--{name}` | {default} | {text} | {', '.join(scripts)} | {resume} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

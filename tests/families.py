@@ -1,6 +1,5 @@
 """What the tests of the model families share: tiny models of them with random weights, and runs of their scripts."""
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +7,17 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from filelock import FileLock
 from helpers import arguments, lora_weights
+from orpo.cli import parse_training_flags
+from orpo.models import registry
 from orpo.models.flux import Flux
 from orpo.models.flux2 import Flux2Klein
 from orpo.models.latent_diffusion import LatentDiffusion
-from orpo.models.options import ModelOptions
 from orpo.models.qwen_image import QwenImage
 from orpo.models.sd import StableDiffusion
 from orpo.models.sd3 import StableDiffusion3
 from orpo.models.z_image import ZImage
 
+import train_diffusion_orpo_lora
 from diffusers import AutoencoderKL, DiffusionPipeline
 from faces import ALL_KINDS
 from tiny_flux import build_tiny_flux
@@ -44,7 +45,6 @@ class Family:
 
     Attributes:
         cls: of the example.
-        script: its training script.
         build: makes a tiny pipeline of it.
         flags: that a run on the tiny pipeline needs.
         call_options: that make its pipeline read prompts as these flags do.
@@ -52,7 +52,6 @@ class Family:
     """
 
     cls: type[LatentDiffusion]
-    script: str
     build: object
     flags: dict
     call_options: dict
@@ -65,33 +64,29 @@ class Family:
         )
 
     def parse_args(self, model: str, **flags):
-        script = importlib.import_module(self.script)
-        return script.parse_args(arguments(model, "unused", "unused", **self.flags | flags))
+        family = registry.FAMILIES[self.cls.pipeline_class.__name__]
+        line = arguments(model, "unused", "unused", **self.flags | flags)
+        return parse_training_flags(None, (family,), line)
 
     def load(self, model: str, dtype=torch.float32, **flags) -> LatentDiffusion:
-        return self.cls.load(ModelOptions.from_flags(self.parse_args(model, **flags)), torch.device("cpu"), dtype)
+        return self.cls.load(self.parse_args(model, **flags), torch.device("cpu"), dtype)
 
     def train(self, model: str, data: str | None, output_dir, **flags) -> dict[str, torch.Tensor]:
         """Runs the script in this process, on a data set, or, without `data`, on `dataset_path`; returns the LoRA."""
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        importlib.import_module(self.script).main(arguments(model, data, output_dir, **self.flags | flags))
+        train_diffusion_orpo_lora.main(arguments(model, data, output_dir, **self.flags | flags))
         return lora_weights(output_dir)
 
 
 FAMILIES = {
-    "sd": Family(StableDiffusion, "train_diffusion_orpo_sd_lora", build_tiny_sd, {}, {}, {}),
-    "sd3": Family(StableDiffusion3, "train_diffusion_orpo_sd3_lora", build_tiny_sd3, T5_FLAGS, T5_FLAGS, T5_BASE),
-    "flux": Family(Flux, "train_diffusion_orpo_flux_lora", build_tiny_flux, T5_FLAGS, T5_FLAGS, T5_BASE),
-    "z_image": Family(
-        ZImage, "train_diffusion_orpo_z_image_lora", build_tiny_z_image, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
-    ),
-    "flux2": Family(
-        Flux2Klein, "train_diffusion_orpo_flux2_lora", build_tiny_flux2, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE
-    ),
+    "sd": Family(StableDiffusion, build_tiny_sd, {}, {}, {}),
+    "sd3": Family(StableDiffusion3, build_tiny_sd3, T5_FLAGS, T5_FLAGS, T5_BASE),
+    "flux": Family(Flux, build_tiny_flux, T5_FLAGS, T5_FLAGS, T5_BASE),
+    "z_image": Family(ZImage, build_tiny_z_image, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE),
+    "flux2": Family(Flux2Klein, build_tiny_flux2, QWEN_FLAGS, QWEN_FLAGS, QWEN_BASE),
     "qwen_image": Family(
         QwenImage,
-        "train_diffusion_orpo_qwen_image_lora",
         build_tiny_qwen_image,
         QWEN_FLAGS,
         QWEN_IMAGE_OPTIONS,

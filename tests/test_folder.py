@@ -54,9 +54,9 @@ def copy(tmp_path) -> Path:
 MISSING = "./no/such/folder"
 WRONG_PATHS = {
     SDXL: f"--pretrained_model_name_or_path={MISSING} --dataset_name=a",
-    "train_diffusion_orpo_flux_lora.py": f"--pretrained_model_name_or_path=a --dataset_name={MISSING}",
+    "train_diffusion_orpo_lora.py": f"--pretrained_model_name_or_path=a --dataset_name={MISSING}",
     "evaluate_lora.py": f"--pretrained_model_name_or_path=a --lora_weights={MISSING}",
-    "convert_to_webdataset.py": f"--dataset_path={MISSING} --output_dir=a",
+    "convert_to_webdataset.py": f"--dataset_name={MISSING} --output_dir=a",
 }
 AT_THE_DOOR = [
     *((script, "--help", 0, "usage:") for script in SCRIPTS),

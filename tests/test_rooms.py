@@ -10,6 +10,7 @@ EXAMPLE = ROOT / "examples" / "diffusion_orpo"
 # Beside itself, `config` and `runtime`.
 ALLOWED = {
     "runtime": set(),
+    "config": {"runtime"},
     "scoring": set(),
     "data": set(),
     "models": set(),

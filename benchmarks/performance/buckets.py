@@ -16,8 +16,8 @@ import measuring  # noqa: F401, isort: skip
 
 import numpy as np
 import torch
+from orpo.config import ModelConfig
 from orpo.data.order import BatchOrder, permutation
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.runtime.shapes import name_of, shapes_of_area
 from orpo.training.step import compute_losses
@@ -51,7 +51,9 @@ def make_batch(model: StableDiffusionXL, shape: tuple[int, int]) -> dict:
 def time_steps(folder: str) -> dict:
     """Pairs a second in buckets over those in squares, as they are and per pixel."""
     model = StableDiffusionXL.load(
-        ModelOptions(folder, resolution=RESOLUTION, rank=8, lora_layers="to_k,to_q,to_v,to_out.0"),
+        ModelConfig(
+            pretrained_model_name_or_path=folder, resolution=RESOLUTION, rank=8, lora_layers="to_k,to_q,to_v,to_out.0"
+        ),
         DEVICE,
         torch.float32,
     )

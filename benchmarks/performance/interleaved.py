@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Value
+from orpo.cli import encode_pairs
+from orpo.config import TrainingConfig
 from orpo.data.dataset import DataOptions, load_pairs
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training import run as training
 from orpo.training.loop import train
-from orpo.training_script import encode_pairs
 from PIL import Image
 
 import scaled_sdxl
 from measuring import DEVICE, clock
-from train_diffusion_orpo_sdxl_lora import FLAGS, parse_args
+from train_diffusion_orpo_sdxl_lora import parse_args
 
 
 WARM_UP = 2  # rounds that are not counted
@@ -142,8 +142,8 @@ class Run:
     cached: object
 
     @property
-    def args(self) -> argparse.Namespace:
-        return self.run.args
+    def args(self) -> TrainingConfig:
+        return self.run.config
 
     @property
     def accelerator(self) -> Accelerator:
@@ -156,8 +156,8 @@ class Run:
     def train(self, source: Interleaved, rounds: int) -> dict[str, list[float]]:
         """Trains for so many rounds through the sources, and some to warm up; returns the seconds of each's steps."""
         steps = len(source.sources) * (rounds + WARM_UP) + 1  # the last step's end is not seen
-        args = argparse.Namespace(**vars(self.args) | {"max_train_steps": steps})
-        train(replace(self.run, args=args), self.model, source)
+        config = self.run.config.replace(max_train_steps=steps)
+        train(replace(self.run, config=config), self.model, source)
         return {name: times[WARM_UP:] for name, times in source.times.items()}
 
 
@@ -166,10 +166,10 @@ def start(args, **more) -> Iterator[Run]:
     """Loads model and data as the training script does, but both cached and not cached."""
     with tempfile.TemporaryDirectory() as work:
         run_args = parse_args(command_line(flags(args, work, max_train_steps=1, **more)))
-        with training.start_run(run_args, FLAGS) as run:
-            data = load_pairs(DataOptions.from_flags(run_args))
+        with training.start_run(run_args) as run:
+            data = load_pairs(DataOptions.from_config(run_args))
             cached = encode_pairs(data, run_args, run.accelerator, StableDiffusionXL, run.dtype)
-            model = StableDiffusionXL.load(ModelOptions.from_flags(run_args), run.accelerator.device, run.dtype)
+            model = StableDiffusionXL.load(run_args, run.accelerator.device, run.dtype)
             yield Run(run, model, data, cached)
 
 

@@ -25,7 +25,7 @@ def measure(args) -> dict:
     times: dict[str, list[float]] = defaultdict(list)
     with start(args) as run:
         run.model.denoiser.train()
-        optimizer = make_optimizer(run.args, run.parameters, args.train_batch_size)
+        optimizer = make_optimizer(run.args, run.parameters)
         batch = next(iter(run.cached.training_batches(args.train_batch_size, 0, None, 0, 1)))
         for _ in range(args.rounds + WARM_UP):
             for name in ("orpo", "dpo"):

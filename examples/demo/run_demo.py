@@ -27,7 +27,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "diffusion_orpo"
 
 def train(family: str, base: str, pairs: Path, output_dir: Path, steps: int) -> None:
     """Starts the training script as a user does."""
-    script = SCRIPTS / f"train_diffusion_orpo_{family}_lora.py"
+    script = SCRIPTS / "train_diffusion_orpo_lora.py"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(script)]
     command += [f"--max_sequence_length={T5_LENGTH}"] if family in ("sd3", "flux") else []
     command += [

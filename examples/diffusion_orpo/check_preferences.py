@@ -21,79 +21,26 @@ often each of these agrees with the labels. Ends with status 0 where training wo
 with 2 where there is nothing to look at: shards that are encoded hold no images.
 """
 
-import argparse
-import sys
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
-from orpo.checking.flags import OUTPUT, PROMPTS, check_filter
-from orpo.data.flags import IMAGES
-from orpo.data_source import SOURCES, check_source
-from orpo.evaluation.flags import JUDGING
-from orpo.models.flags import MODEL
-from orpo.runtime.flags import FlagGroup, all_flags, assemble, make_parser, parse, pick
-from orpo.runtime.shapes import shapes_from_flags
+from orpo.cli import read_flags, run
+from orpo.config import CheckConfig
 from orpo.runtime.start import begin
-from orpo.training.flags import VALIDATION
 
 
-UNUSED = ("cache_latents", "shuffle_buffer_size")  # of those that choose the data
-SOURCE = [flag for flag in all_flags(SOURCES) if flag.name not in UNUSED]
-WHICH_PAIRS = (
-    "max_train_samples",
-    "run_validation",
-    "num_validation_pairs",
-    "resolution",
-    "aspect_ratio_buckets",
-    "max_crop",
-)
-HOW_MANY = pick([IMAGES, VALIDATION], WHICH_PAIRS)
-PIPELINE, REVISION, CACHE_DIR = pick([MODEL], ("pretrained_model_name_or_path", "revision", "cache_dir"))
-PIPELINE = replace(
-    PIPELINE,
-    required=False,
-    help="Pipeline whose tokenizers measure the prompts: a path, or a model identifier from huggingface.co/models.",
-)
-(SCORERS,) = pick([JUDGING], ("scorers",))
-SCORERS = replace(SCORERS, default=[], help=f"Say how often these agree with the labels. {SCORERS.help}")
-
-FLAGS = assemble(
-    [
-        FlagGroup("data, as the training scripts take it", (*SOURCE, *HOW_MANY, CACHE_DIR)),
-        FlagGroup("prompts", (PIPELINE, REVISION)),
-        PROMPTS,
-        FlagGroup("output", (SCORERS,)),
-        OUTPUT,
-    ]
-)
+parse_args = partial(read_flags, CheckConfig, __doc__)
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, FLAGS)
-    parser.set_defaults(random_crop=False, random_flip=False, proportion_empty_prompts=0.0, dataloader_num_workers=0)
-    args = parse(parser, FLAGS, input_args)
-    check_source(parser, args)
-    check_filter(parser, args)
-    try:
-        shapes_from_flags(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
-
-
-def main(input_args: list[str] | None = None) -> int:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
+def main(line: list[str] | None = None) -> int:
+    config = parse_args(line)
+    begin(__file__)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.checking.check import check
     from orpo.scoring.label_agreement import LabelJudge
 
-    try:
-        return check(args, LabelJudge(args.scorers) if args.scorers else None)
-    except ValueError as error:  # a scorer that fails
-        sys.exit(f"check_preferences.py: {error}")
+    return check(config, LabelJudge(config.scorers) if config.scorers else None)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

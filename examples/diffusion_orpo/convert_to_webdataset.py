@@ -11,41 +11,36 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Converts a preference data set to shards for WebDataset, on Ray Data.
+"""Converts a preference dataset to shards for WebDataset, on Ray Data.
 
-    python convert_to_webdataset.py --dataset_path pickapic --output_dir shards
+    python convert_to_webdataset.py --dataset_name pickapic --output_dir shards
     python convert_to_webdataset.py --output_dir shards --verify
 
 Images pass through as they are. With --encode, samples hold what VAE and text encoders say of images and prompt instead,
 and the shards train without either:
 
-    python convert_to_webdataset.py --dataset_path pickapic --output_dir encoded --encode --mixed_precision fp16 \
+    python convert_to_webdataset.py --dataset_name pickapic --output_dir encoded --encode --mixed_precision fp16 \
         --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0
 
 A conversion that was stopped continues where it was when started again.
 """
 
-import argparse
 import logging
 import os
 import time
-from pathlib import Path
+from functools import partial
 
-from orpo.runtime.flags import make_parser, parse
+from orpo import cli
+from orpo.config import ConversionConfig
 from orpo.runtime.start import begin
-from orpo.store.conversion_flags import ENCODED_WITH, FLAGS, check_flags
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, FLAGS)
-    args = parse(parser, FLAGS, input_args)
-    check_flags(parser, args)
-    return args
+parse_args = partial(cli.read_flags, ConversionConfig, __doc__)
 
 
-def main(input_args: list[str] | None = None) -> None:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
+def main(line: list[str] | None = None) -> None:
+    config = parse_args(line)
+    begin(__file__)
 
     # Ray and datasets take seconds to load: not before the flags are known to be good.
     from orpo.data.reading import Reading
@@ -54,32 +49,34 @@ def main(input_args: list[str] | None = None) -> None:
     from orpo.store.plan import plan_job
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    if args.verify:
-        verify(args.output_dir)
+    if config.verify:
+        verify(config.output_dir)
         return
+    if config.encode:
+        from orpo.store.encoder import plan_encoding  # imports torch and diffusers
     start = time.perf_counter()
-    output_dir = args.output_dir
+    output_dir = config.output_dir
     if not output_dir.startswith("s3://"):
         output_dir = os.path.abspath(output_dir)  # tasks run elsewhere
         os.makedirs(output_dir, exist_ok=True)
     job = plan_job(
-        args.dataset_path,
+        config.dataset_name,
         output_dir,
-        dataset_config_name=args.dataset_config_name,
-        split=args.split,
-        shard_size_mb=args.shard_size_mb,
-        keep_ties=args.keep_ties,
-        cache_dir=args.cache_dir,
-        staging_dir=args.staging_dir,
-        encoding=read_encoding_flags(args) if args.encode else None,
-        reading=Reading.from_flags(args),
+        dataset_config_name=config.dataset_config_name,
+        split=config.dataset_split_name,
+        shard_size_mb=config.shard_size_mb,
+        keep_ties=config.keep_ties,
+        cache_dir=config.cache_dir,
+        staging_dir=config.staging_dir,
+        encoding=plan_encoding(cli.encoding_config(config)) if config.encode else None,
+        reading=Reading.from_config(config),
     )
     try:
         finished, in_manifest = find_finished(job)
         if in_manifest and len(finished) == len(job.units):
             print(f"{output_dir} already holds all {len(finished)} shards of split {job.split}: nothing to do.")
             return
-        with ray_session(args.ray_address):
+        with ray_session(config.ray_address):
             new = {shard.name: shard for shard in run(job, finished)}
         shards = [(finished | new)[unit.name] for unit in job.units]
         summary = check_totals(job, shards)
@@ -92,24 +89,5 @@ def main(input_args: list[str] | None = None) -> None:
     print(f"{samples} pairs in {len(new)} shards, {seconds:.1f} s, {samples / seconds:.1f} pairs/s. {summary}")
 
 
-def read_encoding_flags(args: argparse.Namespace) -> "EncodingJob":  # noqa: F821
-    """Plans the encoding that the flags ask for.
-
-    Raises:
-        ValueError, OSError: the model does not exist, or belongs to no known family.
-    """
-    from orpo.store.encoder import plan_encoding  # imports torch and diffusers
-
-    flags = [f"--cache_dir={os.path.abspath(args.cache_dir)}"] if args.cache_dir else []
-    for flag in ENCODED_WITH:
-        value = getattr(args, flag.name)
-        if value is True:
-            flags.append(f"--{flag.name}")
-        elif value is not None:
-            is_folder = flag.is_source and os.path.isdir(value)
-            flags.append(f"--{flag.name}={os.path.abspath(value) if is_folder else value}")  # actors run elsewhere
-    return plan_encoding(flags)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -19,39 +19,26 @@
 Writes the images, `results.json` and `index.html`, a page that shows every pair. Started again, it continues where it stopped.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from functools import partial
 
-from orpo.evaluation.flags import EVALUATION, check_flags
-from orpo.models.drawing_flags import DRAWING, DRAWN_MODEL
-from orpo.runtime.flags import assemble, make_parser, parse
+from orpo.cli import read_flags, run
+from orpo.config import EvaluationConfig
 from orpo.runtime.start import begin
 
 
-FLAGS = assemble([DRAWN_MODEL, *EVALUATION, DRAWING])
+parse_args = partial(read_flags, EvaluationConfig, __doc__)
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, FLAGS)
-    args = parse(parser, FLAGS, input_args)
-    check_flags(parser, args)
-    return args
-
-
-def main(input_args: list[str] | None = None) -> None:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
+def main(line: list[str] | None = None) -> None:
+    config = parse_args(line)
+    begin(__file__)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.evaluation.run import evaluate
     from orpo.models.base_and_lora import BaseAndLora
 
-    try:
-        evaluate(args, BaseAndLora.from_flags)
-    except ValueError as error:  # what the user can put right
-        sys.exit(f"evaluate_lora.py: {error}")
+    evaluate(config, BaseAndLora.from_config)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

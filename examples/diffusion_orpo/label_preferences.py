@@ -26,61 +26,58 @@ Several people label a folder at once, each with a server and an --annotator nam
 --overlap of them all, which tells how far they agree.
 """
 
-import argparse
 import json
-import sys
+import unicodedata
+from functools import partial
 from pathlib import Path
 
+from orpo.cli import read_flags, run
+from orpo.config import LabellingConfig
 from orpo.data.listing import read_listing
 from orpo.labelling.agreement import agreements, as_json
 from orpo.labelling.export import export, labelled_pairs
-from orpo.labelling.flags import FLAGS
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_annotator, find_copies, read_votes
 from orpo.runtime.durable import write_text
-from orpo.runtime.flags import make_parser, parse
 from orpo.runtime.messages import printable
 from orpo.runtime.start import begin
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    return parse(make_parser(__doc__, FLAGS), FLAGS, input_args)
+parse_args = partial(read_flags, LabellingConfig, __doc__)
 
 
-def main(input_args: list[str] | None = None) -> None:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
-    try:
-        if args.export is None:
-            label(args)
-        else:
-            export_votes(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"label_preferences.py: {error}")
+def main(line: list[str] | None = None) -> None:
+    config = parse_args(line)
+    begin(__file__)
+    if config.export is None:
+        label(config)
+    else:
+        export_votes(config)
 
 
-def label(args: argparse.Namespace) -> None:
+def label(config: LabellingConfig) -> None:
     """Serves the page until it is told to stop, then says how far annotators agree."""
     try:
         from orpo.labelling.server import new_token, open_socket, serve  # an export needs no server
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}: pip install starlette uvicorn") from error
 
-    check_annotator(args.annotator)
-    folder = Path(args.images_dir)
+    annotator = unicodedata.normalize("NFC", config.annotator)
+    check_annotator(annotator)
+    folder = Path(config.images_dir)
     images = read_listing(folder)
-    size = args.ranking or 2
+    size = config.ranking or 2
     questions, left_over = make_questions(folder, images, size)
     if not questions:
         raise ValueError(f"{folder} has no prompt with {size} images: there is nothing to label.")
-    listener, token = open_socket(args.port), new_token()
-    session = Session(folder, args.annotator, questions, Settings(size, args.overlap, args.seed))
+    listener, token = open_socket(config.port), new_token()
+    session = Session(folder, annotator, questions, Settings(size, config.overlap, config.seed))
     if left_over:
         print(f"{left_over} images are in no question: too few others have their prompt.")
     report_copies(folder)
     progress = session.progress
-    print(f"{progress['total']} questions for {args.annotator}, {progress['answered']} answered.")
+    print(f"{progress['total']} questions for {annotator}, {progress['answered']} answered.")
     print(f"Open http://127.0.0.1:{listener.getsockname()[1]}/?token={token}\nCtrl-C ends it.", flush=True)
     serve(session, listener, token)
     progress = session.progress
@@ -92,9 +89,9 @@ def label(args: argparse.Namespace) -> None:
         print(*agreed, sep="\n")
 
 
-def export_votes(args: argparse.Namespace) -> None:
+def export_votes(config: LabellingConfig) -> None:
     """Writes the dataset, and says what is in it."""
-    folder, output_dir = Path(args.images_dir), Path(args.export)
+    folder, output_dir = Path(config.images_dir), Path(config.export)
     votes = read_votes(folder)
     report_copies(folder)
     if not any(votes.values()):
@@ -126,4 +123,4 @@ def report_copies(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

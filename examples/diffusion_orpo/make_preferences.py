@@ -25,33 +25,24 @@ a subject. With --lora_weights, the model draws with a LoRA: this makes the pair
 Started again, it continues where it stopped. `accelerate launch make_preferences.py` draws on several GPUs.
 """
 
-import argparse
-import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from orpo.making.flags import MAKING, check_flags
-from orpo.models.drawing_flags import DRAWING, DRAWN_MODEL
-from orpo.runtime.flags import assemble, make_parser, parse
+from orpo.cli import read_flags, run
+from orpo.config import MakingConfig
 from orpo.runtime.start import begin
 
-
-FLAGS = assemble([DRAWN_MODEL, *MAKING, DRAWING])
 
 TIMEOUT = timedelta(hours=6)  # the other processes wait for the first one to download a scorer, and for the slowest
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, FLAGS)
-    args = parse(parser, FLAGS, input_args)
-    check_flags(parser, args)
-    return args
+parse_args = partial(read_flags, MakingConfig, __doc__)
 
 
-def main(input_args: list[str] | None = None) -> None:
-    args = parse_args(input_args)
-    begin(Path(__file__).name)
+def main(line: list[str] | None = None) -> None:
+    config = parse_args(line)
+    begin(__file__)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from accelerate import PartialState
@@ -60,57 +51,55 @@ def main(input_args: list[str] | None = None) -> None:
     from orpo.drawing.prompts import read_prompts
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
-    try:
-        if args.winners_dir is not None:
-            winners = read_listing(Path(args.winners_dir))
-            make(args, state, [winner.prompt for winner in winners], winners)
-        else:
-            make(args, state, read_prompts(args), None)
-    except ValueError as error:  # what the user can put right
-        sys.exit(f"make_preferences.py: {error}")
+    if config.winners_dir is not None:
+        winners = read_listing(Path(config.winners_dir))
+        make(config, state, [winner.prompt for winner in winners], winners)
+    else:
+        make(config, state, read_prompts(config), None)
 
 
-def make(args: argparse.Namespace, state, prompts: list[str], winners: list | None) -> None:
+def make(config: MakingConfig, state, prompts: list[str], winners: list | None) -> None:
     """Draws, judges and writes."""
     from orpo.drawing.images import draw_images, make_requests, missing, open_folder
     from orpo.making import output
     from orpo.making.judging import score
     from orpo.making.settings import settings
     from orpo.making.usable import usable
-    from orpo.models.drawing import Drawing, draw, find_family, identify_lora, load_model, open_model
+    from orpo.models.drawing import Drawing, draw, identify_lora, load_model, open_model
+    from orpo.models.registry import find_family
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer
 
-    family = find_family(args)
-    drawing = Drawing.from_flags(args, family, state.device)
-    scorers = args.scorers or []
+    family = find_family(config)
+    drawing = Drawing.from_config(config, family, state.device)
+    scorers = config.scorers
     for name in scorers if state.is_main_process else ():
         check_scorer(name, drawing.resolution)
-    images = Path(args.output_dir) / "images"
-    lora_digest, warnings = identify_lora(drawing, open_model(drawing, family, state.device, args.cache_dir))
-    requests = make_requests(prompts, args.num_images_per_prompt, args.seed)
+    images = Path(config.output_dir) / "images"
+    lora_digest, warnings = identify_lora(drawing, open_model(drawing, family, state.device, config.cache_dir))
+    requests = make_requests(prompts, config.images_per_prompt, config.seed)
     with state.main_process_first():
         open_folder(images, settings(drawing, lora_digest, requests))
     if missing(images, requests):
-        model = load_model(drawing, family, state.device, args.cache_dir)
-        draw_images(partial(draw, drawing, model), images, requests, args.batch_size, name="Drawing")
+        model = load_model(drawing, family, state.device, config.cache_dir)
+        draw_images(partial(draw, drawing, model), images, requests, config.batch_size, name="Drawing")
         del model
 
     kept, left_out = usable(images, requests)
-    scores = {scorer_label(name): score(name, images, kept, args.batch_size) for name in scorers}
+    scores = {scorer_label(name): score(name, images, kept, config.batch_size) for name in scorers}
     if not state.is_main_process:
         return
     output.write_metadata(images, kept, drawing.model_name, scores)
     lines = [*warnings, f"{len(requests)} images of {len(prompts)} prompts in {images}."]
     lines += [f"{number} {what} images are left out." for what, number in left_out.items()]
     if winners is not None:
-        lines.append(output.write_against_winners(Path(args.winners_dir), winners, images, kept, drawing.model_name))
+        lines.append(output.write_against_winners(Path(config.winners_dir), winners, images, kept, drawing.model_name))
     elif scores:
-        lines.append(output.write_judged(args, images, kept, drawing.model_name, scores))
+        lines.append(output.write_judged(config, images, kept, drawing.model_name, scores))
     else:
         lines.append(f"Judge them: python label_preferences.py --images_dir={images}")
     print(*lines, sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

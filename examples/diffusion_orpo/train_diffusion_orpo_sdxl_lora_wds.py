@@ -11,27 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Aligns Stable Diffusion XL with human preferences: trains a LoRA with ORPO on pairs from WebDataset shards."""
+"""Aligns Stable Diffusion XL with human preferences: train_diffusion_orpo_lora.py for SDXL alone, by its known name."""
 
-import argparse
-import sys
-from pathlib import Path
+from functools import partial
 
+from orpo.cli import parse_training_flags, run, train
 from orpo.models.registry import SDXL
-from orpo.store.flags import SHARDS
-from orpo.training_script import parse_training_flags, train_lora, training_flags
 
 
-FLAGS = training_flags(SDXL, [SHARDS], train_batch_size=8)
+MODELS = (SDXL,)
+
+parse_args = partial(parse_training_flags, __doc__, MODELS)
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    return parse_training_flags(__doc__, FLAGS, SDXL, input_args)
-
-
-def main(input_args: list[str] | None = None) -> int:
-    return train_lora(Path(__file__).name, parse_args(input_args), FLAGS, SDXL)
+def main(line: list[str] | None = None) -> int:
+    return train(__file__, parse_args(line), MODELS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

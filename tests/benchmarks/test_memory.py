@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
-from orpo.models.options import ModelOptions
+from orpo.config import ModelConfig
+from orpo.models.bnb_config import read_bnb_config
 from orpo.models.quantization import quantization_options
 from peft import LoraConfig
 
@@ -100,7 +101,9 @@ def test_quantized_weights_are_as_large_as_bitsandbytes_makes_them(demo_base, qu
         monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: device_map)
     options = {"subfolder": "unet", "dtype": torch.bfloat16}
     plain = UNet2DConditionModel.from_pretrained(demo_base, **options).requires_grad_(False)
-    quantization = quantization_options(ModelOptions("", quantize_base=quantize_base), "unet", torch.bfloat16)
+    quantization = quantization_options(
+        ModelConfig(bnb_quantization_config_path=read_bnb_config(quantize_base)), "unet", torch.bfloat16
+    )
     config = quantization["quantization_config"].quant_mapping["unet"]
     quantized = UNet2DConditionModel.from_pretrained(demo_base, quantization_config=config, **options)
     size = 0

@@ -47,7 +47,7 @@ def check(output_dir: Path, **flags) -> tuple[int, dict]:
 
 def why_training_refuses(folder: str, **flags) -> str | None:
     try:
-        load_pairs(DataOptions.from_flags(parse_args(arguments("unused", folder, "unused", **flags))))
+        load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused", **flags))))
     except ValueError as error:
         return str(error)
     return None
@@ -468,7 +468,7 @@ def write_folders(folder: Path, prompts: str = "captions", suffix: str = "jpg") 
 @pytest.mark.parametrize("prompts", ["captions", "prompts.txt", "metadata.jsonl"])
 def test_folders_give_each_image_its_partner_and_prompt_in_natural_order(tmp_path, prompts):
     folder, pairs = write_folders(tmp_path / "data", prompts)
-    train = load_pairs(DataOptions.from_flags(parse_args(arguments("unused", folder, "unused")))).train
+    train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused")))).train
     assert [(p.winner, p.loser, p.prompt) for p in (train[i] for i in range(len(train)))] == pairs
     status, report = check(tmp_path / "out", dataset_name=folder)
     assert (status, report["pairs"], report["problems"]) == (0, 11, [])
@@ -489,7 +489,7 @@ def test_folders_are_found_in_upper_case_too(tmp_path, names):
     folder, pairs = write_folders(tmp_path / "data")
     for old, new in zip(("chosen", "rejected"), names):
         (tmp_path / "data" / old).rename(tmp_path / "data" / new)
-    train = load_pairs(DataOptions.from_flags(parse_args(arguments("unused", folder, "unused")))).train
+    train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused")))).train
     assert [train[i].winner for i in range(11)] == [winner for winner, *_ in pairs]
 
 
@@ -505,7 +505,7 @@ def test_prompts_of_folders_from_a_table_and_from_captions_named_after_the_file(
         else:
             for i, (*_, prompt) in enumerate(pairs):
                 (folder / "chosen" / f"{i}.jpg.txt").write_text(prompt)
-        train = load_pairs(DataOptions.from_flags(parse_args(arguments("unused", path, "unused")))).train
+        train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", path, "unused")))).train
         assert train.prompts() == [prompt for *_, prompt in pairs]
 
 
@@ -616,7 +616,7 @@ def test_an_imagefolder_that_calls_its_folders_so_stays_one(tmp_path):
         for i in range(11)
     ]
     (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    train = load_pairs(DataOptions.from_flags(parse_args(arguments("unused", folder, "unused")))).train
+    train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused")))).train
     assert {(p.winner, p.loser) for p in (train[i] for i in range(11))} == {
         (pairs[i][0], pairs[10 - i][1]) for i in range(11)
     }

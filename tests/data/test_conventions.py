@@ -330,7 +330,7 @@ def test_ambiguous_columns_are_refused_with_both_readings(columns, readings, tmp
 
 def test_two_paths_alone_could_mean_anything(tmp_path):
     pq.write_table(pa.Table.from_pylist([{"prompt": "a", "path1": "a", "path2": "b"}]), tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="It needs .*--chosen_column"):
+    with pytest.raises(ValueError, match="It needs .*--columns chosen=NAME"):
         open_table(str(tmp_path))
 
 
@@ -341,15 +341,15 @@ def test_columns_that_flags_name_must_be_there(tmp_path):
 
 
 WAYS_TO_NAME = [
-    {"image_0_column": "first", "image_1_column": "second", "label_column": "better", "prompt_column": "text"},
-    {"chosen_column": "first", "rejected_column": "second", "prompt_column": "text"},
+    ["image_0=first", "image_1=second", "label=better", "prompt=text"],
+    ["chosen=first", "rejected=second", "prompt=text"],
 ]
 
 
-@pytest.mark.parametrize("flags", WAYS_TO_NAME, ids=["labelled", "chosen"])
-def test_flags_name_columns_in_training(tmp_path, flags):
-    rows = {"soft_labels": True, "min_agreement": 0.6} if "label_column" in flags else {}
-    data = load(arguments("unused", str(named(tmp_path)), "unused", **flags, **rows))
+@pytest.mark.parametrize("columns", WAYS_TO_NAME, ids=["labelled", "chosen"])
+def test_flags_name_columns_in_training(tmp_path, columns):
+    rows = {"soft_labels": True, "min_agreement": 0.6} if "label=better" in columns else {}
+    data = load(arguments("unused", str(named(tmp_path)), "unused", columns=columns, **rows))
     assert seen(data.train[i] for i in range(data.num_pairs)) == sorted(TWO)
 
 
@@ -364,19 +364,23 @@ def test_flags_say_where_images_are_and_which_to_compare(tmp_path):
 
 
 def load(line: list[str]):
-    return load_pairs(DataOptions.from_flags(parse_args(line)))
+    return load_pairs(DataOptions.from_config(parse_args(line)))
 
 
 @pytest.mark.parametrize(
-    "names", [["chosen_column"], ["image_0_column", "image_1_column", "prompt_column"], ["prompt_column"]]
+    ("columns", "message"),
+    [
+        (["chosen=x"], "name all columns: chosen, rejected and prompt"),
+        (["image_0=x", "image_1=x", "prompt=x"], "name all columns: chosen, rejected and prompt"),
+        (["prompt=x"], "name all columns: chosen, rejected and prompt"),
+        (["winner=x"], "write what a column holds and its name"),
+        (["chosen", "rejected=x", "prompt=x"], "write what a column holds and its name"),
+    ],
 )
-def test_some_of_the_columns_are_not_enough(names, tmp_path, capsys):
+def test_some_of_the_columns_are_not_enough(columns, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        load(arguments("unused", str(named(tmp_path)), "unused", **dict.fromkeys(names, "x")))
-    assert (
-        "name all columns: --image_0_column --image_1_column --label_column --prompt_column, or"
-        in capsys.readouterr().err
-    )
+        load(arguments("unused", str(named(tmp_path)), "unused", columns=columns))
+    assert message in capsys.readouterr().err
 
 
 def test_training_from_a_ranking_equals_training_from_its_pairs(tmp_path, tiny_sdxl):

@@ -18,7 +18,7 @@ from train_diffusion_orpo_sdxl_lora import parse_args
 
 
 def open_data(folder: str, **flags) -> PreferenceData:
-    return load_pairs(DataOptions.from_flags(parse_args(arguments("unused", folder, "unused", **flags))))
+    return load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused", **flags))))
 
 
 def winners_smile(data: PreferenceData) -> bool:

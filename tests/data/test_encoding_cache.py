@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet
+from orpo.cli import encode_pairs
 from orpo.data import encoding_cache
 from orpo.data.dataset import DataOptions, TransformedPairs, load_pairs
 from orpo.data.encoding_cache import Encoder
 from orpo.models.encoding_identity import encoding_identity, module_identity
 from orpo.models.latent_diffusion import LatentDiffusion
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.training_script import encode_pairs
 
 import train_diffusion_orpo_sdxl_lora
 from diffusers import AutoencoderKL
@@ -48,7 +47,7 @@ def open_encoded(model: str, data: str, cache_dir, accelerator=CPU, **flags):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding_cache, "on_main_process", lambda accelerator, function, *args: function(*args))
         return encode_pairs(
-            load_pairs(DataOptions.from_flags(args)), args, accelerator, StableDiffusionXL, torch.float32
+            load_pairs(DataOptions.from_config(args)), args, accelerator, StableDiffusionXL, torch.float32
         )
 
 
@@ -95,7 +94,7 @@ def test_each_image_and_each_prompt_is_encoded_once(tiny_sdxl, tmp_path, encoded
     assert len(encoded["images"]) == len({row[name] for row in rows for name in ("jpg_0", "jpg_1")})
     assert sorted(encoded["prompts"]) == sorted({row["caption"] for row in rows})
     args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, "unused", "unused"))
-    model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32, denoiser=False)
+    model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32, denoiser=False)
     cached, plain = (make(data.train, data.transform, 0) for make in (data.encodings.samples, TransformedPairs))
     for index in range(11):
         sample, expected = cached[0, index], plain[0, index]
@@ -199,8 +198,7 @@ def test_a_module_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
 
 def test_precision_is_part_of_the_identity(tiny_sdxl, faces):
     args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, faces, "unused"))
-    options = ModelOptions.from_flags(args)
-    identities = [encoding_identity(StableDiffusionXL, options, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    identities = [encoding_identity(StableDiffusionXL, args, dtype) for dtype in (torch.float32, torch.bfloat16)]
     assert {name for name in identities[0] if identities[0][name] != identities[1][name]} == {"precision"}
 
 

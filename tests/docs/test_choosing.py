@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusion_orpo_loss import odds_ratio_objective
-from orpo.runtime.flags import all_flags
-
-from train_diffusion_orpo_sdxl_lora import FLAGS
+from orpo.config import TrainingConfig
 
 
 def share_of_gradient(error: float, beta: float) -> float:
@@ -31,7 +29,7 @@ def test_the_shares_are_those_of_the_loss():
 
 
 def test_its_flags_exist():
-    known = {flag.name for flag in all_flags(FLAGS)}
+    known = set(TrainingConfig.settings())
     assert set(re.findall(r"`?--(\w+)", PAGE)) <= known
 
 

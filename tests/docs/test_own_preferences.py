@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from helpers import encode
+from orpo.config import CheckConfig, LabellingConfig, MakingConfig, TrainingConfig
 from orpo.data.listing import read_listing
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
@@ -104,7 +105,7 @@ def test_every_command_of_the_page_runs(folder):
 def test_the_page_names_only_flags_that_there_are():
     text = PAGE.read_text()
     flags = set()
-    for script in ("make_preferences", "label_preferences", "check_preferences", "train_diffusion_orpo_sdxl_lora"):
-        flags |= {flag.name for group in importlib.import_module(script).FLAGS for flag in group.flags}
+    for config in (MakingConfig, LabellingConfig, CheckConfig, TrainingConfig):
+        flags |= set(config.settings())
     named = set(re.findall(r"`--(\w+)", text))
     assert named <= flags and named >= {"ranking", "annotator", "overlap", "combine", "weights", "min_margin", "pairs"}

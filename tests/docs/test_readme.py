@@ -27,7 +27,7 @@ def test_the_training_command_parses(text):
 def test_the_command_for_shards_parses():
     command = re.findall(r"train_diffusion_orpo_sdxl_lora_wds.py (\\\n.*?)```", EXAMPLE_README, flags=re.DOTALL)[0]
     args = train_diffusion_orpo_sdxl_lora_wds.parse_args(shlex.split(command.replace("\\\n", " ")))
-    assert args.dataset_path == ["pipe:aws s3 cp s3://diffusion-preference-opt/{00000..00644}.tar -"]
+    assert args.dataset_path == ("pipe:aws s3 cp s3://diffusion-preference-opt/{00000..00644}.tar -",)
     assert (args.train_batch_size, args.dataloader_num_workers, args.max_train_steps) == (8, 8, 50000)
 
 

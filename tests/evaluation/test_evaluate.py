@@ -16,7 +16,6 @@ from helpers import arguments, logged, train
 from orpo.drawing.prompts import BUILT_IN_PROMPTS
 from orpo.models import base_and_lora
 from orpo.models.lora_files import write_for_other_programs
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.scoring.image_statistics import saturation
 from PIL import Image
@@ -41,7 +40,7 @@ def lora(tiny_sdxl, tmp_path_factory) -> str:
 
 def save_lora(base: str, folder: Path, seed: int) -> None:
     args = parse_args(arguments(base, "unused", "unused", rank=2, lora_alpha=3))
-    model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
+    model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.denoiser.parameters():
         if parameter.requires_grad:
@@ -157,9 +156,7 @@ def test_results_are_the_scores_of_the_images_on_disk(run):
 
 def test_a_lora_that_adds_nothing_ties_everywhere(run, tiny_sdxl, tmp_path):
     args = parse_args(arguments(tiny_sdxl, "unused", "unused"))
-    StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32).save_lora(
-        tmp_path / "untrained"
-    )
+    StableDiffusionXL.load(args, torch.device("cpu"), torch.float32).save_lora(tmp_path / "untrained")
     comparison = results_of(run(lora_weights=tmp_path / "untrained"))["scorers"]["saturation"]
     assert (comparison["ties"], comparison["win_rate"], comparison["difference"]) == (3, 0.5, 0)
 
@@ -330,7 +327,7 @@ def test_a_broken_image_is_named(run):
         ({"scorers": ["pickscore"]}, "hf download yuvalkirstain/PickScore_v1"),
         ({"lora_weights": "/no/such/lora"}, "--lora_weights=/no/such/lora"),
         ({"resolution": 60}, "--resolution must be a multiple of 8; got 60"),
-        ({"max_sequence_length": 12}, "--max_sequence_length means nothing for SDXL"),
+        ({"max_sequence_length": 12}, "--max_sequence_length has no effect with SDXL"),
         ({"pretrained_model_name_or_path": "x.safetensors"}, "single file.*from_single_file"),
         ({"prompt_file": "/no/such/file"}, "--prompt_file=/no/such/file does not exist"),
         ({"dataset_name": "some/data"}, "--prompt_file and --dataset_name: choose one"),

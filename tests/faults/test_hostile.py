@@ -269,7 +269,7 @@ def test_the_longest_shape_that_is_taken_is_cropped():
 
 
 def open_data(folder) -> PreferenceData:
-    return load_pairs(DataOptions.from_flags(parse_args(arguments("unused", str(folder), "unused"))))
+    return load_pairs(DataOptions.from_config(parse_args(arguments("unused", str(folder), "unused"))))
 
 
 @pytest.mark.parametrize("name", REFUSED)

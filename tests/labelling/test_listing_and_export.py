@@ -2,11 +2,11 @@
 
 import json
 import os
-from argparse import Namespace
 
 import pyarrow.parquet as pq
 import pytest
 from helpers import train
+from orpo.config import PromptsConfig
 from orpo.data.listing import read_listing
 from orpo.drawing.prompts import read_prompts
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
@@ -42,8 +42,7 @@ def test_only_line_ends_end_lines(make_images, tmp_path):
     (folder / "metadata.jsonl").write_text("\r\n".join([json.dumps(entry, ensure_ascii=False), *lines[1:]]))
     assert read_listing(folder)[0].prompt == odd
     (tmp_path / "prompts.txt").write_text(f"{odd}\r\na dog\n", newline="")
-    flags = Namespace(dataset_name=None, prompt_file=tmp_path / "prompts.txt", num_prompts=9)
-    assert read_prompts(flags) == [odd, "a dog"]
+    assert read_prompts(PromptsConfig(prompt_file=tmp_path / "prompts.txt")) == [odd, "a dog"]
 
 
 def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):

@@ -11,7 +11,6 @@ from accelerate.state import PartialState
 from families import FAMILIES
 from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, encode, train
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.scoring.image_statistics import saturation
 from orpo.scoring.reward_models import REWARD_MODELS
@@ -114,7 +113,7 @@ def test_check_and_training_take_the_pairs(run, tiny_sdxl, output_dir, tmp_path)
 
 def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
     model = StableDiffusionXL.load(
-        ModelOptions.from_flags(parse_args(arguments(tiny_sdxl, "unused", "unused", rank=2))),
+        parse_args(arguments(tiny_sdxl, "unused", "unused", rank=2)),
         torch.device("cpu"),
         torch.float32,
     )
@@ -253,7 +252,7 @@ def test_scores_that_decide_nothing_are_said(run, tmp_path, scorer, problem):
     "flags, problem",
     [
         ({"num_images_per_prompt": 1}, "must be at least 2"),
-        ({"winners_dir": "x"}, "--prompt_file: means nothing with --winners_dir"),
+        ({"winners_dir": "x"}, "--prompt_file: has no effect with --winners_dir"),
         ({"dataset_name": "x"}, "--prompt_file and --dataset_name: choose one"),
         ({"scorers": ["a.py:f", "b.py:f"]}, "names must differ; f is given twice"),
         ({"scorers": ["clip"], "weights": [1]}, "--weights: one for each"),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES
-from orpo.models.options import ModelOptions
 
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage, DiffusionPipeline
 
@@ -32,7 +31,7 @@ def no_weights(models, monkeypatch):
 def refusal(name: str, model: str, **flags) -> str:
     family = FAMILIES[name]
     with pytest.raises(ValueError) as raised:
-        family.cls.check(ModelOptions.from_flags(family.parse_args(model, **flags)))
+        family.cls.check(family.parse_args(model, **flags))
     return str(raised.value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, save_tiny
-from orpo.models.options import ModelOptions
+from orpo.config import ModelConfig
 from orpo.models.sd3 import StableDiffusion3
 from orpo.models.sdxl import StableDiffusionXL
 
@@ -24,7 +24,9 @@ def folder(tiny_sdxl, tmp_path) -> Path:
 
 
 def check(folder, **options) -> None:
-    StableDiffusionXL.check(ModelOptions(str(folder), **{"lora_layers": SDXL_LAYERS} | options))
+    StableDiffusionXL.check(
+        ModelConfig(pretrained_model_name_or_path=str(folder), **{"lora_layers": SDXL_LAYERS} | options)
+    )
 
 
 def change(file: Path, **fields) -> None:
@@ -70,7 +72,9 @@ def test_the_schedule_is_the_models_whatever_its_sampler(folder, scheduler_class
     fields |= {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     scheduler_class(**fields).save_pretrained(folder / "scheduler")
     model = StableDiffusionXL(
-        ModelOptions(str(folder), lora_layers=SDXL_LAYERS, snr_gamma=5.0), torch.device("cpu"), torch.float32
+        ModelConfig(pretrained_model_name_or_path=str(folder), lora_layers=SDXL_LAYERS, snr_gamma=5.0),
+        torch.device("cpu"),
+        torch.float32,
     )
     betas = torch.linspace(0.001**0.5, 0.015**0.5, 1000, dtype=torch.float64) ** 2
     roots = (1 - betas).cumprod(0).sqrt()
@@ -96,7 +100,11 @@ def test_a_vaes_mean_and_std_normalise_the_latents_and_are_taken_back_to_draw(ti
     vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae")
     vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=0.5)
     vae.save_pretrained(tmp_path)
-    options = ModelOptions(tiny_sdxl, str(tmp_path), lora_layers=SDXL_LAYERS)
+    options = ModelConfig(
+        pretrained_model_name_or_path=tiny_sdxl,
+        pretrained_vae_model_name_or_path=str(tmp_path),
+        lora_layers=SDXL_LAYERS,
+    )
     model = StableDiffusionXL.load(options, torch.device("cpu"), torch.float32)
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
@@ -205,6 +213,9 @@ def test_a_distilled_model_is_pointed_out(tiny_sdxl, tmp_path, caplog):
     for source, is_distilled in ((tiny_sdxl, False), (folder, True)):
         caplog.clear()
         StableDiffusionXL.load(
-            ModelOptions(str(source), lora_layers=SDXL_LAYERS), torch.device("cpu"), torch.float32, encoders=False
+            ModelConfig(pretrained_model_name_or_path=str(source), lora_layers=SDXL_LAYERS),
+            torch.device("cpu"),
+            torch.float32,
+            encoders=False,
         )
         assert ("distilled to draw in few steps" in caplog.text) == is_distilled

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
+from orpo.config import ModelConfig
 from orpo.models.lora_files import COMFYUI_FILE
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
@@ -30,8 +30,14 @@ def base(request, tiny_sdxl, tmp_path_factory):
 
 def trained(cls, folder: str, layers: str, lora):
     """A model whose LoRA is random, with an alpha that is not the rank, and its two files."""
-    options = ModelOptions(
-        folder, rank=2, lora_alpha=3, lora_layers=layers, resolution=64, max_sequence_length=20, guidance_scale=1.0
+    options = ModelConfig(
+        pretrained_model_name_or_path=folder,
+        rank=2,
+        lora_alpha=3,
+        lora_layers=layers,
+        resolution=64,
+        max_sequence_length=20,
+        guidance_scale=1.0,
     )
     model = cls.load(options, torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from families import DEMO_BASE, FAMILIES, WORDS, load_pipeline
 from orpo.models.flux2 import Flux2
-from orpo.models.options import ModelOptions
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Flux2Pipeline, Flux2Transformer2DModel
@@ -65,7 +64,7 @@ def test_a_prediction_is_what_the_pipeline_hands_to_its_scheduler(model):
     pipeline(prompt=PROMPTS * 2, latents=latents, guidance_scale=2.5, max_sequence_length=TOKENS, **size)
     expected, timestep = calls[0]
     args = family.parse_args(model, guidance_scale=2.5, max_sequence_length=TOKENS)
-    loaded = Flux2.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
+    loaded = Flux2.load(args, torch.device("cpu"), torch.float32)
     with torch.no_grad():
         ours = loaded.predict(loaded.denoiser, latents, timestep.expand(4), loaded.encode_prompts(PROMPTS), {})
     torch.testing.assert_close(ours.flatten(2).transpose(1, 2), expected, rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, load_pipeline
 from helpers import lora_weights, train
-from orpo.models.options import ModelOptions
+from orpo.config import ModelConfig
 from orpo.models.sdxl import StableDiffusionXL
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -17,9 +17,10 @@ LAYERS = "to_q,to_out.0"
 FILE = "pytorch_lora_weights.safetensors"
 
 
-def options(base: str, source, **more) -> ModelOptions:
-    return ModelOptions(
-        base, **{"lora_layers": LAYERS, "init_lora_weights": str(source), "rank": 3, "resolution": 64} | more
+def options(base: str, source, **more) -> ModelConfig:
+    return ModelConfig(
+        pretrained_model_name_or_path=base,
+        **{"lora_layers": LAYERS, "init_lora_weights": str(source), "rank": 3, "resolution": 64} | more,
     )
 
 

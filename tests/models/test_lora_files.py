@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from families import FAMILIES, save_tiny
+from orpo.config import ModelConfig
 from orpo.models.lora_files import check_all_loaded, find_misfit, read_initial_lora, read_lora_file
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from safetensors.torch import load_file, save_file
 
@@ -27,7 +27,9 @@ def opened(tiny_sdxl, tmp_path_factory):
             base = tiny_sdxl if name == "sdxl" else save_tiny(name, tmp_path_factory.mktemp(name))
             layers = "to_q,to_k,to_out.0" + (",conv1,proj_in,time_emb_proj" if cls.denoiser_name == "unet" else "")
             layers += ",single_transformer_blocks.*.attn.to_out" if name == "flux2" else ""
-            options = ModelOptions(base, rank=2, lora_alpha=3, lora_layers=layers, resolution=64)
+            options = ModelConfig(
+                pretrained_model_name_or_path=base, rank=2, lora_alpha=3, lora_layers=layers, resolution=64
+            )
             models[name] = cls(options, torch.device("cpu"), torch.float32)
         return models[name]
 
@@ -61,7 +63,7 @@ def effect(tensors: dict[str, torch.Tensor], scale) -> dict[str, torch.Tensor]:
 
 
 def read(model, file, **more) -> dict[str, torch.Tensor]:
-    options = ModelOptions(**vars(model.options) | {"init_lora_weights": str(file)} | more)
+    options = model.options.replace(**{"init_lora_weights": str(file)} | more)
     return read_initial_lora(options, model.pipeline_class, model.denoiser_name, model.empty_denoiser)
 
 

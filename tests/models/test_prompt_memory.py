@@ -5,7 +5,6 @@ import pytest
 import torch
 from families import FAMILIES
 from helpers import arguments
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 
 import train_diffusion_orpo_sdxl_lora
@@ -18,7 +17,7 @@ def load(name: str, folder: str, **options):
     else:
         args = FAMILIES[name].parse_args(folder)
         family = FAMILIES[name].cls
-    return family.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32, **options)
+    return family.load(args, torch.device("cpu"), torch.float32, **options)
 
 
 def draw(model, prompt: str) -> np.ndarray:

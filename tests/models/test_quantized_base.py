@@ -1,4 +1,4 @@
-"""--quantize_base: the base in 8 or 4 bits, the LoRA as ever.
+"""--bnb_quantization_config_path: the base in 8 or 4 bits, the LoRA as ever.
 
 diffusers asks for a GPU before it quantizes; bitsandbytes itself runs on CPUs. The tests lift that one demand.
 """
@@ -7,7 +7,6 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from helpers import arguments, train
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -27,7 +26,7 @@ def quantizing_on_a_cpu(monkeypatch):
 
 def load(model: str, **flags) -> StableDiffusionXL:
     args = parse_args(arguments(model, "unused", "unused", **flags))
-    return StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
+    return StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
 
 
 def predict(model: StableDiffusionXL) -> torch.Tensor:
@@ -42,7 +41,7 @@ def predict(model: StableDiffusionXL) -> torch.Tensor:
 @pytest.mark.parametrize("quantize_base", LAYERS)
 def test_linear_layers_are_quantized_and_predict_nearly_the_same(demo_base, quantize_base):
     unet = UNet2DConditionModel.from_pretrained(demo_base, subfolder="unet")
-    plain, quantized = load(demo_base), load(demo_base, quantize_base=quantize_base)
+    plain, quantized = load(demo_base), load(demo_base, bnb_quantization_config_path=quantize_base)
     layer_class, dtype = LAYERS[quantize_base]
     layers = [module for module in quantized.denoiser.modules() if isinstance(module, layer_class)]
     assert len(layers) == sum(type(module) is torch.nn.Linear for module in unet.modules())
@@ -60,9 +59,9 @@ def test_trains_resumes_bit_for_bit_and_loads_into_the_base_that_is_not_quantize
 ):
     """As docs/small_gpus.md has it: with 8-bit Adam, gradient checkpointing and cached latents."""
     flags = {
-        "quantize_base": quantize_base,
+        "bnb_quantization_config_path": quantize_base,
         "mixed_precision": mixed_precision,
-        "use_8bit_adam": True,
+        "optimizer": "AdamW8bit",
         "gradient_checkpointing": True,
         "cache_latents": True,
         "checkpointing_steps": 2,

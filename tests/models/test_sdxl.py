@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from safetensors import safe_open
 
@@ -20,7 +19,7 @@ PROMPTS = ["a red ball", "", "a prompt that is much longer than the tokenizer of
 
 def load(source: str, dtype=torch.float32, **flags) -> StableDiffusionXL:
     args = parse_args(arguments(source, "unused", "unused", **flags))
-    return StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), dtype)
+    return StableDiffusionXL.load(args, torch.device("cpu"), dtype)
 
 
 def randomize_lora(model: StableDiffusionXL) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
 from orpo.models import validation_model
-from orpo.models.options import ModelOptions
 from PIL import Image
 
 
@@ -76,15 +75,13 @@ def test_it_is_refused_before_weights_load_where_it_does_not_take_the_lora(model
     }
     for other, message in cases.items():
         with pytest.raises(ValueError, match=f"--validation_model_path=.*{message}"):
-            options = family.parse_args(base, run_validation=True)
-            options.validation_model_path = other
-            family.cls.check(ModelOptions.from_flags(options))
+            family.cls.check(family.parse_args(base, run_validation=True).replace(validation_model_path=other))
 
 
 def test_it_needs_validation_and_must_exist(models, capsys):
     family = FAMILIES[NAME]
     for flags, message in (
-        ({"validation_model_path": models[1]}, "--validation_model_path is drawn with in validation"),
+        ({"validation_model_path": models[1]}, "--validation_model_path generates the images of validation"),
         ({"validation_model_path": "./nowhere", "run_validation": True}, "--validation_model_path=./nowhere does not"),
     ):
         with pytest.raises(SystemExit):

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from orpo.config import TrainingConfig
 from orpo.runtime.redaction import argument_without_secrets, without_secrets
 from orpo.store.manifest import read_manifest
 from orpo.training.model_card import save_model_card
@@ -88,8 +89,6 @@ def run_and_listen(tmp_path, capfd, caplog, monkeypatch, *positional, **flags) -
 @pytest.mark.parametrize("report_to", ["tensorboard", "wandb"])
 def test_a_run_on_rows(tiny_sdxl, faces, tmp_path, planted, capfd, caplog, monkeypatch, report_to):
     flags = {"report_to": report_to, "checkpointing_steps": 1, "max_train_steps": 1}
-    if report_to == "tensorboard":
-        flags["hub_token"] = f"hf_{SECRET}"
     error = run_and_listen(tmp_path, capfd, caplog, monkeypatch, tiny_sdxl, faces, tmp_path / "lora", **flags)
     assert error is None
     assert (tmp_path / "lora" / "checkpoint-1").is_dir() and (tmp_path / "lora" / "README.md").exists()
@@ -146,7 +145,7 @@ def test_the_converter(tmp_path, planted, monkeypatch):
 
     ray_logs = Path("/tmp") / f"r{os.getpid()}"  # Ray needs a short path
     try:
-        run(f"--dataset_path={data}", f"--output_dir={tmp_path / 'out'}")
+        run(f"--dataset_name={data}", f"--output_dir={tmp_path / 'out'}")
         assert read_manifest(str(tmp_path / "out")).shards[0].samples == 4
         assert_nothing_leaked(tmp_path)
         logs = [path for path in ray_logs.rglob("*") if path.is_file()]
@@ -157,13 +156,13 @@ def test_the_converter(tmp_path, planted, monkeypatch):
 
 def test_the_converter_refuses_credentials_in_urls_without_showing_them(tmp_path):
     data = write_parquet(tmp_path / "in", face_rows(4))
-    for flag in ("dataset_path", "output_dir"):
-        flags = {"dataset_path": data, "output_dir": str(tmp_path / "x")} | {flag: f"s3://key:{SECRET}@bucket/x"}
+    for flag in ("dataset_name", "output_dir"):
+        flags = {"dataset_name": data, "output_dir": str(tmp_path / "x")} | {flag: f"s3://key:{SECRET}@bucket/x"}
         with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY") as raised:
             convert_to_webdataset.main([f"--{name}={value}" for name, value in flags.items()])
         assert SECRET not in "".join(traceback.format_exception(raised.value))
     with pytest.raises(ValueError, match="https://host/data is a URL") as raised:
-        convert_to_webdataset.main([f"--dataset_path=https://u:{SECRET}@host/data?t={SECRET}", "--output_dir=x"])
+        convert_to_webdataset.main([f"--dataset_name=https://u:{SECRET}@host/data?t={SECRET}", "--output_dir=x"])
     assert SECRET not in "".join(traceback.format_exception(raised.value))
 
 
@@ -196,20 +195,19 @@ class Family:
     name, license, tags = "Family", "mit", ["a-tag"]
 
     @staticmethod
-    def inference_snippet(lora: str, prompt: str) -> str:
+    def inference_snippet(lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
         return f"pipeline.load_lora_weights({lora!r})\nimage = pipeline({prompt!r}).images[0]\n"
 
 
 def write_card(
     folder: Path, prompts: list[str], name: str = "lora", data: str = "data", base: str = "base/model"
 ) -> str:
-    args = SimpleNamespace()
-    args.pretrained_model_name_or_path, args.dataset_name = base, None
-    args.validation_prompts, args.num_validation_images = prompts, 1
+    config = TrainingConfig(
+        pretrained_model_name_or_path=base, dataset_path=("shards",), validation_prompts=tuple(prompts)
+    )
     images = [Image.new("RGB", (8, 8))] * len(prompts)
     results = SimpleNamespace(images=images, images_without_lora=images, metrics={}, metrics_without_lora={})
-    settings = lambda **wanted: {"rank": 1, "lora_layers": "to_k"}  # noqa: E731
-    run = SimpleNamespace(args=args, values=settings, hub_repository=f"somebody/{name}", output_dir=Path("out", name))
+    run = SimpleNamespace(config=config, hub_repository=f"somebody/{name}", output_dir=Path("out", name))
     save_model_card(run, Family, data, 3, results, folder)
     return (folder / "README.md").read_text(encoding="utf-8")
 

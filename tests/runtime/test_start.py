@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from orpo.config import Setting, looks_like_a_path
 from orpo.runtime import start
-from orpo.runtime.flags import Flag, looks_like_a_path
 
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,6 @@ def test_noise_is_silenced_and_nothing_else(caplog):
         ("./model", True),
         ("../model", True),
         ("/data/model", True),
-        ("~/model", True),
         ("models/sdxl/base", True),
         ("C:\\models", True),
         ("hf://datasets/a/b/c.parquet", False),
@@ -108,8 +107,7 @@ def test_what_looks_like_a_path(source, is_path):
 
 
 def test_a_path_that_does_not_exist_is_refused_before_the_hub_is_asked(tmp_path):
-    flag = Flag("model", "", is_source=True)
-    assert flag.problem(str(tmp_path)) is None
-    assert flag.problem("owner/name") is None
-    assert flag.problem(str(tmp_path / "no")) == f"--model={tmp_path / 'no'} does not exist."
-    assert "write the path in full" in flag.problem("~/no-such-folder")
+    declared = Setting("", path="source")
+    assert declared.problem("model", str(tmp_path)) is None
+    assert declared.problem("model", "owner/name") is None
+    assert declared.problem("model", str(tmp_path / "no")) == f"--model={tmp_path / 'no'} does not exist."

@@ -74,7 +74,7 @@ def convert(folder: Path, *flags: str, token: dict = TOKEN) -> subprocess.Comple
 @pytest.mark.parametrize("encode", [False, True])
 def test_both_nodes_convert_and_encode(cluster, tiny_sdxl, tmp_path, encode):
     write_parquet(tmp_path / "data", face_rows(12, ties=0))
-    flags = [f"--dataset_path={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}", "--shard_size_mb=0.005"]
+    flags = [f"--dataset_name={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}", "--shard_size_mb=0.005"]
     if encode:
         flags += ["--encode", f"--pretrained_model_name_or_path={tiny_sdxl}", "--resolution=64"]
     result = convert(tmp_path, *flags, f"--ray_address={cluster}")
@@ -86,7 +86,7 @@ def test_both_nodes_convert_and_encode(cluster, tiny_sdxl, tmp_path, encode):
 
 def test_a_missing_token_is_explained(cluster, tmp_path):
     write_parquet(tmp_path / "data", face_rows(4, ties=0))
-    flags = [f"--dataset_path={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}", f"--ray_address={cluster}"]
+    flags = [f"--dataset_name={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}", f"--ray_address={cluster}"]
     result = convert(tmp_path, *flags, token={"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"})
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and f"--ray_address={cluster} can't be used" in last and "RAY_AUTH_TOKEN" in last

@@ -99,7 +99,7 @@ def write(file: Path, rows: list[dict], row_group_size: int = 4) -> None:
 
 
 def convert(data, output, *flags) -> Manifest:
-    main([f"--dataset_path={data}", f"--output_dir={output}", *flags])
+    main([f"--dataset_name={data}", f"--output_dir={output}", *flags])
     return read_manifest(str(output))
 
 
@@ -221,7 +221,7 @@ def test_files_of_a_split_are_known_by_file_or_folder(tmp_path):
 
     assert files("train") == hub == files()
     assert files("test_unique") == ["data/test_unique-00000-of-00001.parquet"]
-    with pytest.raises(ValueError, match="no split 'dev'.*choose --split among train, test_unique"):
+    with pytest.raises(ValueError, match="no split 'dev'.*choose --dataset_split_name among train, test_unique"):
         files("dev")
     for name in hub:
         (tmp_path / name).unlink()
@@ -231,8 +231,8 @@ def test_files_of_a_split_are_known_by_file_or_folder(tmp_path):
 def test_a_second_split_keeps_the_first(tmp_path):
     for i, split in enumerate(("train", "validation")):
         write(tmp_path / "in" / f"{split}-00000-of-00001.parquet", make_rows(6, start=6 * i))
-    first = convert(tmp_path / "in", tmp_path / "out", "--split=validation")
-    both = convert(tmp_path / "in", tmp_path / "out", "--split=train")
+    first = convert(tmp_path / "in", tmp_path / "out", "--dataset_split_name=validation")
+    both = convert(tmp_path / "in", tmp_path / "out", "--dataset_split_name=train")
     assert [shard.name for shard in both.shards] == ["train-00000.tar", "validation-00000.tar"]
     assert both.of_split("validation") == first.shards
     assert len(samples(tmp_path / "out")) == 8
@@ -345,7 +345,7 @@ def test_killed_and_run_again_equals_one_clean_run(tmp_path):
     flags = ["--shard_size_mb=0.1", "--keep_ties"]
     convert(tmp_path / "in", tmp_path / "clean", *flags)
 
-    command = [sys.executable, convert_to_webdataset.__file__, f"--dataset_path={tmp_path / 'in'}", *flags]
+    command = [sys.executable, convert_to_webdataset.__file__, f"--dataset_name={tmp_path / 'in'}", *flags]
     kill_midway([*command, f"--output_dir={tmp_path / 'out'}"], tmp_path / "out", shards=3)
     left = {path.name: path.stat() for path in (tmp_path / "out").glob("*.tar")}
     kept = {f"{path.name[1:-5]}.tar" for path in (tmp_path / "out").glob(".train-*.json")}
@@ -376,7 +376,7 @@ def test_a_finished_conversion_is_left_alone_but_for_missing_shards(tmp_path, ca
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_plan_is_refused(tmp_path, finished):
     write(tmp_path / "in" / "train.parquet", make_rows(20))
-    flags = [f"--dataset_path={tmp_path / 'in'}", f"--output_dir={tmp_path / 'out'}"]
+    flags = [f"--dataset_name={tmp_path / 'in'}", f"--output_dir={tmp_path / 'out'}"]
     if finished:
         main([*flags, "--shard_size_mb=0.01"])
     else:

@@ -6,17 +6,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
+from orpo.cli import encoding_config
+from orpo.config import TrainingConfig
 from orpo.data.bad_pair import BadPair
 from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.runtime.shapes import square
 from orpo.store.converting import ray_session
@@ -31,6 +31,7 @@ from transformers import CLIPTextModel
 
 from bases import base_folder
 from convert_to_webdataset import main
+from convert_to_webdataset import parse_args as converter_flags
 from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
 
@@ -46,7 +47,7 @@ def ray():
 
 
 def convert(data, output, *flags) -> Path:
-    main([f"--dataset_path={data}", f"--output_dir={output}", "--shard_size_mb=0.03", *flags])
+    main([f"--dataset_name={data}", f"--output_dir={output}", "--shard_size_mb=0.03", *flags])
     return Path(output)
 
 
@@ -83,7 +84,7 @@ def members(folder: Path) -> list[dict]:
     return [sample for path in paths for _, sample in read_samples(str(path), 0, ROWS)]
 
 
-def flags_of(model: str, **flags) -> Namespace:
+def flags_of(model: str, **flags) -> TrainingConfig:
     return parse_args(arguments(model, None, "unused", **{"dataset_path": "unused"} | flags))
 
 
@@ -98,9 +99,7 @@ def test_the_converter_counts_rows_as_ever_and_finds_images_that_break_off(encod
 
 
 def test_samples_hold_what_the_encoders_say_of_the_centre_crops_and_of_the_prompt(encoded, plain, tiny_sdxl):
-    model = StableDiffusionXL.load(
-        ModelOptions.from_flags(flags_of(tiny_sdxl)), torch.device("cpu"), torch.float32, denoiser=False
-    )
+    model = StableDiffusionXL.load(flags_of(tiny_sdxl), torch.device("cpu"), torch.float32, denoiser=False)
     encoding = find_shards([str(encoded)]).encoding
     originals, found = members(plain), members(encoded)[8:]
     assert len(originals) == len(found) == 15
@@ -297,7 +296,7 @@ def test_images_and_latents_are_not_mixed(encoded, plain):
 
 def test_flags_of_the_encoding_need_encode_and_a_model_that_is_known(rows, tiny_sdxl, tmp_path, capsys):
     for flags, message in (
-        (["--resolution=64"], "--resolution means nothing without --encode"),
+        (["--resolution=64"], "--resolution has no effect without --encode"),
         (["--encode"], "--encode needs --pretrained_model_name_or_path"),
         ([*encode_flags(tiny_sdxl), "--resolution=65"], "--resolution must be a multiple of 8"),
     ):
@@ -321,9 +320,14 @@ def test_without_encode_neither_torch_nor_diffusers_is_imported():
     )
 
 
-def test_a_resolution_that_the_family_cannot_train_at_is_refused(capsys):
+def test_a_resolution_that_the_family_cannot_train_at_is_refused():
     """SD3 sees 2 x 2 latents at once, SDXL does not."""
-    assert plan_encoding([f"--pretrained_model_name_or_path={base_folder('sdxl')}", "--resolution=72"])
-    with pytest.raises(SystemExit):
-        plan_encoding([f"--pretrained_model_name_or_path={base_folder('sd3')}", "--resolution=72"])
-    assert "--resolution must be a multiple of 16" in capsys.readouterr().err
+
+    def plan(family: str):
+        flags = ["--dataset_name=a", "--output_dir=b", "--encode", "--resolution=72"]
+        config = converter_flags([*flags, f"--pretrained_model_name_or_path={base_folder(family)}"])
+        return plan_encoding(encoding_config(config))
+
+    assert plan("sdxl").options.lora_layers
+    with pytest.raises(ValueError, match="--resolution must be a multiple of 16"):
+        plan("sd3")

@@ -63,12 +63,6 @@ def test_without_a_manifest_samples_are_counted(folder, tmp_path, caplog):
         find_shards([str(tmp_path)])
 
 
-def test_the_number_of_samples_is_checked_when_given(folder):
-    assert find_shards([str(folder)], 34).counts.sum() == 34
-    with pytest.raises(ValueError, match="--num_train_examples=35, but the shards hold 34"):
-        find_shards([str(folder)], 35)
-
-
 @pytest.mark.parametrize(
     "pattern, error",
     [

@@ -25,7 +25,7 @@ def test_the_same_accumulation_is_taken(tiny_sdxl, faces, output_dir, monkeypatc
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "FSDP .*--quantize_base"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP .*--bnb_quantization_config_path"),
         ("ACCELERATE_USE_DEEPSPEED", "1", "DeepSpeed .*--multi_gpu"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "use --compile"),

@@ -40,9 +40,9 @@ def encoded(shaped, tiny_sdxl, tmp_path_factory) -> str:
     ]
     convert(
         [
-            f"--dataset_path={shaped}",
+            f"--dataset_name={shaped}",
             f"--output_dir={folder}",
-            "--split=train",
+            "--dataset_split_name=train",
             "--shard_size_mb=1",
             "--encode",
             *flags,

@@ -21,7 +21,6 @@ VALIDATION = {
     "run_validation": True,
     "num_validation_pairs": 4,
     "validation_steps": 2,
-    "validation_draws": 4,
     "validation_inference_steps": 1,
     "validation_prompts": ["a face"],
 }

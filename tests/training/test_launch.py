@@ -30,7 +30,7 @@ def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):
         mixed_precision="bf16",
         gradient_accumulation_steps=2,
         gradient_checkpointing=True,
-        use_8bit_adam=True,
+        optimizer="AdamW8bit",
         rank=8,
         lr_scheduler="constant",
         lr_warmup_steps=0,
@@ -72,28 +72,27 @@ def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):
 
 
 def test_a_token_and_a_name_for_the_upload(tiny_sdxl, faces, tmp_path):
-    """--hub_token and --hub_model_id are used; the token goes nowhere else."""
+    """HF_TOKEN and --hub_model_id are used; the token goes nowhere else."""
     line = arguments(
         tiny_sdxl,
         faces,
         tmp_path / "lora",
         max_train_steps=1,
         push_to_hub=True,
-        hub_token="hf_by_flag",
         hub_model_id="my-name",
         report_to="tensorboard",
     )
-    environment = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1"}
+    environment = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1"}
     with hub_server() as hub:
         result = accelerate_launch(line, **environment, HF_ENDPOINT=hub.url)
     assert_ok(result)
     assert {token for method, path, token in hub.requests if "commit" in path or "create" in path} == {
-        "Bearer hf_by_flag"
+        "Bearer hf_secret"
     }
     assert any("/somebody/my-name/commit/main" in path for _, path, _ in hub.requests)
-    assert "hf_by_flag" not in result.output
+    assert "hf_secret" not in result.output
     for path in (tmp_path / "lora").rglob("*"):
-        assert path.is_dir() or b"hf_by_flag" not in path.read_bytes(), path
+        assert path.is_dir() or b"hf_secret" not in path.read_bytes(), path
 
 
 def test_precision_from_the_accelerate_configuration(tiny_sdxl, faces, tmp_path):

@@ -214,8 +214,6 @@ def test_everything_is_logged_once_per_step_and_averaged(tiny_sdxl, faces, tmp_p
         ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 4}, lambda s: min(1, s / 4)),
         ({"lr_scheduler": "linear"}, lambda s: 1 - s / 8),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 2}, lambda s: s / 2 if s < 2 else (1 + math.cos(math.pi * (s - 2) / 6)) / 2),
-        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 2}, lambda s: (1 + math.cos(math.pi * (s / 4 % 1))) / 2),
-        ({"lr_scheduler": "polynomial", "lr_power": 2.0}, lambda s: (1 - s / 8) ** 2 * (1 - 1e-4) + 1e-4),
     ],
 )  # fmt: skip
 def test_learning_rate_schedules(tiny_sdxl, faces, output_dir, flags, expected):
@@ -296,11 +294,9 @@ def test_validation_images_are_logged_at_their_step(tiny_sdxl, faces, output_dir
         max_train_steps=4,
         run_validation=True,
         validation_steps=2,
-        logging_dir="board",
-        tracker_name="faces",
         **flags,
     )
-    events = EventAccumulator(str(output_dir / "board" / "faces"), size_guidance={"images": 0})
+    events = EventAccumulator(str(output_dir / "logs" / output_dir.name), size_guidance={"images": 0})
     events.Reload()
     steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
     for i in range(2):
@@ -389,7 +385,7 @@ def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, pa
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"report_to": "wandb", "hub_token": "hf_secret"}, "--hub_token"),
+        ({"hub_token": "hf_secret"}, "there is no --hub_token: run `hf auth login`"),
         ({"resolution": 100}, "--resolution"),
         ({"train_batch_size": 0}, "--train_batch_size"),
         ({"beta_orpo": -1}, "--beta_orpo"),
@@ -397,10 +393,8 @@ def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, pa
         ({"odds_temperature": 0}, "--odds_temperature"),
         ({"proportion_empty_prompts": 1.5}, "--proportion_empty_prompts"),
         ({"checkpoints_total_limit": 0}, "--checkpoints_total_limit"),
-        ({"ddp_timeout": 0}, "--ddp_timeout"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**32}, "--seed"),
-        ({"report_to": "all", "hub_token": "hf_secret"}, "--hub_token"),
         ({"max_grad_norm": -1}, "--max_grad_norm"),
         ({"num_validation_images": 0}, "--num_validation_images"),
         ({"learning_rate": "inf"}, "--learning_rate"),
@@ -409,7 +403,7 @@ def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, pa
         ({"lr_scheduler": "none"}, "--lr_scheduler"),
         ({"mixed_precision": "fp8"}, "--mixed_precision"),
         ({"dataset_name": "/no/such/folder"}, "--dataset_name=/no/such/folder does not exist"),
-        ({"optimizer": "prodigy", "use_8bit_adam": True}, "--use_8bit_adam with --optimizer=prodigy"),
+        ({"learning_rat": 1}, "there is no --learning_rat. Did you mean --learning_rate?"),
     ],
 )
 def test_flags_are_checked_first(capsys, flags, message):
@@ -417,8 +411,8 @@ def test_flags_are_checked_first(capsys, flags, message):
 
     with pytest.raises(SystemExit):
         parse_args(arguments("model", "data", "out", **flags))
-    error = capsys.readouterr().err
-    assert message in error.splitlines()[-1] and "hf_secret" not in error
+    (error,) = capsys.readouterr().err.splitlines()
+    assert message in error and "hf_secret" not in error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_sdxl, faces, output_dir, monkeypatch):
@@ -476,7 +470,7 @@ def test_resuming_on_other_pairs_is_refused(tiny_sdxl, tmp_path, output_dir):
 
 
 def test_resuming_eight_bit_adam_equals_the_uninterrupted_run(tiny_sdxl, faces, tmp_path):
-    flags = {"use_8bit_adam": True, "max_train_steps": 4, "rank": 64}  # small tensors stay in 32 bits
+    flags = {"optimizer": "AdamW8bit", "max_train_steps": 4, "rank": 64}  # small tensors stay in 32 bits
     whole = train(tiny_sdxl, faces, tmp_path / "a", checkpointing_steps=2, **flags)
     part = tmp_path / "a" / "checkpoint-2"
     assert_same(train(tiny_sdxl, faces, tmp_path / "b", resume_from_checkpoint=part, **flags), whole)
@@ -496,18 +490,6 @@ def test_a_tracker_that_is_not_installed_is_an_error(faces, output_dir, monkeypa
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
     with pytest.raises(ValueError, match="--report_to=wandb: not installed"):
         train("no/such-model", faces, output_dir, report_to="wandb")
-
-
-def test_tf32_is_allowed_by_flag(tiny_sdxl, faces, tmp_path):
-    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
-    try:
-        matmul.allow_tf32 = False
-        train(tiny_sdxl, faces, tmp_path / "a", max_train_steps=1)
-        assert not matmul.allow_tf32
-        train(tiny_sdxl, faces, tmp_path / "b", max_train_steps=1, allow_tf32=True)
-        assert matmul.allow_tf32
-    finally:
-        matmul.allow_tf32 = before
 
 
 def test_a_result_has_nothing_of_an_earlier_one_beside_it(tiny_sdxl, faces, output_dir):

@@ -1,7 +1,6 @@
 """The training step in the open, without the loop."""
 
 from functools import partialmethod
-from importlib import import_module
 from itertools import groupby
 from types import SimpleNamespace
 
@@ -9,17 +8,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusion_orpo_loss import odds_ratio_objective
-from families import FAMILIES
 from helpers import arguments, train
+from orpo.cli import encode_pairs
+from orpo.config import LossConfig
 from orpo.data.dataset import DataOptions, load_pairs
 from orpo.models.latent_diffusion import advise_tf32
-from orpo.models.options import ModelOptions
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.runtime.flags import make_parser, parse
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import compute_losses
 from orpo.training.window import Window
-from orpo.training_script import encode_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers import UNet2DConditionModel
@@ -32,8 +29,8 @@ def setup(tiny_sdxl, faces):
 
     def make(**flags):
         args = parse_args(arguments(tiny_sdxl, faces, "unused", **flags))
-        model = StableDiffusionXL.load(ModelOptions.from_flags(args), torch.device("cpu"), torch.float32)
-        data = load_pairs(DataOptions.from_flags(args))
+        model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32)
+        data = load_pairs(DataOptions.from_config(args))
         batch = next(iter(data.training_batches(4, seed=0, position=None, rank=0, world_size=1)))
         return args, model, batch
 
@@ -155,28 +152,23 @@ def test_beta_weighs_the_odds_ratio(setup):
     args, model, batch = setup(beta_orpo=0.0)
     losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
     assert torch.equal(losses, metrics["nll_loss"])
-    args.beta_orpo = 2.0
-    losses, metrics, _ = compute_losses(args, model, model.denoiser, batch)
+    losses, metrics, _ = compute_losses(args.replace(beta_orpo=2.0), model, model.denoiser, batch)
     torch.testing.assert_close(losses, metrics["nll_loss"] - 2.0 * metrics["log_odds_ratio"])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_starts_with_the_same_share_unless_a_beta_is_given(name):
-    declared = import_module(FAMILIES[name].script).FLAGS
-
-    def strength(*given: str) -> tuple[float | None, float | None]:
-        command = ["--pretrained_model_name_or_path=x", "--dataset_name=y", "--output_dir=z", *given]
-        args = parse(make_parser(None, declared), declared, command)
-        return args.beta_orpo, args.loser_share
+def test_a_run_starts_with_a_share_unless_a_beta_is_given():
+    def strength(**given: float) -> tuple[float | None, float | None]:
+        config = LossConfig(**given)
+        return config.beta_orpo, config.loser_share
 
     assert strength() == (None, 0.375)
-    assert strength("--beta_orpo=0") == (0.0, None)
-    assert strength("--loser_share=0.2") == (None, 0.2)
+    assert strength(beta_orpo=0.0) == (0.0, None)
+    assert strength(loser_share=0.2) == (None, 0.2)
 
 
 def test_share_and_temperature_are_those_of_the_loss(setup, tiny_sdxl, faces, tmp_path):
     _, model, batch = setup()
-    strength = SimpleNamespace(beta_orpo=None, loser_share=0.3, odds_temperature=4.0)
+    strength = LossConfig(loser_share=0.3, odds_temperature=4.0)
     losses, metrics, _ = compute_losses(strength, model, model.denoiser, batch)
     errors = -metrics["logps/chosen"], -metrics["logps/rejected"]
     expected = odds_ratio_objective(*errors, loser_share=0.3, temperature=4.0, reduction="none")
@@ -189,14 +181,12 @@ def test_share_and_temperature_are_those_of_the_loss(setup, tiny_sdxl, faces, tm
 
 
 def test_the_optimizer_gets_its_flags(tiny_sdxl, faces):
-    flags = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_weight_decay": 0.3, "adam_epsilon": 1e-5}
-    args = parse_args(arguments(tiny_sdxl, faces, "unused", learning_rate=3e-4, **flags))
+    args = parse_args(arguments(tiny_sdxl, faces, "unused", learning_rate=3e-4, adam_weight_decay=0.3))
     parameter = torch.nn.Parameter(torch.ones(4096))
-    (group,) = make_optimizer(args, [parameter], pairs_per_step=12).param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (3e-4, (0.8, 0.9), 0.3, 1e-5)
-    args = parse_args(arguments(tiny_sdxl, faces, "unused", learning_rate=3e-4, scale_lr=True, use_8bit_adam=True))
-    optimizer = make_optimizer(args, [parameter], pairs_per_step=12)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(12 * 3e-4)
+    (group,) = make_optimizer(args, [parameter]).param_groups
+    assert (group["lr"], group["weight_decay"]) == (3e-4, 0.3)
+    args = parse_args(arguments(tiny_sdxl, faces, "unused", optimizer="AdamW8bit"))
+    optimizer = make_optimizer(args, [parameter])
     assert type(optimizer).__name__ == "AdamW8bit"
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -234,12 +224,10 @@ def test_a_micro_step_never_waits_for_cuda(tiny_sdxl, faces, tmp_path, cached):
     flags = {"cache_latents": cached, "cache_dir": tmp_path}
     args = parse_args(arguments(tiny_sdxl, faces, tmp_path, **flags))
     accelerator = Accelerator(mixed_precision="fp16")
-    data = load_pairs(DataOptions.from_flags(args))
+    data = load_pairs(DataOptions.from_config(args))
     if cached:
         data = encode_pairs(data, args, accelerator, StableDiffusionXL, torch.float16)
-    model = StableDiffusionXL.load(
-        ModelOptions.from_flags(args), accelerator.device, torch.float16, encoders=not cached
-    )
+    model = StableDiffusionXL.load(args, accelerator.device, torch.float16, encoders=not cached)
     batches = iter(data.training_batches(4, seed=0, position=None, rank=0, world_size=1))
     for mode in ("default", "error"):  # the first step may copy schedules
         batch = next(batches)
@@ -296,8 +284,9 @@ def test_compiled_blocks_compute_the_same(setup, monkeypatch):
 )
 def test_tf32_advice(monkeypatch, caplog, dtype, device, allow, capability, is_given):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    advise_tf32(dtype, torch.device(device), allow)
-    assert ("--allow_tf32" in caplog.text) == is_given
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allow)
+    advise_tf32(dtype, torch.device(device))
+    assert ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in caplog.text) == is_given
 
 
 def test_lora_dropout_acts_in_every_step_and_in_no_validation(tiny_sdxl, faces, tmp_path, monkeypatch):

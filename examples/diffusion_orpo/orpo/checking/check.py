@@ -1,6 +1,5 @@
 """Inspects a whole data set, or all samples of shards, and writes the findings."""
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +9,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
+from ..config import CheckConfig
 from ..data.dataset import DataOptions, load_pairs
 from ..data.files import as_given
 from ..data.folders import is_pair_folders, read_pair_folders
@@ -35,37 +35,37 @@ SHARD_MEMBERS = ["original_prompt.txt", "jpg_0.*", "jpg_1.*", "label_0.txt"]
 Judge = Callable[[Iterator[tuple[Image, Image, str]]], dict]
 
 
-def check(args: argparse.Namespace, judge: Judge | None = None) -> int:
+def check(config: CheckConfig, judge: Judge | None = None) -> int:
     """Looks at all pairs that the flags name, prints what there is to say, and writes report.json and contact_sheet.png.
 
     Args:
-        args: the flags.
+        config: what to look at, and what to write.
         judge: the scorers that they name.
 
     Returns:
         The exit status: 0 where training would accept the data, 1 where not.
     """
     try:
-        tokenizers = load_tokenizers(args) if args.pretrained_model_name_or_path else {}
+        tokenizers = load_tokenizers(config) if config.pretrained_model_name_or_path else {}
     except ValueError as error:
         sys.exit(f"check_preferences.py: {error}")
-    counts = PreferenceReport(args.resolution, tokenizers)
-    report, source = check_rows(args, counts) if args.dataset_name else check_shards(args, counts)
+    counts = PreferenceReport(config.resolution, tokenizers)
+    report, source = check_rows(config, counts) if config.dataset_name else check_shards(config, counts)
     if judge is not None and counts.good_keys:
-        keys = draw(counts.good_keys, args.num_scored_pairs or len(counts.good_keys))
+        keys = draw(counts.good_keys, config.num_scored_pairs or len(counts.good_keys))
         report["scorers"] = judge(_decoded(tqdm(source.pairs(keys), total=len(keys), desc="Scoring", unit="pair")))
         report["notes"] += scorer_notes(report["scorers"])
-    if args.filter is not None and counts.good_keys:
-        report["filtered"] = write_filtered(args.filter, source, counts)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if config.filter is not None and counts.good_keys:
+        report["filtered"] = write_filtered(config.filter, source, counts)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    (config.output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(render(report))
-    if source is not None and args.num_sample_pairs and counts.good_keys:
-        write_contact_sheet(args, source, counts.good_keys, report["data"])
+    if source is not None and config.num_sample_pairs and counts.good_keys:
+        write_contact_sheet(config, source, counts.good_keys, report["data"])
     return 0 if report["accepted"] else 1
 
 
-def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, RowSource | None]:
+def check_rows(config: CheckConfig, counts: PreferenceReport) -> tuple[dict, RowSource | None]:
     """Lets training's own loading judge a data set, then looks at its rows.
 
     Images that training's loading has decoded are not decoded again; datasets' cache remembers them for training itself.
@@ -73,19 +73,19 @@ def check_rows(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict
     Returns:
         The report, and the rows, or None where there are none that can be looked at.
     """
-    options = DataOptions.from_flags(args)
+    options = DataOptions.from_config(config)
     try:
         load_pairs(options)
         reason = None
     except (ValueError, OSError) as error:
         reason = str(error)
-    report = {"data": args.dataset_name, "accepted": reason is None, "reason": reason}
-    max_pairs = None if args.max_train_samples is None else args.max_train_samples + options.num_held_out
+    report = {"data": config.dataset_name, "accepted": reason is None, "reason": reason}
+    max_pairs = None if config.max_train_samples is None else config.max_train_samples + options.num_held_out
     try:
         source = RowSource(_open_table(options, counts), max_pairs, decode=reason is not None)
     except (ValueError, OSError):
         return report, None  # reported as the reason
-    _count(source, counts, args.num_workers)
+    _count(source, counts, config.workers)
     names, used = source.table.dataset.column_names, source.table.used
     columns = {
         "used": [column for column in names if column in used],
@@ -110,27 +110,27 @@ def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
     return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED, reading=options.reading)
 
 
-def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
+def check_shards(config: CheckConfig, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:
     """Looks at all samples of shards, and judges them as a training process without workers does.
 
     Returns:
         The report, and the samples, or None where no shards are found.
     """
-    report = {"data": " ".join(map(without_secrets, args.dataset_path))}
+    report = {"data": " ".join(map(without_secrets, config.dataset_path))}
     try:
-        with_sizes = PairTransform.from_flags(args).depends_on_sizes
-        source = ShardSource(find_shards(args.dataset_path, args.num_train_examples, args.cache_dir, with_sizes))
+        with_sizes = PairTransform.from_config(config).depends_on_sizes
+        source = ShardSource(find_shards(list(config.dataset_path), config.cache_dir, with_sizes))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
     if source.shards.encoding is not None:
         print(f"{report['data']} holds latents, not images: check what it was made of instead.", file=sys.stderr)
         sys.exit(2)
-    _count(source, counts, args.num_workers)
-    reason = _why_shards_are_refused(args, source, counts)
+    _count(source, counts, config.workers)
+    reason = _why_shards_are_refused(config, source, counts)
     report |= {"accepted": reason is None, "reason": reason, "columns": {"used": SHARD_MEMBERS, "unused": []}}
     report |= counts.summary(source.where)
     worst, share = source.worst_shard(counts.bad_keys)
-    if share > args.max_bad_samples:
+    if share > config.max_bad_samples:
         report["notes"].append(
             f"{share:.1%} of the samples of {worst} are bad. Each process judges its own part: one that reads mostly this"
             " shard stops the run. Replace it, or raise --max_bad_samples."
@@ -138,10 +138,12 @@ def check_shards(args: argparse.Namespace, counts: PreferenceReport) -> tuple[di
     return report, source
 
 
-def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, counts: PreferenceReport) -> str | None:
-    held_out = args.num_validation_pairs if args.run_validation else 0
-    transform = PairTransform.from_flags(args)
-    training = ShardData(source.shards, held_out, transform, 0, 1, args.max_bad_samples, args.max_train_samples).pairs
+def _why_shards_are_refused(config: CheckConfig, source: ShardSource, counts: PreferenceReport) -> str | None:
+    held_out = config.num_held_out
+    transform = PairTransform.from_config(config)
+    training = ShardData(
+        source.shards, held_out, transform, 0, 1, config.max_bad_samples, config.max_train_samples
+    ).pairs
     total = sum(map(len, training))
     if total == 0:
         return f"No pairs are left to train on, after {source.shards.num_ties} ties and {held_out} held out."
@@ -149,9 +151,9 @@ def _why_shards_are_refused(args: argparse.Namespace, source: ShardSource, count
         return str(counts.first_problems[STOPS][0])
     trained = {(shard, int(ordinal)) for shard, ordinals in enumerate(training) for ordinal in ordinals}
     bad, good = (sum(key in trained for key in keys) for keys in (counts.bad_keys, counts.good_keys))
-    if bad > args.max_bad_samples * total:
+    if bad > config.max_bad_samples * total:
         return (
-            f"{bad} of {total} samples are bad, more than --max_bad_samples={args.max_bad_samples}: replace them, or"
+            f"{bad} of {total} samples are bad, more than --max_bad_samples={config.max_bad_samples}: replace them, or"
             " allow more."
         )
     return None if good else "All samples are bad. Check what made the shards."
@@ -172,9 +174,9 @@ def _decoded(pairs: Iterable[PreferencePair]) -> Iterator[tuple[Image, Image, st
         yield decode_image(pair.winner, "winner"), decode_image(pair.loser, "loser"), pair.prompt
 
 
-def write_contact_sheet(args: argparse.Namespace, source: PairSource, keys: list, title: str) -> None:
+def write_contact_sheet(config: CheckConfig, source: PairSource, keys: list, title: str) -> None:
     """Draws some of the pairs with these keys, the same ones each time."""
-    chosen = draw(keys, args.num_sample_pairs)
+    chosen = draw(keys, config.num_sample_pairs)
     sheet = contact_sheet([(source.where(key), source.pair(key)) for key in chosen], title)
-    sheet.save(args.output_dir / "contact_sheet.png")
-    print(f"\nLook at {len(chosen)} of the pairs: {args.output_dir / 'contact_sheet.png'}")
+    sheet.save(config.output_dir / "contact_sheet.png")
+    print(f"\nLook at {len(chosen)} of the pairs: {config.output_dir / 'contact_sheet.png'}")

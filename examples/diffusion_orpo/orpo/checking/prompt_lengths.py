@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..config import CheckConfig
+
 
 NO_LIMIT = 10**6  # transformers says 10^30 if a tokenizer's files name none
 
@@ -43,7 +45,7 @@ class PromptLengths:
         }
 
 
-def load_tokenizers(args) -> dict[str, PromptLengths]:
+def load_tokenizers(config: CheckConfig) -> dict[str, PromptLengths]:
     """The tokenizers of the pipeline in `--pretrained_model_name_or_path`, by their names in it.
 
     Raises:
@@ -51,7 +53,7 @@ def load_tokenizers(args) -> dict[str, PromptLengths]:
     """
     from diffusers import DiffusionPipeline  # takes seconds, which a check without a pipeline doesn't need
 
-    name, options = args.pretrained_model_name_or_path, {"revision": args.revision, "cache_dir": args.cache_dir}
+    name, options = config.pretrained_model_name_or_path, {"revision": config.revision, "cache_dir": config.cache_dir}
     try:
         classes = {
             key: value[1]
@@ -64,7 +66,7 @@ def load_tokenizers(args) -> dict[str, PromptLengths]:
     if not tokenizers:
         raise ValueError(f"--pretrained_model_name_or_path={name} is a pipeline without tokenizers: leave it out.")
     return {
-        key: PromptLengths(tokenizer, _limit(tokenizer, classes[key], args.max_sequence_length))
+        key: PromptLengths(tokenizer, _limit(tokenizer, classes[key], config.max_sequence_length))
         for key, tokenizer in tokenizers.items()
     }
 

@@ -131,8 +131,8 @@ CONVENTIONS = (
 
 NEEDED = (
     "jpg_0, jpg_1, label_0, caption; or chosen, rejected, prompt; or those of HPDv2, HPDv3, ImageRewardDB or Rapidata (see"
-    " docs/data.md); or name your own by --image_0_column, --image_1_column, --label_column and --prompt_column, or by"
-    " --chosen_column, --rejected_column and --prompt_column"
+    " docs/data.md); or name your own: --columns image_0=NAME image_1=NAME label=NAME prompt=NAME, or --columns chosen=NAME"
+    " rejected=NAME prompt=NAME"
 )
 
 

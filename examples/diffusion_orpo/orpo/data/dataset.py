@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..config import LoadingConfig
 from ..runtime.shapes import Shape
 from ..runtime.signals import shield_worker
 from .buckets import assign, describe
@@ -43,17 +44,17 @@ class DataOptions:
     reading: Reading = Reading()
 
     @classmethod
-    def from_flags(cls, args) -> "DataOptions":
+    def from_config(cls, config: LoadingConfig) -> "DataOptions":
         return cls(
-            name=args.dataset_name,
-            transform=PairTransform.from_flags(args),
-            config=args.dataset_config_name,
-            split=args.dataset_split_name,
-            max_pairs=args.max_train_samples,
-            num_held_out=args.num_validation_pairs if args.run_validation else 0,
-            num_workers=args.dataloader_num_workers,
-            cache_dir=args.cache_dir,
-            reading=Reading.from_flags(args),
+            name=config.dataset_name,
+            transform=PairTransform.from_config(config),
+            config=config.dataset_config_name,
+            split=config.dataset_split_name,
+            max_pairs=config.max_train_samples,
+            num_held_out=config.num_held_out,
+            num_workers=config.dataloader_num_workers,
+            cache_dir=config.cache_dir,
+            reading=Reading.from_config(config),
         )
 
     def open_table(self) -> Table:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..runtime.shapes import Shape, shapes_from_flags
+from ..config import ImagesConfig
+from ..runtime.shapes import Shape
 from .image import decode_at_least
 
 
@@ -56,9 +57,10 @@ class PairTransform:
     max_crop: float = 1.0
 
     @classmethod
-    def from_flags(cls, args) -> "PairTransform":
-        shapes = shapes_from_flags(args)
-        return cls(shapes, args.random_crop, args.random_flip, args.proportion_empty_prompts, args.max_crop)
+    def from_config(cls, config: ImagesConfig) -> "PairTransform":
+        return cls(
+            config.shapes, config.random_crop, config.random_flip, config.proportion_empty_prompts, config.max_crop
+        )
 
     @property
     def depends_on_sizes(self) -> bool:

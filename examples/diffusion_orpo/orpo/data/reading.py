@@ -1,11 +1,11 @@
-"""How the flags say that rows are to be read."""
+"""How the config says that rows are to be read."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from ..config import PairsConfig
 from .columns import Columns
 from .conventions import Convention, named_columns
 from .image_files import ImageFiles
@@ -30,9 +30,11 @@ class Reading:
     image_root: Path | None = None
 
     @classmethod
-    def from_flags(cls, args: argparse.Namespace) -> "Reading":
-        root = None if args.image_root is None else Path(args.image_root)
-        return cls(_named(args), args.soft_labels, args.min_agreement, args.pairs_per_group, root)
+    def from_config(cls, config: PairsConfig) -> "Reading":
+        root = None if config.image_root is None else Path(config.image_root)
+        return cls(
+            _named(config.named_columns), config.soft_labels, config.min_agreement, config.pairs_per_group, root
+        )
 
     def find_columns(
         self, schema: pa.Schema, where: str, classes: dict | None = None, files: ImageFiles = ImageFiles()
@@ -46,9 +48,9 @@ class Reading:
         return ImageFiles(root=self.image_root or folder)
 
 
-def _named(args: argparse.Namespace) -> Convention | None:
-    if args.chosen_column is not None:
-        return named_columns((args.chosen_column, args.rejected_column), args.prompt_column, None)
-    if args.image_0_column is not None:
-        return named_columns((args.image_0_column, args.image_1_column), args.prompt_column, args.label_column)
+def _named(columns: dict[str, str]) -> Convention | None:
+    if "chosen" in columns:
+        return named_columns((columns["chosen"], columns["rejected"]), columns["prompt"], None)
+    if "image_0" in columns:
+        return named_columns((columns["image_0"], columns["image_1"]), columns["prompt"], columns["label"])
     return None

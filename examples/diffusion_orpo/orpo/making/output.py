@@ -1,12 +1,12 @@
 """The output of make_preferences.py: the images' listing, and the pairs as parquet."""
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ..config import MakingConfig
 from ..data.image import decode_image
 from ..data.listing import METADATA, ListedImage, image_path
 from ..data.writing import write_pairs
@@ -29,7 +29,7 @@ def write_metadata(images: Path, requests: list[Request], model: str, scores: di
 
 
 def write_judged(
-    args: argparse.Namespace, images: Path, requests: list[Request], model: str, scores: dict[str, np.ndarray]
+    config: MakingConfig, images: Path, requests: list[Request], model: str, scores: dict[str, np.ndarray]
 ) -> str:
     """Writes the pairs that the scorers tell apart; returns a sentence about them.
 
@@ -38,15 +38,15 @@ def write_judged(
     """
     groups = np.array([request.group for request in requests])
     values = np.array(list(scores.values()))
-    weights = (args.weights or [1.0] * len(scores)) if args.combine == "sum" else None
-    pairs = choose(margins(values, groups, weights), groups, args.min_margin, args.pairs == "best_worst")
+    weights = (config.weights or [1.0] * len(scores)) if config.combine == "sum" else None
+    pairs = choose(margins(values, groups, weights), groups, config.min_margin, config.pairs == "best_worst")
     if not pairs:
         raise ValueError(
-            f"No pair of images differs by --min_margin={args.min_margin:g} according to {', '.join(scores)}. The"
+            f"No pair of images differs by --min_margin={config.min_margin:g} according to {', '.join(scores)}. The"
             f" images are in {images}: start again with a smaller margin, fewer scorers, or more images per prompt."
         )
     more = ABOUT | {"margin": "float64"} | {f"score_{name}_{i}": "float64" for name in scores for i in (0, 1)}
-    path = _pairs_file(args.output_dir)
+    path = _pairs_file(config.output_dir)
     write_pairs(path, _judged_rows(images, requests, model, scores, pairs), more)
     prompts = len({groups[pair.first] for pair in pairs})
     undecided = len(set(groups)) - prompts

@@ -1,6 +1,5 @@
 """A base model and a LoRA for it, told from others by all of their content, and drawn with one after the other."""
 
-import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -9,10 +8,11 @@ from PIL.Image import Image
 
 from diffusers import DDPMScheduler
 
-from .drawing import Drawing, draw, find_family, identify_lora, load_model, open_model
+from ..config import EvaluationConfig
+from .drawing import Drawing, draw, identify_lora, load_model, open_model
 from .encoding_identity import module_identity
 from .family_pipeline import FamilyPipeline
-from .registry import Family
+from .registry import Family, find_family
 from .vae import vae_source
 
 
@@ -26,14 +26,14 @@ class BaseAndLora:
     cache_dir: str | None = None
 
     @classmethod
-    def from_flags(cls, args: argparse.Namespace, device: torch.device) -> "BaseAndLora":
+    def from_config(cls, config: EvaluationConfig, device: torch.device) -> "BaseAndLora":
         """Finds the family of the model that the flags name.
 
         Raises:
             ValueError: there is no such model, it belongs to no registered family, or the family can't do what the flags say.
         """
-        family = find_family(args)
-        return cls(Drawing.from_flags(args, family, device), family, device, args.cache_dir)
+        family = find_family(config)
+        return cls(Drawing.from_config(config, family, device), family, device, config.cache_dir)
 
     def settings(self) -> tuple[dict, dict, list[str]]:
         """What decides the base's images, what else decides the LoRA's, and warnings where only a part of the LoRA fits.

@@ -1,6 +1,5 @@
 """The JSON file of --bnb_quantization_config_path, read and checked before anything heavy is imported."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,24 +19,32 @@ KEYS: dict[str, type | tuple[str, ...]] = {
     "bnb_4bit_use_double_quant": bool,
     "bnb_4bit_quant_storage": STORAGE,
 }
+# LLM.int8 (arXiv 2208.07339), and QLoRA's normal float with double quantization (arXiv 2305.14314).
+SHORT = {
+    "8bit": {"load_in_8bit": True},
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+}
 WRITTEN_ALONG = ("quant_method", "_load_in_4bit", "_load_in_8bit")  # by BitsAndBytesConfig.to_dict
 
 
 def read_bnb_config(path: str) -> str:
-    """What the file says, as JSON with sorted keys: two files that say the same are the same flag.
+    """What the file says, or 8bit or nf4, as JSON with sorted keys: two files that say the same are the same flag.
 
     Raises:
-        argparse.ArgumentTypeError: it is missing or is not such a file.
+        ValueError: it is missing or is not such a file.
     """
+    if path in SHORT:
+        return json.dumps(SHORT[path], sort_keys=True)
+    path = f"--bnb_quantization_config_path={path}"
     try:
-        config = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        config = json.loads(Path(path.partition("=")[2]).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{path} can't be read: {error}") from error
+        raise ValueError(f"{path} can't be read: {error}") from error
     except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     problem = find_problem(config)
     if problem:
-        raise argparse.ArgumentTypeError(f"{path}: {problem}")
+        raise ValueError(f"{path}: {problem}")
     return json.dumps({key: value for key, value in config.items() if key in KEYS}, sort_keys=True)
 
 

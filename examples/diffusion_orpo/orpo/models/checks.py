@@ -11,8 +11,8 @@ from transformers import PretrainedConfig
 import diffusers
 from diffusers import DiffusionPipeline
 
+from ..config import ModelConfig
 from ..runtime.messages import printable
-from .options import ModelOptions
 
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ DISTILLED = r"(turbo|lightning|hyper-?sd|lcm|schnell|distilled|\bdmd)"  # in nam
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
-def read_index(options: ModelOptions, pipeline: str = "StableDiffusionXLPipeline") -> dict:
+def read_index(options: ModelConfig, pipeline: str = "StableDiffusionXLPipeline") -> dict:
     """Reads a pipeline's `model_index.json`.
 
     Args:
@@ -48,7 +48,7 @@ def read_index(options: ModelOptions, pipeline: str = "StableDiffusionXLPipeline
         ) from error
 
 
-def check_pipeline(options: ModelOptions, index: dict, pipeline: str, name: str) -> None:
+def check_pipeline(options: ModelConfig, index: dict, pipeline: str, name: str) -> None:
     """Checks that a model is of the family.
 
     Raises:
@@ -64,7 +64,7 @@ def is_absent(index: dict, module: str) -> bool:
     return index.get(module, [None, None])[0] is None
 
 
-def check_modules(options: ModelOptions, index: dict, needed: tuple[str, ...]) -> None:
+def check_modules(options: ModelConfig, index: dict, needed: tuple[str, ...]) -> None:
     """Checks that a pipeline has its modules.
 
     Raises:
@@ -80,7 +80,7 @@ def check_modules(options: ModelOptions, index: dict, needed: tuple[str, ...]) -
         raise ValueError(f"{flag}: the folders {', '.join(missing)} are missing. Download the whole model.")
 
 
-def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Module:
+def build_empty(options: ModelConfig, index: dict, module: str) -> torch.nn.Module:
     """One of diffusers' models, built from its configuration without memory for weights.
 
     Raises:
@@ -99,7 +99,7 @@ def build_empty(options: ModelOptions, index: dict, module: str) -> torch.nn.Mod
         return module_class.from_config(config)
 
 
-def check_sequence_length(options: ModelOptions, encoder: str) -> None:
+def check_sequence_length(options: ModelConfig, encoder: str) -> None:
     """Checks that a text encoder has a place for every token of --max_sequence_length.
 
     Args:
@@ -156,7 +156,7 @@ def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: lis
             )
 
 
-def warn_of_distillation(options: ModelOptions, scheduler) -> None:
+def warn_of_distillation(options: ModelConfig, scheduler) -> None:
     """Warns if a model is distilled to draw in a few steps, which training on ordinary noise does not preserve."""
     source = options.pretrained_model_name_or_path
     by_name = re.search(DISTILLED, Path(source).name if Path(source).exists() else source, re.IGNORECASE)

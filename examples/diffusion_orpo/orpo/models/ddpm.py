@@ -9,7 +9,7 @@ import diffusers
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from .options import ModelOptions
+from ..config import ModelConfig
 
 
 @dataclass
@@ -25,7 +25,7 @@ class DDPM:
     snr_gamma: float | None = None
 
     @classmethod
-    def load(cls, options: ModelOptions) -> "DDPM":
+    def load(cls, options: ModelConfig) -> "DDPM":
         """Reads the schedule of a model.
 
         Raises:

@@ -1,36 +1,19 @@
 """Drawing with a model of any registered family, with a LoRA or without, as the flags of a script say."""
 
-import argparse
 from dataclasses import dataclass, fields
 
 import torch
 from PIL.Image import Image
 
+from ..config import GenerationConfig, ModelConfig
 from ..runtime.messages import printable
-from .checks import read_index
 from .family_pipeline import FamilyPipeline
 from .lora_files import LoraFile, check_all_loaded, find_misfit, read_lora_file
-from .options import ModelOptions
-from .registry import FAMILIES, Family
+from .registry import Family
 
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def find_family(args: argparse.Namespace) -> Family:
-    """The registered family of the base model that the flags name.
-
-    Raises:
-        ValueError: there is no such model, or it belongs to no registered family.
-    """
-    index = read_index(ModelOptions.from_flags(args))
-    if index.get("_class_name") not in FAMILIES:
-        raise ValueError(
-            f"--pretrained_model_name_or_path={printable(args.pretrained_model_name_or_path)} is a"
-            f" {index.get('_class_name')}. It must be one of {', '.join(FAMILIES)}."
-        )
-    return FAMILIES[index["_class_name"]]
 
 
 @dataclass(frozen=True)
@@ -51,26 +34,25 @@ class Drawing:
     max_sequence_length: int | None
 
     @classmethod
-    def from_flags(cls, args: argparse.Namespace, family: Family, device: torch.device) -> "Drawing":
+    def from_config(cls, config: GenerationConfig, family: Family, device: torch.device) -> "Drawing":
         """Takes the flags, and the defaults of family and device for those that were not given.
 
         Raises:
             ValueError: the family can't draw at the resolution, or doesn't know a flag.
         """
-        given = {field.name: getattr(args, field.name) for field in fields(cls)}
+        given = {field.name: getattr(config, field.name) for field in fields(cls)}
         defaults = {
             "resolution": family.defaults.get("resolution", 1024),
             "guidance_scale": family.defaults.get("validation_guidance_scale", 5.0),
             "dtype": "fp32" if device.type == "cpu" else SHORT[family.load_class().inference_dtype],
         }
-        known = {flag.name: flag.default for group in family.flags for flag in group.flags}
         for name in ("max_sequence_length", "prediction_type"):
-            if given[name] is not None and name not in known:
-                raise ValueError(f"--{name} means nothing for {family.name}.")
-            defaults[name] = known.get(name)
+            if given[name] is not None and name not in family.own:
+                raise ValueError(f"--{name} has no effect with {family.name}.")
+            defaults[name] = family.own.get(name)
         given = {name: defaults.get(name) if value is None else value for name, value in given.items()}
         if given["resolution"] % family.resolution_step != 0:
-            raise ValueError(f"--resolution must be a multiple of {family.resolution_step}; got {args.resolution}.")
+            raise ValueError(f"--resolution must be a multiple of {family.resolution_step}; got {config.resolution}.")
         return cls(**given)
 
     @property
@@ -85,14 +67,14 @@ class Drawing:
         scale = f" x {self.lora_scale:g}" if lora and self.lora_scale != 1 else ""
         return f"{self.pretrained_model_name_or_path}{lora}{scale}"
 
-    def options(self, cache_dir: str | None = None) -> ModelOptions:
+    def options(self, cache_dir: str | None = None) -> ModelConfig:
         """Of the base model."""
-        return ModelOptions(
-            self.pretrained_model_name_or_path,
-            self.pretrained_vae_model_name_or_path,
-            self.revision,
-            self.variant,
-            cache_dir,
+        return ModelConfig(
+            pretrained_model_name_or_path=self.pretrained_model_name_or_path,
+            pretrained_vae_model_name_or_path=self.pretrained_vae_model_name_or_path,
+            revision=self.revision,
+            variant=self.variant,
+            cache_dir=cache_dir,
             resolution=self.resolution,
             max_sequence_length=self.max_sequence_length,
             prediction_type=self.prediction_type,

@@ -12,9 +12,9 @@ from PIL.Image import Image
 
 from diffusers import DiffusionPipeline
 
+from ..config import ModelConfig
 from ..runtime.shapes import Shape
 from .checks import build_empty, check_modules, check_pipeline, check_sequence_length, is_absent, read_index
-from .options import ModelOptions
 from .prompt_memory import PromptMemory
 from .prompts import report_first_truncation
 from .quantization import quantization_options
@@ -58,7 +58,7 @@ class FamilyPipeline:
     inference_dtype = "float16"
     negative_prompt: str | None = None
 
-    def __init__(self, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, options: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         """Reads the model's configuration files, and no weights.
 
         Raises:

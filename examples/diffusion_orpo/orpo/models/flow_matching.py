@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from .options import ModelOptions
+from ..config import ModelConfig
 
 
 @dataclass
@@ -29,7 +29,7 @@ class FlowMatching:
     mode_scale: float
 
     @classmethod
-    def load(cls, options: ModelOptions) -> "FlowMatching":
+    def load(cls, options: ModelConfig) -> "FlowMatching":
         """Reads the schedule of a model.
 
         Raises:

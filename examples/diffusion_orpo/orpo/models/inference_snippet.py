@@ -1,13 +1,14 @@
 """The Python code of a model card: how to draw with the trained LoRA."""
 
 
-def inference_snippet(trained, lora: str, prompt: str) -> str:
+def inference_snippet(trained, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
     """Python code that draws an image as training's validation does.
 
     Args:
         trained: the model family, with another one to draw with or without.
         lora: its folder, or name on the Hub.
         prompt: what to draw.
+        steps, guidance_scale: of the validation, for another model to draw with.
     """
     model = trained.validation_model or trained
     options, pipeline = model.options, model.pipeline_class.__name__
@@ -16,8 +17,8 @@ def inference_snippet(trained, lora: str, prompt: str) -> str:
         call_options["negative_prompt"] = model.negative_prompt
     if model is not trained:
         source += f"  # trained on {trained.options.pretrained_model_name_or_path!r}, which takes the LoRA, too"
-        call_options["num_inference_steps"] = trained.options.validation_inference_steps
-        call_options |= model.guidance_options(trained.options.validation_guidance_scale)
+        call_options["num_inference_steps"] = steps
+        call_options |= model.guidance_options(guidance_scale)
     lines = [source]
     imports = pipeline
     if options.pretrained_vae_model_name_or_path is not None:

@@ -13,6 +13,7 @@ import torch
 from peft import set_peft_model_state_dict
 from PIL.Image import Image
 
+from ..config import ModelConfig
 from ..runtime.transfer import to_device
 from .checks import check_lora_layers, warn_of_distillation
 from .encoding_identity import base_identity, encoding_identity
@@ -20,7 +21,6 @@ from .family_pipeline import FamilyPipeline
 from .inference_snippet import inference_snippet
 from .lora import LORA_FILE, add_lora, as_loaded, load_lora, save_lora
 from .lora_files import COMFYUI_FILE, read_initial_lora, write_for_other_programs
-from .options import ModelOptions
 from .vae import sample_latents
 from .validation_model import check_same_lora, loaded_with_lora, validation_options
 
@@ -55,7 +55,7 @@ class LatentDiffusion(FamilyPipeline):
     @classmethod
     def load(
         cls,
-        options: ModelOptions,
+        options: ModelConfig,
         device: torch.device,
         dtype: torch.dtype,
         denoiser: bool = True,
@@ -75,7 +75,7 @@ class LatentDiffusion(FamilyPipeline):
         model = cls(options, device, dtype)
         model.check_trainable()
         if encoders:
-            advise_tf32(model.vae.dtype(dtype), device, options.allow_tf32)
+            advise_tf32(model.vae.dtype(dtype), device)
         model.load_modules(denoiser, encoders)
         if denoiser:
             warn_of_distillation(options, model.pipeline.scheduler)
@@ -89,7 +89,7 @@ class LatentDiffusion(FamilyPipeline):
         return model
 
     @classmethod
-    def check(cls, options: ModelOptions, is_resumed: bool = False) -> None:
+    def check(cls, options: ModelConfig, is_resumed: bool = False) -> None:
         """Reads the model's configuration files and --init_lora_weights, and no weights of the model.
 
         Args:
@@ -120,7 +120,7 @@ class LatentDiffusion(FamilyPipeline):
             check_same_lora(self, self.validation_model)
 
     @classmethod
-    def encoding_identity(cls, options: ModelOptions, dtype: torch.dtype) -> dict[str, str]:
+    def encoding_identity(cls, options: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
         """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
         return encoding_identity(cls, options, dtype)
 
@@ -239,16 +239,16 @@ class LatentDiffusion(FamilyPipeline):
         """Writes the LoRA in `directory` once more, as ComfyUI and AUTOMATIC1111 read it."""
         write_for_other_programs(directory / LORA_FILE, directory / COMFYUI_FILE)
 
-    def inference_snippet(self, lora: str, prompt: str) -> str:
+    def inference_snippet(self, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
         """Python code that draws an image with the trained LoRA."""
-        return inference_snippet(self, lora, prompt)
+        return inference_snippet(self, lora, prompt, steps, guidance_scale)
 
 
-def advise_tf32(vae_dtype: torch.dtype, device: torch.device, allow_tf32: bool) -> None:
-    """Advises --allow_tf32 if a VAE will run in float32 on a GPU that could use TF32, several times as fast."""
-    if vae_dtype == torch.float32 and device.type == "cuda" and not allow_tf32:
+def advise_tf32(vae_dtype: torch.dtype, device: torch.device) -> None:
+    """Advises TF32 if a VAE will run in float32 on a GPU that could use TF32, several times as fast."""
+    if vae_dtype == torch.float32 and device.type == "cuda" and not torch.backends.cuda.matmul.allow_tf32:
         if torch.cuda.get_device_capability(device) >= (8, 0):
             logger.warning(
-                "The VAE runs in float32, and its matrix products without TF32: --allow_tf32 speeds them up, a VAE that"
+                "The VAE runs in float32, and its matrix products without TF32: TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 in the environment speeds them up, a VAE that"
                 " works in half precision (--pretrained_vae_model_name_or_path) more, and --cache_latents most."
             )

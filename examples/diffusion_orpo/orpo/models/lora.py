@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from diffusers.training_utils import cast_training_params
 
+from ..config import ModelConfig
 from ..runtime.durable import make_readable
 from .checks import find_modules
-from .options import ModelOptions
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -20,7 +20,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FIELDS = ("r", "lora_alpha", "target_modules", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
 
 
-def add_lora(denoiser: torch.nn.Module, options: ModelOptions) -> None:
+def add_lora(denoiser: torch.nn.Module, options: ModelConfig) -> None:
     """Adds a LoRA that changes nothing yet, in float32, to the modules that the options name."""
     denoiser.add_adapter(
         LoraConfig(

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 
+from ..config import ModelConfig
 from ..runtime.durable import make_readable
 from ..runtime.messages import printable
 from .checks import matches_layer
 from .lora import LORA_FILE
-from .options import ModelOptions
 
 
 COMFYUI_FILE = "comfyui_lora.safetensors"  # diffusers must not take it for pytorch_lora_weights.safetensors
@@ -266,7 +266,7 @@ def check_all_loaded(flag: str, lora: LoraFile, denoiser: torch.nn.Module) -> No
 
 
 def read_initial_lora(
-    options: ModelOptions, pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Module
+    options: ModelConfig, pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Module
 ) -> dict[str, torch.Tensor]:
     """Reads --init_lora_weights.
 

@@ -13,15 +13,14 @@ import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
 from diffusers.utils import is_bitsandbytes_available
 
-from .options import ModelOptions
+from ..config import ModelConfig
 
 
-def quantization_options(options: ModelOptions, denoiser_name: str, dtype: torch.dtype) -> dict:
+def quantization_options(options: ModelConfig, denoiser_name: str, dtype: torch.dtype) -> dict:
     """Arguments of a pipeline's `from_pretrained` that load its denoiser's linear layers quantized.
 
     Args:
-        options: of the model; `quantize_base` is "8bit" (LLM.int8, arXiv 2208.07339) or "nf4" (QLoRA's normal float with
-            double quantization, arXiv 2305.14314), and `bnb_quantization_config_path` says the same in detail.
+        options: of the model; `bnb_quantization_config_path` is what `read_bnb_config` made of it.
         denoiser_name: in the pipeline.
         dtype: that quantized weights are multiplied in, and of all that is not quantized.
 
@@ -31,17 +30,11 @@ def quantization_options(options: ModelOptions, denoiser_name: str, dtype: torch
     Raises:
         ImportError: bitsandbytes is not installed.
     """
-    if options.bnb_quantization_config_path is not None:
-        flag, config = "--bnb_quantization_config_path", json.loads(options.bnb_quantization_config_path)
-    elif options.quantize_base == "8bit":
-        flag, config = "--quantize_base", {"load_in_8bit": True}
-    elif options.quantize_base == "nf4":
-        flag = "--quantize_base"
-        config = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    else:
+    if options.bnb_quantization_config_path is None:
         return {}
     if not is_bitsandbytes_available():
-        raise ImportError(f"{flag} needs bitsandbytes: `pip install bitsandbytes`.")
+        raise ImportError("--bnb_quantization_config_path needs bitsandbytes: `pip install bitsandbytes`.")
+    config = json.loads(options.bnb_quantization_config_path)
     if config.get("load_in_4bit") and config.get("bnb_4bit_compute_dtype") is None:
         config["bnb_4bit_compute_dtype"] = dtype
     mapping = {denoiser_name: BitsAndBytesConfig(**{key: value for key, value in config.items() if value is not None})}

@@ -1,12 +1,11 @@
 """The model families, each registered once, as far as they are known without loading torch or diffusers."""
 
-import argparse
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from typing import Any
 
-from ..runtime.flags import Flag, FlagGroup
-from ..runtime.shapes import name_of, shapes_from_flags
-from .flags import DDPM_FLAGS, FLOW_MATCHING_FLAGS, GUIDANCE_SCALE, MODEL, max_sequence_length
+from ..config import CheckpointConfig, ModelConfig
+from ..runtime.shapes import name_of
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,10 @@ class Family:
         class_name: of its class.
         slug: in names of folders, and in the identity of encodings.
         name: for people.
-        lora_layers: the default of --lora_layers.
-        noise_flags: of its noise process.
-        more_flags: that it alone has.
-        own_defaults: of other flags, where it has its own.
+        own: settings that it has and some other families don't, and their defaults.
+        other_defaults: of settings that all families have.
         resolution_step: pixels that a side of an image is a multiple of.
+        longest_prompt: tokens that its text encoder reads at most, where it reads as many as it is told to.
     """
 
     pipeline: str
@@ -31,48 +29,63 @@ class Family:
     class_name: str
     slug: str
     name: str
-    noise_flags: FlagGroup
-    lora_layers: str = "to_k,to_q,to_v,to_out.0"
-    more_flags: tuple[Flag, ...] = ()
-    own_defaults: dict[str, object] = field(default_factory=dict)
+    own: dict[str, object]
+    other_defaults: dict[str, object] = field(default_factory=dict)
     resolution_step: int = 8
-
-    @property
-    def flags(self) -> list[FlagGroup]:
-        """Of the model and of its noise process."""
-        return [MODEL, FlagGroup(MODEL.title, self.more_flags), self.noise_flags]
+    longest_prompt: int = 512
 
     @property
     def defaults(self) -> dict[str, object]:
-        """Of all flags that have another default for this family than for the others."""
-        name = f"diffusion-orpo-lora-{self.slug}"
-        return {"lora_layers": self.lora_layers, "output_dir": name, "tracker_name": name, **self.own_defaults}
+        """Of all settings that have another default for this family than `TrainingConfig` has."""
+        return {"output_dir": f"diffusion-orpo-lora-{self.slug}", **self.own, **self.other_defaults}
 
-    def check_flags(self, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-        """Stops with a message where the family can't do what the flags say."""
-        if args.resolution % self.resolution_step != 0:
-            parser.error(f"--resolution must be a multiple of {self.resolution_step}; got {args.resolution}.")
-        try:
-            shapes = shapes_from_flags(args)
-        except ValueError as error:
-            parser.error(str(error))
-        wrong = [name_of(shape) for shape in shapes if any(side % self.resolution_step for side in shape)]
+    @staticmethod
+    def special() -> set[str]:
+        """The settings that only some families have."""
+        return {name for family in FAMILIES.values() for name in family.own}
+
+    def fill_in(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings, and the family's defaults for those that are not among them.
+
+        Raises:
+            ValueError: the family has no such setting.
+        """
+        unknown = next((name for name in settings if name in self.special() - {*self.own}), None)
+        if unknown is not None and settings[unknown] is not None:
+            raise ValueError(f"--{unknown} has no effect with {self.name}.")
+        return self.defaults | settings
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError where the family can't do what the settings say."""
+        if config.resolution % self.resolution_step != 0:
+            raise ValueError(f"--resolution must be a multiple of {self.resolution_step}; got {config.resolution}.")
+        wrong = [name_of(shape) for shape in config.shapes if any(side % self.resolution_step for side in shape)]
         if wrong:
-            parser.error(
+            raise ValueError(
                 f"--aspect_ratio_buckets: sides must be multiples of {self.resolution_step} for {self.name}, and"
                 f" {', '.join(wrong)} {'are' if len(wrong) > 1 else 'is'} not."
             )
-        if args.quantize_base is not None and args.bnb_quantization_config_path is not None:
-            parser.error(
-                "--quantize_base and --bnb_quantization_config_path quantize the same weights: give one of them."
+        if config.max_sequence_length is not None and config.max_sequence_length > self.longest_prompt:
+            raise ValueError(
+                f"--max_sequence_length must be between 1 and {self.longest_prompt}; got {config.max_sequence_length}."
             )
-        if args.validation_model_path is not None and not args.run_validation:
-            parser.error("--validation_model_path is drawn with in validation: add --run_validation, or leave it out.")
 
     def load_class(self) -> type:
         """Imports the family's class, and with it torch and diffusers."""
         return getattr(import_module(f".{self.module}", __package__), self.class_name)
 
+
+DDPM: dict[str, object] = {"prediction_type": None, "snr_gamma": None}
+FLOW_MATCHING: dict[str, object] = {
+    "weighting_scheme": "none",
+    "logit_mean": 0.0,
+    "logit_std": 1.0,
+    "mode_scale": 1.29,
+}
+
+JOINT_ATTENTION = (
+    "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
+)
 
 SD = Family(
     "StableDiffusionPipeline",
@@ -80,15 +93,11 @@ SD = Family(
     "StableDiffusion",
     "sd",
     "Stable Diffusion",
-    DDPM_FLAGS,
-    own_defaults={"resolution": 512, "validation_guidance_scale": 7.5},
+    DDPM,
+    {"resolution": 512, "validation_guidance_scale": 7.5},
 )
 
-SDXL = Family("StableDiffusionXLPipeline", "sdxl", "StableDiffusionXL", "sdxl", "SDXL", DDPM_FLAGS)
-
-JOINT_ATTENTION = (
-    "attn.to_k,attn.to_q,attn.to_v,attn.to_out.0,attn.add_k_proj,attn.add_q_proj,attn.add_v_proj,attn.to_add_out"
-)
+SDXL = Family("StableDiffusionXLPipeline", "sdxl", "StableDiffusionXL", "sdxl", "SDXL", DDPM)
 
 SD3 = Family(
     "StableDiffusion3Pipeline",
@@ -96,10 +105,8 @@ SD3 = Family(
     "StableDiffusion3",
     "sd3",
     "Stable Diffusion 3",
-    FLOW_MATCHING_FLAGS,
-    lora_layers=JOINT_ATTENTION,
-    more_flags=(max_sequence_length(77, "; CLIP reads 77"),),
-    own_defaults={"validation_guidance_scale": 7.0},
+    FLOW_MATCHING | {"weighting_scheme": "logit_normal", "max_sequence_length": 77},
+    {"lora_layers": JOINT_ATTENTION, "validation_guidance_scale": 7.0},
     resolution_step=16,
 )
 
@@ -109,10 +116,11 @@ FLUX = Family(
     "Flux",
     "flux",
     "FLUX.1",
-    FLOW_MATCHING_FLAGS,
-    lora_layers=f"{JOINT_ATTENTION},ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2",
-    more_flags=(max_sequence_length(512), GUIDANCE_SCALE),
-    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 3.5},
+    FLOW_MATCHING | {"max_sequence_length": 512, "guidance_scale": 3.5},
+    {
+        "lora_layers": f"{JOINT_ATTENTION},ff.net.0.proj,ff.net.2,ff_context.net.0.proj,ff_context.net.2",
+        "validation_guidance_scale": 3.5,
+    },
     resolution_step=16,
 )
 
@@ -122,9 +130,7 @@ Z_IMAGE = Family(
     "ZImage",
     "z-image",
     "Z-Image",
-    FLOW_MATCHING_FLAGS,
-    more_flags=(max_sequence_length(512, reader="Qwen3"),),
-    own_defaults={"weighting_scheme": "none"},
+    FLOW_MATCHING | {"max_sequence_length": 512},
     resolution_step=16,
 )
 
@@ -134,10 +140,11 @@ FLUX2_KLEIN = Family(
     "Flux2Klein",
     "flux2-klein",
     "FLUX.2 klein",
-    FLOW_MATCHING_FLAGS,
-    lora_layers="to_k,to_q,to_v,to_out.0,to_qkv_mlp_proj,single_transformer_blocks.*.attn.to_out",
-    more_flags=(max_sequence_length(512, reader="Qwen3 or Mistral"), GUIDANCE_SCALE),
-    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 4.0},
+    FLOW_MATCHING | {"max_sequence_length": 512, "guidance_scale": 3.5},
+    {
+        "lora_layers": "to_k,to_q,to_v,to_out.0,to_qkv_mlp_proj,single_transformer_blocks.*.attn.to_out",
+        "validation_guidance_scale": 4.0,
+    },
     resolution_step=16,
 )
 
@@ -149,10 +156,29 @@ QWEN_IMAGE = Family(
     "QwenImage",
     "qwen-image",
     "Qwen-Image",
-    FLOW_MATCHING_FLAGS,
-    more_flags=(max_sequence_length(512, reader="Qwen2.5-VL", highest=1024),),
-    own_defaults={"weighting_scheme": "none", "validation_guidance_scale": 4.0},
+    FLOW_MATCHING | {"max_sequence_length": 512},
+    {"validation_guidance_scale": 4.0},
     resolution_step=16,
+    longest_prompt=1024,
 )
 
 FAMILIES = {family.pipeline: family for family in (SD, SDXL, SD3, FLUX, Z_IMAGE, FLUX2_KLEIN, FLUX2, QWEN_IMAGE)}
+
+
+def find_family(checkpoint: CheckpointConfig, families: tuple[Family, ...] = tuple(FAMILIES.values())) -> Family:
+    """The family that the model's files name.
+
+    Raises:
+        ValueError: there is no such model, or it belongs to none of the families.
+    """
+    from .checks import read_index  # with it torch and diffusers
+
+    name = read_index(checkpoint).get("_class_name")
+    family = next((family for family in families if family.pipeline == name), None)
+    if family is not None:
+        return family
+    if len(families) == 1:
+        only = families[0]
+        raise ValueError(f"{checkpoint.named_source} is a {name}: this script trains {only.name}, a {only.pipeline}.")
+    known = ", ".join(family.pipeline for family in families)
+    raise ValueError(f"{checkpoint.named_source} is a {name}. It must be one of {known}.")

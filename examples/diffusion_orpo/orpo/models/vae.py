@@ -11,9 +11,9 @@ import torch
 
 from diffusers import AutoencoderKL
 
+from ..config import ModelConfig
 from ..runtime.transfer import draw_noise
 from .checks import SINGLE_FILES
-from .options import ModelOptions
 
 
 class Vae:
@@ -29,7 +29,7 @@ class Vae:
     module_class = AutoencoderKL
     applied_statistics = ("shift_factor", "scaling_factor")
 
-    def __init__(self, options: ModelOptions) -> None:
+    def __init__(self, options: ModelConfig) -> None:
         self.source, self._options = vae_source(options)
         if self.source.lower().endswith(SINGLE_FILES):
             raise ValueError(
@@ -53,7 +53,7 @@ class Vae:
         if options.pretrained_vae_model_name_or_path is not None:
             self._check_downscale(options)
 
-    def _check_downscale(self, options: ModelOptions) -> None:
+    def _check_downscale(self, options: ModelConfig) -> None:
         try:
             own = type(self)(replace(options, pretrained_vae_model_name_or_path=None))
         except OSError:  # the model was saved without
@@ -140,7 +140,7 @@ def sample_latents(moments: torch.Tensor, generators: list[torch.Generator]) -> 
     return mean + (0.5 * log_variance).exp() * draw_noise(generators, mean.shape[1:], moments.device)
 
 
-def vae_source(options: ModelOptions) -> tuple[str, dict]:
+def vae_source(options: ModelConfig) -> tuple[str, dict]:
     """Where the VAE is, and the arguments to load it from there with."""
     if options.pretrained_vae_model_name_or_path is not None:
         return options.pretrained_vae_model_name_or_path, {"cache_dir": options.cache_dir}

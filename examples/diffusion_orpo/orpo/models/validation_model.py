@@ -8,12 +8,12 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ..config import ModelConfig
 from .checks import find_modules
 from .lora import add_lora
-from .options import ModelOptions
 
 
-def validation_options(options: ModelOptions) -> ModelOptions:
+def validation_options(options: ModelConfig) -> ModelConfig:
     """The options of the model that draws: those of the one that trains, except those that belong to its checkpoint."""
     return replace(
         options,

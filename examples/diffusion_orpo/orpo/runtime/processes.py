@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 
-# The first process may take this long to read a large data set. All other waits are bounded by --ddp_timeout.
+# The first process may take this long to read a large data set. All other waits are shorter.
 READING_TIMEOUT = timedelta(hours=6)
 
 

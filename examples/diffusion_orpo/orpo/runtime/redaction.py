@@ -32,13 +32,12 @@ def argument_without_secrets(argument: str) -> str:
 
 
 def flags_without_secrets(settings: dict[str, object]) -> dict[str, int | float | str]:
-    """A run's flags as a tracker may record them; --hub_token is left out."""
+    """A run's settings as a tracker may record them."""
     flags = {}
     for name, value in settings.items():
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             value = str([without_secrets(str(item)) for item in value])
         flags[name] = value if isinstance(value, (int, float)) else without_secrets(str(value))
-    flags.pop("hub_token", None)
     return flags
 
 

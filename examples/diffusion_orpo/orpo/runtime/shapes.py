@@ -3,7 +3,6 @@
 A shape is (height, width) in pixels. This module is read while flags are checked, so it imports nothing heavy.
 """
 
-import argparse
 import re
 
 
@@ -15,15 +14,6 @@ MAX_ASPECT = 32  # longer side to shorter
 WIDEST = 2  # sides of the buckets that are made from --resolution, longer to shorter
 SMALLEST = 0.9  # their area, in squares
 STEP = 16  # pixels: every family takes multiples of it
-
-
-def shapes_from_flags(args: argparse.Namespace) -> tuple[Shape, ...]:
-    """The shapes that --resolution and --aspect_ratio_buckets stand for.
-
-    Raises:
-        ValueError: the list can't be read, or is empty.
-    """
-    return parse_shapes(args.aspect_ratio_buckets, args.resolution)
 
 
 def parse_shapes(buckets: str | bool | None, resolution: int) -> tuple[Shape, ...]:

@@ -5,6 +5,7 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -29,10 +30,12 @@ def begin(script: str) -> None:
     must come before torch computes anything. A setting of the user's own stays.
 
     Args:
-        script: its name, for the message.
+        script: its path, for the message.
     """
     if find_spec("fcntl") is None:  # of POSIX, like the signals and the syncing of folders that files are written with
-        sys.exit(f"{script}: needs Linux or macOS. On Windows, run it in WSL, the Windows Subsystem for Linux.")
+        sys.exit(
+            f"{Path(script).name}: needs Linux or macOS. On Windows, run it in WSL, the Windows Subsystem for Linux."
+        )
     os.environ.setdefault("MKL_CBWR", "AUTO")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in notebooks
@@ -45,7 +48,7 @@ def begin(script: str) -> None:
             logger.addFilter(Without(text))
     problem = too_old()
     if problem is not None:
-        sys.exit(f"{script}: {problem}")
+        sys.exit(f"{Path(script).name}: {problem}")
 
 
 class Without(logging.Filter):

@@ -3,7 +3,6 @@
 Imported only where something is encoded, since torch and diffusers take memory that the converter's other tasks don't need.
 """
 
-import argparse
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -11,17 +10,14 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from ..config import ModelConfig
 from ..data.bad_pair import BadPair
 from ..data.buckets import assign
-from ..data.flags import IMAGES
 from ..data.image import open_image, upright_size
 from ..data.pair import crop_image
-from ..models.checks import read_index
 from ..models.encoding_identity import encoding_identity
-from ..models.options import ModelOptions
-from ..models.registry import FAMILIES
+from ..models.registry import find_family
 from ..runtime.cores import num_cores
-from ..runtime.flags import assemble, make_parser, parse
 from ..runtime.libraries import LIBRARIES
 from ..runtime.precision import DTYPES
 from .manifest import Encoding
@@ -31,32 +27,16 @@ from .plan import EncodingJob
 PROMPTS_KEPT = 64  # embeddings of SDXL are 0.3 MB each, of FLUX.1 4 MB; rows with the same prompt are close together
 
 
-def plan_encoding(flags: list[str]) -> EncodingJob:
-    """Finds the family by the model's folder, and reads the flags as its training script does.
+def plan_encoding(config: ModelConfig) -> EncodingJob:
+    """Checks that the model can encode, and identifies its encodings.
 
     Raises:
-        ValueError: the model belongs to no known family.
-        OSError: it does not exist.
+        ValueError: the model can't be used.
     """
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--pretrained_model_name_or_path")
-    parser.add_argument("--revision")
-    parser.add_argument("--cache_dir")
-    model, _ = parser.parse_known_args(flags)
-    config = read_index(ModelOptions.from_flags(model))
-    if config["_class_name"] not in FAMILIES:
-        raise ValueError(
-            f"--pretrained_model_name_or_path={model.pretrained_model_name_or_path} is a {config['_class_name']}, not one"
-            f" of {', '.join(FAMILIES)}."
-        )
-    family = FAMILIES[config["_class_name"]]
-    declarations = assemble([*family.flags, IMAGES], family.defaults)
-    parser = make_parser(None, declarations)
-    args = parse(parser, declarations, flags)
-    family.check_flags(parser, args)
-    precision, family_class, options = args.mixed_precision or "no", family.load_class(), ModelOptions.from_flags(args)
-    family_class.check(options)
-    return EncodingJob(family_class, options, precision, encoding_identity(family_class, options, DTYPES[precision]))
+    family = find_family(config).load_class()
+    family.check(config)
+    precision = config.mixed_precision or "no"
+    return EncodingJob(family, config, precision, encoding_identity(family, config, DTYPES[precision]))
 
 
 def describe(job: EncodingJob, encoded: bytes) -> Encoding:

@@ -94,20 +94,17 @@ class Listed:
     sizes: np.ndarray | None = None
 
 
-def find_shards(
-    patterns: list[str], num_samples: int | None = None, cache_dir: str | None = None, with_sizes: bool = False
-) -> Shards:
+def find_shards(patterns: list[str], cache_dir: str | None = None, with_sizes: bool = False) -> Shards:
     """Lists the shards and what is in them, by the manifest beside them; without one, by reading every shard once.
 
     Args:
         patterns: folders, paths with braces or wildcards, `s3://` and `https://` URLs with braces, `pipe:` commands.
-        num_samples: the number that the caller expects.
         cache_dir: keeps the results of reading shards; None for the folder of `datasets`.
         with_sizes: whether the sizes of images are asked for.
 
     Raises:
-        ValueError: there are no shards, one is named twice or is not in the manifest, shards of several kinds are mixed,
-            or the number of samples is not `num_samples`.
+        ValueError: there are no shards, one is named twice or is not in the manifest, or shards of several kinds are
+            mixed.
         OSError: a URL can't be read, or a command fails.
     """
     urls = tuple(url for pattern in patterns for url in expand(pattern))
@@ -116,8 +113,6 @@ def find_shards(
     counts, ties = _counts_and_ties(urls, listed, cache_dir)
     if sum(counts) == 0:
         raise ValueError(f"The {len(urls)} shards of {' '.join(map(without_secrets, patterns))} hold no samples.")
-    if num_samples is not None and num_samples != sum(counts):
-        raise ValueError(f"--num_train_examples={num_samples}, but the shards hold {sum(counts)}.")
     encodings = [entry and entry.encoding for entry in listed]
     odd = next((i for i, encoding in enumerate(encodings) if not _same_encoding(encoding, encodings[0])), None)
     if odd is not None:

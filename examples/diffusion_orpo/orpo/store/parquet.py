@@ -98,7 +98,7 @@ def list_files(
         listing = Listing(os.path.dirname(os.path.abspath(path)), split or "train", [os.path.basename(path)])
         return listing if _holds_pairs(listing, reading) else open_table(path, config, split, cache_dir, reading)
     builder = find_builder(path, config, cache_dir)
-    split = pick_split(split_names(builder), split, path, "--split")
+    split = pick_split(split_names(builder), split, path, "--dataset_split_name")
     files = [str(file) for file in builder.config.data_files[split]]
     if not all(file.endswith(".parquet") for file in files):
         return open_table(path, config, split, cache_dir, reading)
@@ -150,7 +150,7 @@ def _list_on_s3(url: str, split: str | None) -> Listing:
             f" ({', '.join(splits)}). Put all files of a split into a folder of its name."
         )
     splits = splits or {"train": nameless}
-    chosen = pick_split(splits, split, url, "--split")
+    chosen = pick_split(splits, split, url, "--dataset_split_name")
     return Listing(url, chosen, splits[chosen])
 
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..config import ModelConfig
 from ..data.columns import Columns
 from ..data.conventions import CONVENTIONS
 from ..data.reading import Reading
 from ..data.table import Table
-from ..models.options import ModelOptions
 from ..runtime.messages import printable
 from .copying import copy_folder, write_copy
 from .manifest import Source
@@ -42,7 +42,7 @@ class EncodingJob:
     """
 
     family: type
-    options: ModelOptions
+    options: ModelConfig
     precision: str
     identity: dict[str, str]
 

@@ -15,6 +15,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..config import LoadingConfig
 from ..data.bad_pair import BadPair
 from ..data.buckets import Assignment, assign, describe
 from ..data.order import BatchOrder, given_of, in_one_bucket
@@ -41,7 +42,6 @@ class ShardOptions:
 
     Attributes:
         patterns: where they are, as `find_shards` takes it.
-        num_train_examples: samples that the user expects.
         num_held_out: pairs to validate on.
         max_pairs: pairs to train on; None for all.
         transform: of the images.
@@ -51,7 +51,6 @@ class ShardOptions:
     """
 
     patterns: list[str]
-    num_train_examples: int | None
     num_held_out: int
     max_pairs: int | None
     transform: PairTransform
@@ -61,17 +60,16 @@ class ShardOptions:
     cache_dir: str | None
 
     @classmethod
-    def from_flags(cls, args) -> "ShardOptions":
+    def from_config(cls, config: LoadingConfig) -> "ShardOptions":
         return cls(
-            args.dataset_path,
-            args.num_train_examples,
-            args.num_validation_pairs if args.run_validation else 0,
-            args.max_train_samples,
-            PairTransform.from_flags(args),
-            args.dataloader_num_workers,
-            args.shuffle_buffer_size,
-            args.max_bad_samples,
-            args.cache_dir,
+            list(config.dataset_path),
+            config.num_held_out,
+            config.max_train_samples,
+            PairTransform.from_config(config),
+            config.dataloader_num_workers,
+            config.shuffle_buffer_size,
+            config.max_bad_samples,
+            config.cache_dir,
         )
 
 
@@ -91,9 +89,7 @@ def load_shards(
     """
     found = None
     if accelerator.is_main_process:
-        found = find_shards(
-            options.patterns, options.num_train_examples, options.cache_dir, options.transform.depends_on_sizes
-        )
+        found = find_shards(options.patterns, options.cache_dir, options.transform.depends_on_sizes)
     wait_for_reading(accelerator)
     (shards,) = broadcast_object_list([found])
     if shards.encoding is not None:

@@ -4,6 +4,7 @@ import os
 
 from accelerate import Accelerator
 
+from ..config import OptimizerConfig
 from ..runtime.precision import DTYPES
 
 
@@ -27,7 +28,7 @@ def refuse_sharding() -> None:
             raise ValueError(
                 f"Accelerate is configured for {name} ({variable}), which these scripts don't support. Only the LoRA"
                 " trains, so data parallelism is enough: `accelerate launch --multi_gpu`. If the base does not fit a GPU,"
-                " use --quantize_base, --gradient_checkpointing and --cache_latents."
+                " use --bnb_quantization_config_path=nf4, --gradient_checkpointing and --cache_latents."
             )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
@@ -37,15 +38,15 @@ def refuse_sharding() -> None:
         )
 
 
-def check_settings(args, accelerator: Accelerator) -> None:
+def check_settings(config: OptimizerConfig, accelerator: Accelerator) -> None:
     """Compares what accelerate made of its configuration with the flags.
 
     Raises:
         ValueError: names both.
     """
-    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
+    if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise ValueError(
-            f"--gradient_accumulation_steps={args.gradient_accumulation_steps}, but accelerate's configuration says"
+            f"--gradient_accumulation_steps={config.gradient_accumulation_steps}, but accelerate's configuration says"
             f" {accelerator.gradient_accumulation_steps} (ACCELERATE_GRADIENT_ACCUMULATION_STEPS): give the same with the"
             " flag, or unset the variable."
         )

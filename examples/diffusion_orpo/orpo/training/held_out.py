@@ -12,10 +12,14 @@ import torch
 from accelerate import Accelerator
 from diffusion_orpo_loss import OrpoMetrics, per_pair_error
 
+from ..config import LossConfig
 from .step import compute_losses, encode, predict_pairs
 
 
 QUARTERS = 4
+# How often each held-out pair is predicted. The accuracy on 64 pairs then has a standard error of at most 2 points, at the cost of
+# 6 training passes.
+LEVELS = 12
 ACCURACY = "eval_rewards/accuracies"
 PROMPT_MARGIN = "eval_prompt_margin"
 MARGIN_EVERY = 3  # of so many noise levels one serves for the prompt margin, which takes one more prediction there
@@ -30,7 +34,7 @@ class NoiseLevels:
         draws: how many each pair gets, in as many equally likely ranges of noise.
     """
 
-    def __init__(self, noise_process, draws: int) -> None:
+    def __init__(self, noise_process, draws: int = LEVELS) -> None:
         self.draws, count = draws, 4096
         generator = torch.Generator().manual_seed(0)
         self.sorted = noise_process.sample_timesteps([generator] * count).sort().values  # the quantiles (count,)
@@ -85,7 +89,7 @@ class PromptMargin:
 
 @torch.no_grad()
 def measure_held_out(
-    strength, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
+    strength: LossConfig, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
 ) -> dict[str, float]:
     """Means over all held-out pairs and their noise levels. Every process must call it.
 

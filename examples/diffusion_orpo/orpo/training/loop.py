@@ -50,42 +50,44 @@ def train(run: Run, model, data) -> int:
         FloatingPointError: loss or gradient is not finite.
         OSError: a checkpoint or the result can't be written.
     """
-    args, accelerator, output_dir = run.args, run.accelerator, run.output_dir
+    config, accelerator, output_dir = run.config, run.accelerator, run.output_dir
     rank, world_size = accelerator.process_index, accelerator.num_processes
     base = identify_in_background(model.base_identity) if accelerator.is_main_process else dict
     state, position = begin_or_resume(run, data, base)
-    pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * world_size
-    pairs = data.pairs_of(args.num_train_epochs, args.train_batch_size, run.seed, position)
-    amount = Amount(args.max_train_steps, pairs, pairs_per_step, state.pairs_per_step)
+    pairs_per_step = config.train_batch_size * config.gradient_accumulation_steps * world_size
+    pairs = data.pairs_of(config.num_train_epochs, config.train_batch_size, config.seed, position)
+    amount = Amount(config.max_train_steps, pairs, pairs_per_step, state.pairs_per_step)
     last_step = amount.last_step(state.global_step, state.pairs_seen)
 
-    if args.init_lora_weights is not None and run.checkpoint is None:
+    if config.init_lora_weights is not None and run.checkpoint is None:
         model.start_from_initial_lora()
     parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(args, parameters, state.pairs_per_step, fused=accelerator.scaler is None)
-    learning_rate = LearningRate.of(args, optimizer, amount.horizon)
+    optimizer = make_optimizer(config, parameters, fused=accelerator.scaler is None)
+    learning_rate = LearningRate.of(config, optimizer, amount.horizon)
     denoiser, optimizer = accelerator.prepare(model.denoiser, optimizer)
     register_lora_hooks(accelerator, model)
-    set_seed(run.seed, device_specific=True)  # LoRA dropout draws from the global generators
+    set_seed(run.config.seed, device_specific=True)  # LoRA dropout draws from the global generators
     if run.checkpoint is not None:
         check_learning_rate(run, state, learning_rate.at(amount.place(state.global_step, state.pairs_seen)))
         load_checkpoint(accelerator, run.checkpoint, state.processes)
         logger.info(f"Resuming from {run.checkpoint}, after step {state.global_step}")
     state.processes = world_size
     best, validator = Best(**state.best), Validator(run, model, data)
-    batches = data.training_batches(args.train_batch_size, run.seed, position, rank, world_size)
+    batches = data.training_batches(config.train_batch_size, config.seed, position, rank, world_size)
 
     state.trackers = start_trackers(run, state.global_step, state.trackers)
     logger.info(f"{data}; {last_step} steps of {pairs_per_step} pairs on {world_size} processes")
     # The last step is left out: what is measured after training serves for it.
-    validation_steps = range(args.validation_steps, last_step, args.validation_steps) if args.run_validation else ()
+    validation_steps = (
+        range(config.validation_steps, last_step, config.validation_steps) if config.run_validation else ()
+    )
     next_batch, skipped, collapse = iter(batches).__next__, 0, CollapseWatch.from_dict(state.collapse)
     progress = tqdm(
         total=last_step, initial=state.global_step, desc="Steps", disable=not accelerator.is_local_main_process
     )
-    if args.run_validation and state.global_step == 0:
+    if config.run_validation and state.global_step == 0:
         validator.before_training()
-    if args.keep_best and best.validated < state.global_step and state.global_step in validation_steps:
+    if config.keep_best and best.validated < state.global_step and state.global_step in validation_steps:
         # A checkpoint is saved before its step is validated, and a run can end in between.
         best.add(state.global_step, accuracy_to_keep(validator, validator.during_training(state.global_step)))
     denoiser.train()
@@ -93,14 +95,14 @@ def train(run: Run, model, data) -> int:
         while state.global_step < last_step:
             started, window = time.perf_counter(), Window()
             learning_rate.set(amount.place(state.global_step, state.pairs_seen))
-            for _ in range(args.gradient_accumulation_steps):
+            for _ in range(config.gradient_accumulation_steps):
                 batch = next_batch()
                 with accelerator.accumulate(denoiser):
-                    losses, metrics, timesteps = compute_losses(args, model, denoiser, batch)
+                    losses, metrics, timesteps = compute_losses(config, model, denoiser, batch)
                     accelerator.backward(losses.mean())
                     window.add(losses, metrics, timesteps)
                     if accelerator.sync_gradients:
-                        grad_norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm or math.inf)
+                        grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
                         logs, stop = window.reduce(accelerator, grad_norm, signals.received)
                         stop_if_not_finite(accelerator, *window.pairs(), logs, state.global_step + 1, output_dir)
                     optimizer.step()
@@ -117,14 +119,18 @@ def train(run: Run, model, data) -> int:
             accelerator.log(logs, step=state.global_step)
             show_progress(progress, logs, pairs_per_step / (time.perf_counter() - started), batches.problems)
             state.learning_rate = learning_rate.at(amount.place(state.global_step, state.pairs_seen))
-            saved = stop or state.global_step % args.checkpointing_steps == 0
+            saved = stop or state.global_step % config.checkpointing_steps == 0
             if saved:
                 save(run, state, base, collapse, best, batches.position)
             if stop:
                 return report_preemption(signals.received, state.global_step)
             if state.global_step in validation_steps:
                 metrics = validator.during_training(state.global_step)
-                if args.keep_best and best.add(state.global_step, accuracy_to_keep(validator, metrics)) and not saved:
+                if (
+                    config.keep_best
+                    and best.add(state.global_step, accuracy_to_keep(validator, metrics))
+                    and not saved
+                ):
                     save(run, state, base, collapse, best, batches.position)
                 denoiser.train()
 
@@ -135,11 +141,11 @@ def train(run: Run, model, data) -> int:
 def conclude(run: Run, state: TrainingState, model, data, best: Best, validator: Validator) -> None:
     """Goes back to the best checkpoint with --keep_best, validates, and writes the result. Every process must call it."""
     step, last = state.global_step, {}
-    if run.args.keep_best and (metrics := validator.measure()):
+    if run.config.keep_best and (metrics := validator.measure()):
         kept = accuracy_to_keep(validator, metrics)
         step = load_best(run.accelerator, model, run.output_dir, best, step, -1.0 if kept is None else kept)
         last = {"step": step, "last_step": state.global_step, f"{ACCURACY}_last_step": metrics[ACCURACY]}
-    results = validator.after_training(state.global_step, last) if run.args.run_validation else None
+    results = validator.after_training(state.global_step, last) if run.config.run_validation else None
     finish_run(run, model, str(data), step, results)
 
 
@@ -153,8 +159,8 @@ def save(run: Run, state: TrainingState, base, collapse: CollapseWatch, best: Be
     flush_trackers(run.accelerator)
     state.base = state.base or base()
     state.collapse = asdict(collapse)
-    state.best = asdict(best) if run.args.keep_best else {}
-    save_checkpoint(run.accelerator, run.output_dir, state, position, run.args.checkpoints_total_limit)
+    state.best = asdict(best) if run.config.keep_best else {}
+    save_checkpoint(run.accelerator, run.output_dir, state, position, run.config.checkpoints_total_limit)
 
 
 def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:
@@ -168,8 +174,8 @@ def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:
     Raises:
         ValueError: the checkpoint is of another run.
     """
-    args, accelerator = run.args, run.accelerator
-    pairs_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    config, accelerator = run.config, run.accelerator
+    pairs_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     state = TrainingState(
         0, data.fingerprint, run.recorded_flags, accelerator.num_processes, pairs_seen=0, pairs_per_step=pairs_per_step
     )
@@ -179,7 +185,9 @@ def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:
 
     def check() -> dict[str, str]:
         state.base = base()
-        check_same_run(saved, state, run.values(resume="same"), run.values(resume="warn"), run.checkpoint)
+        check_same_run(
+            saved, state, run.config.values(resume="same"), run.config.values(resume="warn"), run.checkpoint
+        )
         return state.base
 
     saved.base = on_main_process(accelerator, check)
@@ -196,7 +204,7 @@ def check_learning_rate(run: Run, state: TrainingState, now: float) -> None:
     if state.learning_rate is not None and not same_rate(state.learning_rate, now):
         raise ValueError(
             f"Cannot resume from {run.checkpoint}: the learning rate would jump from {state.learning_rate:.3g} to"
-            f" {now:.3g}, since --lr_scheduler={run.args.lr_scheduler} was laid out for another length or warm-up. Keep"
+            f" {now:.3g}, since --lr_scheduler={run.config.lr_scheduler} was laid out for another length or warm-up. Keep"
             " --max_train_steps or --num_train_epochs, and --lr_warmup_steps, as they were; or start a new run."
         )
 

@@ -21,10 +21,10 @@ def save_model_card(run, model, data: str, steps: int, results: ValidationResult
         results: of the validation, if one was run.
         folder: gets the files.
     """
-    args, lora = run.args, run.hub_repository or str(run.output_dir.resolve())
-    prompts = [_one_line(prompt) for prompt in args.validation_prompts for _ in range(args.num_validation_images)]
+    config, lora = run.config, run.hub_repository or str(run.output_dir.resolve())
+    prompts = [_one_line(prompt) for prompt in config.validation_prompts for _ in range(config.num_validation_images)]
     gallery = _save_images(folder, results) if results else []
-    base_model, dataset_name = args.pretrained_model_name_or_path, getattr(args, "dataset_name", None)  # or shards
+    base_model, dataset_name = config.pretrained_model_name_or_path, config.dataset_name
     card_data = ModelCardData(
         license=model.license,
         library_name="diffusers",
@@ -70,14 +70,19 @@ def _text(run, model, data, steps, results, gallery, prompts, lora) -> str:
     sections = [
         f"# {model.name} LoRA aligned with ORPO: {_plain(Path(lora).name)}\n",
         "<Gallery />\n" if gallery else "",
-        f"A LoRA for {_code(run.args.pretrained_model_name_or_path)}, trained on preference pairs with ORPO (odds ratio preference"
+        f"A LoRA for {_code(run.config.pretrained_model_name_or_path)}, trained on preference pairs with ORPO (odds ratio preference"
         " optimization, [arXiv 2403.07691](https://arxiv.org/abs/2403.07691)) for diffusion, without a reference"
         " model.\n",
-        f"## Use\n\n```python\n{model.inference_snippet(lora, prompts[0])}```\n",
+        f"## Use\n\n```python\n{_snippet(run, model, lora, prompts[0])}```\n",
         "`pytorch_lora_weights.safetensors` is for diffusers; `comfyui_lora.safetensors` is the same LoRA for ComfyUI,"
         " AUTOMATIC1111 and other programs: copy it into their folder of LoRAs.\n",
         f"## Training\n\n- data: {_plain(data)}\n- optimizer steps: {steps}",
-        "\n".join(f"- {name}: {_plain(str(value))}" for name, value in run.values(card=True).items()) + "\n",
+        "\n".join(
+            f"- {name}: {_plain(str(value))}"
+            for name, value in run.config.values(card=True).items()
+            if value is not None
+        )
+        + "\n",
     ]
     if results and results.metrics:
         sections.append("## Held-out pairs\n\n| metric | with the LoRA | without |\n|---|---|---|")
@@ -95,3 +100,8 @@ def _text(run, model, data, steps, results, gallery, prompts, lora) -> str:
             )
         )
     return "\n".join(section for section in sections if section) + "\n"
+
+
+def _snippet(run, model, lora: str, prompt: str) -> str:
+    config = run.config
+    return model.inference_snippet(lora, prompt, config.validation_inference_steps, config.validation_guidance_scale)

@@ -82,5 +82,5 @@ class ModelFamily(Protocol):
     def save_for_other_programs(self, directory: Path) -> None:
         """Writes the LoRA of `save_lora` once more, for programs that don't read diffusers' metadata."""
 
-    def inference_snippet(self, lora: str, prompt: str) -> str:
+    def inference_snippet(self, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
         """Python code that draws with the LoRA."""

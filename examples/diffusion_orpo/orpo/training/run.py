@@ -1,6 +1,5 @@
 """The beginning and the end of a run: checks before models load, trackers, and the output."""
 
-import argparse
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from huggingface_hub import create_repo, upload_folder
 
 import diffusers
 
-from ..runtime import flags
+from ..config import TrainingConfig
 from ..runtime.durable import remove_leftovers, rename, sync_all
 from ..runtime.lock import lock
 from ..runtime.precision import DTYPES
@@ -38,6 +37,9 @@ from .validation import ValidationResults
 
 logger = get_logger(__name__)
 
+# How long processes wait for one another, including for the main one to generate validation images and to upload.
+TIMEOUT = timedelta(minutes=30)
+
 # Files of a result. Others that lie in an output folder are left alone.
 RESULT = re.compile(r"README\.md|eval_results\.json|image_\d+(_without_lora)?\.png|\w+_lora(_weights)?\.safetensors")
 
@@ -47,24 +49,20 @@ class Run:
     """One training run, from its first line in the log to its last.
 
     Attributes:
-        args: the flags, as they were given.
-        flags: their declarations.
+        config: with the seed and the precision in force, if they were not given.
         accelerator: devices, processes, precision, trackers.
         checkpoint: to resume from, or None.
-        seed: the one given, the checkpoint's, or a drawn one.
         hub_repository: to upload to, or None.
     """
 
-    args: argparse.Namespace
-    flags: list[flags.FlagGroup]
+    config: TrainingConfig
     accelerator: Accelerator
     checkpoint: Path | None
-    seed: int
     hub_repository: str | None = None
 
     @property
     def output_dir(self) -> Path:
-        return Path(self.args.output_dir)
+        return Path(self.config.output_dir)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,22 +70,14 @@ class Run:
         return DTYPES[self.accelerator.mixed_precision]
 
     @property
-    def settings(self) -> dict[str, object]:
-        """The values in force, including those that were drawn at random or come from the accelerate configuration."""
-        return vars(self.args) | {"seed": self.seed, "mixed_precision": self.accelerator.mixed_precision}
-
-    def values(self, **wanted: object) -> dict[str, object]:
-        """The settings of the flags with certain attributes, such as `card=True`."""
-        return flags.values(self.flags, self.settings, **wanted)
-
-    @property
     def recorded_flags(self) -> dict[str, object]:
-        """All flags for a checkpoint: exact values of those that a resumed run is compared by, the others without secrets."""
-        return flags_without_secrets(self.settings) | self.values(resume="same") | self.values(resume="warn")
+        """All settings for a checkpoint: exact values of those that a resumed run is compared by, the others without secrets."""
+        config = self.config
+        return flags_without_secrets(config.values()) | config.values(resume="same") | config.values(resume="warn")
 
 
 @contextmanager
-def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> Iterator[Run]:
+def start_run(config: TrainingConfig) -> Iterator[Run]:
     """Prepares devices, logging, seed, output folder and Hub repository.
 
     The output folder is this run's alone until the block is left. A failure in the block is logged with what to do;
@@ -97,25 +87,24 @@ def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> 
         ValueError: the output folder can't be written or is in use, the checkpoint is missing or damaged, or the tracker
             is not installed.
     """
-    output_dir = Path(args.output_dir)
-    accelerator = make_accelerator(args, output_dir)
+    output_dir = Path(config.output_dir)
+    accelerator = make_accelerator(config, output_dir)
     on_main_process(accelerator, make_writable, output_dir)
     with lock(output_dir, accelerator):
         on_main_process(accelerator, remove_leftovers, output_dir)
-        checkpoint = on_main_process(accelerator, find_checkpoint, args.resume_from_checkpoint, output_dir)
-        seed = args.seed
+        checkpoint = on_main_process(accelerator, find_checkpoint, config.resume_from_checkpoint, output_dir)
+        seed = config.seed
         if seed is None:
             drawn = on_main_process(accelerator, secrets.randbits, 31)
             seed = read_state(checkpoint).flags["seed"] if checkpoint else drawn
             logger.info(f"No --seed was given: using {seed}")
         set_seed(seed)
-        if args.allow_tf32:
-            torch.backends.cuda.matmul.allow_tf32 = True
-        repository = on_main_process(accelerator, make_repository, args) if args.push_to_hub else None
+        repository = on_main_process(accelerator, make_repository, config) if config.push_to_hub else None
         try:
-            yield Run(args, declarations, accelerator, checkpoint, seed, repository)
+            settings = config.replace(seed=seed, mixed_precision=accelerator.mixed_precision)
+            yield Run(settings, accelerator, checkpoint, repository)
         except Exception as error:
-            explain_failure(error, args, accelerator)
+            explain_failure(error, config, accelerator)
             raise
         # First the wrapper of the model, then its process group: if the wrapper goes last, it holds Python's lock while it
         # waits for a thread that waits for that lock, and some runs never end.
@@ -123,13 +112,13 @@ def start_run(args: argparse.Namespace, declarations: list[flags.FlagGroup]) -> 
         accelerator.end_training()
 
 
-def make_repository(args: argparse.Namespace) -> str:
+def make_repository(config: TrainingConfig) -> str:
     """Makes the repository to upload to, if it doesn't exist, and returns its full name."""
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    return create_repo(name, exist_ok=True, token=args.hub_token).repo_id
+    name = config.hub_model_id or Path(config.output_dir).resolve().name
+    return create_repo(name, exist_ok=True).repo_id
 
 
-def make_accelerator(args, output_dir: Path) -> Accelerator:
+def make_accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
     """Sets up devices, precision and logging.
 
     Raises:
@@ -137,16 +126,16 @@ def make_accelerator(args, output_dir: Path) -> Accelerator:
     """
     refuse_sharding()
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=str(output_dir / args.logging_dir)),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout))],
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=str(output_dir / "logs")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         step_scheduler_with_optimizer=False,  # the loop steps it: once per optimizer step, however many processes
     )
-    check_settings(args, accelerator)
-    if args.report_to != "none" and not accelerator.log_with:
-        raise ValueError(f"--report_to={args.report_to}: not installed. Install it, or choose another tracker.")
+    check_settings(config, accelerator)
+    if config.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"--report_to={config.report_to}: not installed. Install it, or choose another tracker.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logger.info(accelerator.state, main_process_only=False)
     for name in ("accelerate", "httpx", "httpx2"):
@@ -169,15 +158,15 @@ def make_writable(output_dir: Path) -> None:
         raise ValueError(f"--output_dir={output_dir} can't be written: {error}") from error
 
 
-def explain_failure(error: Exception, args, accelerator: Accelerator) -> None:
+def explain_failure(error: Exception, config: TrainingConfig, accelerator: Accelerator) -> None:
     """Logs what the exception itself can't know: which process is to blame, and where the run can continue."""
     if accelerator.num_processes > 1 and is_lost_connection(error):
         logger.error(
-            f"Process {accelerator.process_index} ends because another one died, or did not answer for"
-            f" --ddp_timeout={args.ddp_timeout} seconds. The other one's own messages say why.",
+            f"Process {accelerator.process_index} ends because another one died, or did not answer within"
+            f" {TIMEOUT}. The other one's own messages say why.",
             main_process_only=False,
         )
-    checkpoints = list_checkpoints(Path(args.output_dir))
+    checkpoints = list_checkpoints(Path(config.output_dir))
     if checkpoints:
         logger.error(
             f"The run ended with {type(error).__name__}, whose message follows. Its last checkpoint is {checkpoints[-1]}:"
@@ -202,7 +191,9 @@ def start_trackers(run: Run, step: int, known: dict[str, str]) -> dict[str, str]
         options["wandb"] |= {"id": known["wandb"], "resume": "allow"}
     with command_line_without_secrets():
         run.accelerator.init_trackers(
-            run.args.tracker_name, config=flags_without_secrets(run.settings), init_kwargs=options
+            os.environ.get("WANDB_PROJECT", run.output_dir.resolve().name),
+            config=flags_without_secrets(run.config.values()),
+            init_kwargs=options,
         )
     if not run.accelerator.is_main_process:
         return {}
@@ -282,5 +273,4 @@ def upload(run: Run, names: list[str], steps: int) -> None:
         folder_path=run.output_dir,
         allow_patterns=names,
         commit_message=f"ORPO LoRA after {steps} steps",
-        token=run.args.hub_token,
     )

@@ -18,14 +18,17 @@
 import torch
 from diffusion_orpo_loss import OrpoMetrics, orpo_loss
 
+from ..config import LossConfig
 from ..runtime.transfer import draw_noise, to_device
 
 
-def compute_losses(strength, model, denoiser, batch: dict) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
+def compute_losses(
+    strength: LossConfig, model, denoiser, batch: dict
+) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
     """Encode, noise, forward, target, loss.
 
     Args:
-        strength: has `beta_orpo` or `loser_share`, and `odds_temperature`.
+        strength: of the loss.
         model: the model family; encodes images and prompts.
         denoiser: the module that predicts; may be wrapped for distributed training.
         batch: B pairs as `collate_pairs` makes them: tensors of 2B images, the B winners first.

@@ -59,11 +59,11 @@ class Validator:
     @cached_property
     def levels(self) -> NoiseLevels:
         """The noise at which held-out pairs are predicted."""
-        return NoiseLevels(self.model.noise_process, self.args.validation_draws)
+        return NoiseLevels(self.model.noise_process)
 
     @property
-    def args(self):
-        return self.run.args
+    def config(self):
+        return self.run.config
 
     @property
     def accelerator(self):
@@ -126,11 +126,11 @@ class Validator:
     def measure(self) -> dict[str, float]:
         """The metrics of `measure_held_out`; empty where no pairs are held out. Every process must call it."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        batches = self.data.held_out_batches(self.args.train_batch_size, rank, world_size)
+        batches = self.data.held_out_batches(self.config.train_batch_size, rank, world_size)
         if batches is None:
             return {}
         self.model.denoiser.eval()
-        metrics = measure_held_out(self.args, self.model, self.accelerator, batches, self.levels)
+        metrics = measure_held_out(self.config, self.model, self.accelerator, batches, self.levels)
         if not metrics:
             logger.warning("No held-out sample holds a readable preference: there are no eval_* metrics")
         return metrics
@@ -143,13 +143,13 @@ class Validator:
         if not self.accelerator.is_main_process:
             return []
         self.model.denoiser.eval()
-        args, shapes = self.args, self.data.shapes
-        steps, guidance_scale = args.validation_inference_steps, args.validation_guidance_scale
-        with self.model.drawing(args.validation_prompts) as draw:
+        config, shapes = self.config, self.data.shapes
+        steps, guidance_scale = config.validation_inference_steps, config.validation_guidance_scale
+        with self.model.drawing(config.validation_prompts) as draw:
             return [
-                draw([prompt], [self.run.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
-                for prompt in args.validation_prompts
-                for i in range(args.num_validation_images)
+                draw([prompt], [self.config.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
+                for prompt in config.validation_prompts
+                for i in range(config.num_validation_images)
             ]
 
     @cached_property
@@ -173,14 +173,14 @@ class Validator:
         """The `Judge` of `--validation_scorer`."""
         from .judge import Judge  # without a scorer, the room `scoring` is not needed
 
-        args = self.args
+        config = self.config
         return Judge(
-            args.validation_scorer, args.validation_prompts, self.images_without_lora, self.accelerator.device
+            config.validation_scorer, config.validation_prompts, self.images_without_lora, self.accelerator.device
         )
 
     def compare(self, images: list[Image]) -> dict[str, float]:
         """The result of `Judge.compare`; empty without a scorer, and on all processes but the main one."""
-        if self.args.validation_scorer is None or not self.accelerator.is_main_process:
+        if self.config.validation_scorer is None or not self.accelerator.is_main_process:
             return {}
         return self.judge.compare(images)
 
@@ -189,7 +189,7 @@ class Validator:
 
         Those of other shapes than the first go as `name/i/{width}x{height}`.
         """
-        per_prompt, grouped = self.args.num_validation_images, {}
+        per_prompt, grouped = self.config.num_validation_images, {}
         for number, image in enumerate(images):
             shape = "" if image.size == images[0].size else "/{}x{}".format(*image.size)
             grouped.setdefault(f"{name}/{number // per_prompt}{shape}", []).append(image)
