@@ -145,7 +145,7 @@ class Validator:
         self.model.denoiser.eval()
         config, shapes = self.config, self.data.shapes
         steps, guidance_scale = config.validation_inference_steps, config.validation_guidance_scale
-        with self.model.drawing(config.validation_prompts) as draw:
+        with self.model.drawing(list(config.validation_prompts)) as draw:
             return [
                 draw([prompt], [self.config.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
                 for prompt in config.validation_prompts
