@@ -284,7 +284,7 @@ def test_compiled_blocks_compute_the_same(setup, monkeypatch):
 )
 def test_tf32_advice(monkeypatch, caplog, dtype, device, allow, capability, is_given):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allow)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allow))
     advise_tf32(dtype, torch.device(device))
     assert ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in caplog.text) == is_given
 
