@@ -300,4 +300,4 @@ def test_lora_dropout_acts_in_every_step_and_in_no_validation(tiny_sdxl, faces, 
     flags = {"run_validation": True, "validation_steps": 1, "num_validation_pairs": 2, "validation_prompts": "a"}
     train(tiny_sdxl, faces, tmp_path, max_train_steps=3, validation_inference_steps=1, **flags)
     steps, validation = (True, True), (False, False)
-    assert [mode for mode, _ in groupby(seen)] == [steps, validation] * 3
+    assert [mode for mode, _ in groupby(seen)] == [validation, *[steps, validation] * 3]  # the base first
