@@ -26,7 +26,7 @@ WANDB = ["wandb"]
 WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.52"]
 LABEL = ["starlette>=1.0", "uvicorn>=0.30"]
 DEMO = ["matplotlib", "scipy"]
-BENCHMARK = [*DEMO, "scikit-learn"]
+BENCHMARK = [*DEMO, "resvg-py>=0.5", "scikit-learn"]
 
 setup(
     name="diffusion_orpo_loss",
