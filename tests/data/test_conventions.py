@@ -372,7 +372,6 @@ def load(line: list[str]):
     [
         (["chosen=x"], "name all columns: chosen, rejected and prompt"),
         (["image_0=x", "image_1=x", "prompt=x"], "name all columns: chosen, rejected and prompt"),
-        (["prompt=x"], "name all columns: chosen, rejected and prompt"),
         (["winner=x"], "write what a column holds and its name"),
         (["chosen", "rejected=x", "prompt=x"], "write what a column holds and its name"),
     ],

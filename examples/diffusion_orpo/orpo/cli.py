@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import AnyConfig, CheckpointConfig, Config, ConversionConfig, ModelConfig, TrainingConfig
+from .config import ONE_DATASET, AnyConfig, CheckpointConfig, Config, ConversionConfig, ModelConfig, TrainingConfig
 from .models.bnb_config import read_bnb_config
 from .models.registry import FAMILIES, Family, find_family
 from .runtime.start import begin
@@ -44,7 +44,7 @@ REPLACED = {
     "label_column": "use --columns image_0=NAME image_1=NAME label=NAME prompt=NAME",
     "chosen_column": "use --columns chosen=NAME rejected=NAME prompt=NAME",
     "rejected_column": "use --columns chosen=NAME rejected=NAME prompt=NAME",
-    "prompt_column": "use --columns chosen=NAME rejected=NAME prompt=NAME",
+    "prompt_column": "use --columns prompt=NAME",
     "split": "use --dataset_split_name",
 }
 
@@ -57,12 +57,16 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         line = sys.argv[1:] if args is None else args
-        for flag in (argument.partition("=")[0] for argument in line if argument.startswith("--")):
+        given = [argument.partition("=")[0] for argument in line if argument.startswith("--")]
+        for flag in given:
             if flag not in self._option_string_actions:
                 self.error(self._about_unknown(flag))
+            if given.count(flag) > 1:
+                several = f" {ONE_DATASET}" if flag == "--dataset_name" else " Keep one."
+                self.error(f"{flag} is given twice, and only the last one would count.{several}")
         values, rest = self.parse_known_args(line, namespace)
         if rest:
-            self.error(f"{rest[0]} belongs to no flag.")
+            self.error(f"{rest[0]} belongs to no flag.{f' {ONE_DATASET}' if os.path.exists(rest[0]) else ''}")
         return values
 
     def _about_unknown(self, flag: str) -> str:

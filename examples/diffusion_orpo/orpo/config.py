@@ -22,6 +22,11 @@ from .runtime.shapes import Shape, parse_shapes
 
 BUILT_IN = ("pickscore", "hpsv2", "imagereward", "aesthetic", "clip", "saturation", "high_frequency")  # scorers
 
+ONE_DATASET = (
+    "One dataset is read at a time: put the files of several into one folder, or join them by"
+    " datasets.concatenate_datasets([...]).save_to_disk('joined')."
+)
+
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
@@ -56,7 +61,8 @@ class Setting:
         if self.choices and value is not None and value not in self.choices:
             return f"--{name} must be one of {', '.join(self.choices)}; got {value}."
         if self.path == "source" and looks_like_a_path(value) and not Path(value).exists():
-            return f"--{name}={value} does not exist."
+            several = any(mark in value for mark in "*,") and name == "dataset_name"
+            return f"--{name}={value} does not exist.{f' {ONE_DATASET}' if several else ''}"
         if value is None or not self.range:
             return None
         lowest, *highest = self.range
@@ -69,6 +75,16 @@ class Setting:
 def setting(default: Any, help: str, **more: Any) -> Any:
     """A field of a config: its default and a `Setting`."""
     return dataclasses.field(default=default, metadata={"setting": Setting(help, **more)})
+
+
+def refuse_inside(dataset: str | None, name: str, folder: Path | str | None) -> None:
+    """Stops where a folder for output lies in that of the dataset, and would be read as data the next time."""
+    if dataset is None or folder is None or not Path(dataset).is_dir():
+        return
+    if Path(folder).resolve().is_relative_to(Path(dataset).resolve()):
+        raise ValueError(
+            f"--{name}={folder} lies in the dataset's own folder, where it would be read as data: name another one."
+        )
 
 
 def looks_like_a_path(source: object) -> bool:
@@ -174,7 +190,7 @@ class PairsConfig(Config):
         (),
         "Columns, where the dataset has other names for them: chosen=NAME rejected=NAME prompt=NAME, or image_0=NAME "
         "image_1=NAME label=NAME prompt=NAME, where the label is 1 if the first image is preferred, 0 if the second is, and 0.5 "
-        "for a tie.",
+        "for a tie; or prompt=NAME alone.",
     )
     image_root: str | None = setting(
         None,
@@ -204,8 +220,8 @@ class PairsConfig(Config):
         return dict(part.split("=", 1) for part in self.columns)
 
     def check(self) -> None:
-        ways = {"chosen", "rejected", "prompt"}, {"image_0", "image_1", "label", "prompt"}
-        wrong = next((part for part in self.columns if part.partition("=")[0] not in ways[0] | ways[1]), None)
+        ways = {"chosen", "rejected", "prompt"}, {"image_0", "image_1", "label", "prompt"}, {"prompt"}
+        wrong = next((part for part in self.columns if part.partition("=")[0] not in set.union(*ways)), None)
         if wrong is not None or not all(part.partition("=")[2] for part in self.columns):
             raise ValueError(
                 f"--columns {' '.join(self.columns)}: write what a column holds and its name, as in --columns chosen=NAME"
@@ -214,7 +230,7 @@ class PairsConfig(Config):
         if self.columns and set(self.named_columns) not in ways:
             raise ValueError(
                 f"--columns {' '.join(self.columns)}: name all columns: chosen, rejected and prompt; or image_0, image_1,"
-                " label and prompt."
+                " label and prompt; or prompt alone."
             )
 
 
@@ -660,6 +676,7 @@ class TrainingConfig(LoadingConfig, ModelConfig, LossConfig, OptimizerConfig, Va
     """Everything that decides a training run."""
 
     def check(self) -> None:
+        refuse_inside(self.dataset_name, "output_dir", self.output_dir)
         if self.cache_latents and self.random_crop:
             raise ValueError("--cache_latents keeps one crop of each image, the centre: leave --random_crop out.")
         if self.validation_model_path is not None and not self.run_validation:
@@ -719,6 +736,8 @@ class CheckConfig(LoadingConfig, CheckpointConfig):
         if self.filter is not None and self.filter.exists():
             if self.filter.is_file() or any(self.filter.iterdir()):
                 raise ValueError(f"--filter={self.filter} already exists: name a new folder.")
+        for name in ("filter", "output_dir"):
+            refuse_inside(self.dataset_name, name, getattr(self, name))
 
 
 # Settings of the model that decide an encoding.

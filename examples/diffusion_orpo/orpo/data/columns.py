@@ -61,6 +61,7 @@ class Columns:
         soft_labels: bool = False,
         min_agreement: float | None = None,
         paths: bool = False,
+        prompt: str | None = None,
     ) -> "Columns":
         """Finds the convention that a table follows.
 
@@ -71,22 +72,26 @@ class Columns:
             named: the columns that flags name, if any do.
             soft_labels, min_agreement: see the class.
             paths: whether an image may be the path of its file, as text.
+            prompt: the column of the prompt, if a flag names that alone.
 
         Raises:
             ValueError: it follows none, or several, or holds no images where they should be, or no votes.
         """
         names = schema.names
-        fitting = [convention for convention in ([named] if named else CONVENTIONS) if convention.fits(schema)]
+        known = [named] if named else [convention.with_prompt(names, prompt) for convention in CONVENTIONS]
+        fitting = [convention for convention in known if convention.fits(schema)]
         if not fitting:
             found = f"has the columns {printable(', '.join(names))}" if names else "has no columns"
             needed = f"{', '.join(named.needed)}, as flags say" if named else NEEDED
+            if prompt is not None and prompt not in names:
+                needed = f"{prompt}, as --columns says"
             raise ValueError(f"{where} {found}. It needs {needed}.")
         if len(fitting) > 1:
             readings = " and as ".join(f"{c.name} ({', '.join(c.needed)})" for c in fitting)
             raise ValueError(f"{where} can be read as {readings}: remove or rename the columns of one of them.")
         (convention,) = fitting
         for column in convention.images:
-            check_image_column(schema.field(column).type, column, where, paths)
+            check_image_column(schema.field(column).type, column, where, paths, lists=convention.is_ranked)
         held = f"({convention.name}: {', '.join(convention.needed)})"
         if soft_labels and not convention.soft_labels:
             raise ValueError(
@@ -195,7 +200,7 @@ class Columns:
         if name in self.classes and value is not None:  # the number of a class says nothing, its name does
             classes = self.classes[name]
             value = classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
-        return value
+        return None if value == "" else value  # as CSV leaves out a value
 
 
 def _value(cell: pa.Scalar, kind: str, column: str, where: str):

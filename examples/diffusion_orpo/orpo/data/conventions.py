@@ -3,8 +3,8 @@
 Rows are read through `Columns`, by training, checker and converter alike.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -42,6 +42,12 @@ class Convention:
     soft_labels: bool = False
     group: str | None = None
 
+    def with_prompt(self, names: Iterable[str], prompt: str | None) -> "Convention":
+        """The same with the prompt's column among these names: the one asked for, its own, or one that is called alike."""
+        if prompt is None:
+            prompt = next((name for name in (self.prompt, *PROMPTS) if name in names), self.prompt)
+        return replace(self, prompt=prompt)
+
     @property
     def is_ranked(self) -> bool:
         return len(self.images) == 1
@@ -72,6 +78,8 @@ def _ranked(name: str, images: str, order: str, lower_is_better: bool, group: st
 def _counted(name: str, votes: tuple[str, str]) -> Convention:
     return Convention(name, ("image1", "image2"), "prompt", votes, partial(by_votes, names=votes), votes=votes)
 
+
+PROMPTS = ("prompt", "caption", "text")
 
 # Comments name the documents that define the columns; cards and loading scripts are on huggingface.co/datasets.
 CONVENTIONS = (

@@ -145,8 +145,8 @@ class PreferenceData:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the pairs do."""
-        return self.train.fingerprint
+        """Changes whenever the pairs do: those to train on, and those held out."""
+        return self.train.fingerprint + (self.held_out.fingerprint if self.held_out else "")
 
     def __str__(self) -> str:
         held_out = f", {len(self.held_out)} held out" if self.held_out else ""

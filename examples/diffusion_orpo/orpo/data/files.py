@@ -11,12 +11,13 @@ from urllib.parse import unquote, urlsplit
 from datasets import DatasetBuilder, load_dataset_builder
 from huggingface_hub import DatasetCard
 
+from ..config import ONE_DATASET
 from ..runtime.messages import printable
 
 
 # The reader for a single file.
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
-TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".arrow")  # a .json may be anything
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".arrow")  # a .json may be anything
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHOWN = 5
 
@@ -27,6 +28,7 @@ def as_given(name: str) -> str:
     Raises:
         ValueError: it is a path, and nothing is there; or one that datasets takes for a pattern.
     """
+    _refuse_elsewhere(name)
     path = unquote(urlsplit(name).path) if name.startswith("file://") else name
     path = os.path.expanduser(path)
     path = path.rstrip("/") or path
@@ -42,6 +44,21 @@ def as_given(name: str) -> str:
     elif is_path and "://" not in path:
         raise ValueError(f"{printable(name)}: there is no such file or folder.")
     return path
+
+
+def _refuse_elsewhere(name: str) -> None:
+    """Stops with what to do where a name stands for several data sets, or for one that is neither here nor on the Hub."""
+    if name.startswith("hf://datasets/"):
+        raise ValueError(f"{printable(name)}: name it as on the Hub, {'/'.join(name.split('/')[3:5])}.")
+    if "://" in name and not name.startswith("file://"):
+        raise ValueError(
+            f"{printable(name)}: pairs are read from this machine or from the Hub. Download the files, and name them."
+        )
+    if os.path.exists(os.path.expanduser(name)):
+        return
+    parts = [os.path.expanduser(part.strip()) for part in name.split(",")]
+    if len(parts) > 1 and all(parts) or glob.has_magic(name):
+        raise ValueError(f"{printable(name)} does not exist. {ONE_DATASET}")
 
 
 def find_builder(path: str, config: str | None, cache_dir: str | None = None) -> DatasetBuilder:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ def _read_captions(found: "PairFolders", captions: dict[str, dict[str, list[Path
 
 
 def _read_metadata(found: "PairFolders", file: str) -> None:
-    for number, read_entry in _entries(_read_text(found, found.folder / file) or "", file.endswith(".csv")):
+    for number, read_entry in entries(_read_text(found, found.folder / file) or "", file.endswith(".csv")):
         where = f"{file}, line {number}"
         try:
             entry = read_entry()
@@ -67,11 +68,12 @@ def _read_metadata(found: "PairFolders", file: str) -> None:
             reason = printable(str(error)) or f"none of {', '.join(PROMPT_KEYS)}"
             found.add_problem("bad prompts file", f"it gives no file_name and prompt ({reason})", where)
             continue
+        image = normal(image)
         is_name = any(image in images for images in found.images.values())
         _add_prompt(found, image if is_name else Path(image).stem, prompt, where)
 
 
-def _entries(text: str, is_csv: bool) -> Iterator[tuple[int, Callable[[], dict]]]:
+def entries(text: str, is_csv: bool) -> Iterator[tuple[int, Callable[[], dict]]]:
     """The entries of a metadata file: the line that each ends in, and what reads it."""
     if is_csv:
         reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -134,6 +136,11 @@ def _read_text(found: "PairFolders", path: Path) -> str | None:
         problem = f"it can't be read as UTF-8: {printable(str(error))}"
         found.add_problem("unreadable prompt", problem, found.shown(path), "Save it as UTF-8.")
         return None
+
+
+def normal(name: str) -> str:
+    """A file's name in one Unicode form: macOS writes an accent as a character of its own, others don't."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_text(text: str) -> bool:

@@ -22,7 +22,7 @@ from PIL import Image as PILImage
 from ..runtime.messages import printable
 from .bad_pair import BadPair
 from .files import METADATA, TABLE_SUFFIXES
-from .folder_prompts import CAPTION_SUFFIXES, is_text, read_prompts
+from .folder_prompts import CAPTION_SUFFIXES, is_text, normal, read_prompts
 
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _list_side(found: PairFolders, side: str) -> dict[str, list[Path]]:
     images, captions = {}, defaultdict(list)
     suffixes = PILImage.registered_extensions()
     for path in sorted(found.sides[side].iterdir()):
-        suffix, where = path.suffix.lower(), found.shown(path)
+        suffix, where, name = path.suffix.lower(), found.shown(path), normal(path.stem)
         if path.name.startswith("."):
             continue
         if not is_text(path.name):
@@ -156,17 +156,17 @@ def _list_side(found: PairFolders, side: str) -> dict[str, list[Path]]:
         elif path.is_dir():
             found.add_problem("folder in a folder", "it is a folder", where, f"Put its images into {side}/ itself.")
         elif suffix in CAPTION_SUFFIXES:
-            captions[path.stem].append(path)
+            captions[name].append(path)
         elif suffix not in suffixes:
             found.passed_over[f"{printable(suffix or path.name)} files"] += 1
-        elif path.stem in images:
-            problem = f"{images[path.stem].name} has the same name"
+        elif name in images:
+            problem = f"{images[name].name} has the same name"
             found.add_problem("two images of one name", printable(problem), where, "Remove one.")
         else:
-            images[path.stem] = path
+            images[name] = path
     found.images[side] = images
     # 000.jpg.txt is what some programs call the caption of 000.jpg.
-    by_image = {path.name: name for name, path in images.items()}
+    by_image = {normal(path.name): name for name, path in images.items()}
     return {by_image.get(name, name): paths for name, paths in captions.items()}
 
 

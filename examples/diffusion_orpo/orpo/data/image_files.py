@@ -2,9 +2,11 @@
 
 import os
 import stat
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
@@ -25,20 +27,29 @@ class ImageFiles:
     root: Path | None = None
 
     def find(self, name: str) -> Path:
-        """The file that a path as text stands for.
+        """The file that a path as text stands for. Windows' separators, and file:// before an absolute path, are understood.
 
         Raises:
             ValueError: it is outside the folder, by `..` or by a link; or a URL, or something other than a file.
             OSError: it does not exist, or can't be looked at.
         """
-        if "://" in name:
-            raise ValueError("it is a URL: download the images first")
         root = _real(str(self.root))
+        if name.startswith("file://"):
+            name = unquote(urlsplit(name).path)
+        elif "://" in name:
+            raise ValueError("it is a URL: download the images first")
+        if PureWindowsPath(name).drive:
+            raise ValueError(
+                "it starts with a drive of Windows: write paths relative to the images' folder, and name that by --image_root"
+            )
+        spellings = dict.fromkeys([name, name.replace("\\", "/")])
+        spellings |= {unicodedata.normalize(form, spelling): None for spelling in spellings for form in ("NFC", "NFD")}
+        name = next((spelling for spelling in spellings if os.path.lexists(os.path.join(root, spelling))), name)
         folder, file = os.path.split(os.path.join(root, name))
         path = os.path.join(_real(folder), file)
         if file in ("", os.curdir, os.pardir) or os.path.islink(path):
             path = os.path.realpath(path)
-        if os.path.commonpath([root, path]) != root:
+        if not is_inside(path, root):
             raise ValueError(f"it is outside {root}: name a folder that holds all images by --image_root")
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise ValueError("it is not a file")
@@ -49,6 +60,15 @@ class ImageFiles:
 def _real(folder: str) -> str:
     """A folder with its links resolved. Cached, since a million images may be in it."""
     return os.path.realpath(folder)
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether a resolved path lies in a resolved folder, or, if that is in the Hub's cache, among the files its links lead to."""
+    roots = [root]
+    parts = Path(root).parts
+    if "snapshots" in parts:  # .../datasets--OWNER--NAME/snapshots/REVISION/..., with all files in .../blobs
+        roots.append(str(Path(*parts[: len(parts) - parts[::-1].index("snapshots") - 1], "blobs")))
+    return any(os.path.commonpath([folder, path]) == folder for folder in roots)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -113,17 +133,18 @@ def place_of_image(image: object, column: str, where: str) -> str:
     return ", ".join(filter(None, (where, f"{column}{file}")))
 
 
-def check_image_column(kind: pa.DataType, column: str, where: str, paths: bool) -> None:
+def check_image_column(kind: pa.DataType, column: str, where: str, paths: bool, lists: bool) -> None:
     """
     Args:
         kind: of the column.
+        lists: whether a cell holds all the images of a prompt.
         column, where: name it and the table in the error.
         paths: whether it may hold paths as text.
 
     Raises:
         ValueError: the column holds neither encoded images nor structs of them and their paths, nor lists of these.
     """
-    image = kind.value_type if is_list(kind) else kind
+    image = kind.value_type if lists and is_list(kind) else kind
     content = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
     if pa.types.is_binary(content) or pa.types.is_large_binary(content) or paths and is_text(image):
         return

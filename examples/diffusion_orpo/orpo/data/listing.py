@@ -3,10 +3,11 @@
     {"file_name": "00000-0.png", "prompt": "a red fox", "seed": 0}
     {"file_name": "00000-1.png", "prompt": "a red fox", "seed": 1}
 
-Without one, every image has a caption file beside it: `fox.txt` (or `.caption`) for `fox.png`.
+or a `metadata.csv` with these columns. Without either, every image has a caption file beside it: `fox.txt` (or `.caption`, or
+`fox.png.txt`) for `fox.png`. Images may lie in sub-folders.
 """
 
-import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from PIL import Image
 
 from ..runtime.messages import printable
 from .bad_pair import BadPair
-from .folder_prompts import CAPTION_SUFFIXES, PROMPT_KEYS, is_text
+from .folder_prompts import CAPTION_SUFFIXES, PROMPT_KEYS, entries, is_text, normal
 from .image import open_image
+from .image_files import is_inside
 
 
 METADATA = "metadata.jsonl"
+LISTINGS = (METADATA, "metadata.csv")
 SHOWN = 20  # problems in an error
 
 
@@ -44,7 +47,12 @@ def read_listing(folder: Path) -> list[ListedImage]:
     Raises:
         ValueError: there are no prompts, or a prompt or an image is bad. Lists all problems.
     """
-    images, problems = _read_metadata(folder) if (folder / METADATA).exists() else _read_captions(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder.")
+    listings = [folder / name for name in LISTINGS if (folder / name).exists()]
+    if len(listings) > 1:
+        raise ValueError(f"{folder} has {' and '.join(LISTINGS)}: keep one of them.")
+    images, problems = _read_metadata(listings[0]) if listings else _read_captions(folder)
     with ThreadPoolExecutor() as pool:
         problems += filter(None, pool.map(lambda image: _problem(folder, image.name), images))
     if problems:
@@ -56,47 +64,53 @@ def read_listing(folder: Path) -> list[ListedImage]:
     return images
 
 
-def _read_metadata(folder: Path) -> tuple[list[ListedImage], list[str]]:
-    path = folder / METADATA
+def _read_metadata(path: Path) -> tuple[list[ListedImage], list[str]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split at U+2028, too
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read: {printable(str(error))}") from error
     images, problems, seen = [], [], set()
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                image = _parse(line, f"{METADATA}, line {number}")
-                if image.name in seen:
-                    raise BadPair(
-                        "duplicate", f"{printable(image.name)} is listed twice", f"{METADATA}, line {number}"
-                    )
-                seen.add(image.name)
-                images.append(image)
-            except BadPair as bad:
-                problems.append(bad.summary)
+    for number, read_entry in entries(text, is_csv=path.suffix == ".csv"):
+        where = f"{path.name}, line {number}"
+        try:
+            image = _parse(read_entry, where)
+            if image.name in seen:
+                raise BadPair("duplicate", f"{printable(image.name)} is listed twice", where)
+            seen.add(image.name)
+            images.append(image)
+        except BadPair as bad:
+            problems.append(bad.summary)
     return images, problems
 
 
 def _read_captions(folder: Path) -> tuple[list[ListedImage], list[str]]:
     """Images with a caption file beside each, in the order of their names."""
     try:
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
     except OSError as error:
         raise ValueError(f"{folder} can't be read: {error.strerror}") from error
+    names = [path.relative_to(folder) for path in files]
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     known = Image.registered_extensions()
+    captions: dict[str, list[Path]] = {}
+    for name in names:
+        if name.suffix.lower() in CAPTION_SUFFIXES:
+            captions.setdefault(normal(str(name.with_suffix(""))), []).append(name)
     images, problems = [], []
-    for name in (name for name in names if Path(name).suffix.lower() in known):
-        captions = [Path(name).with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
-        captions = [caption for caption in captions if caption.name in names]
+    for name in (name for name in names if name.suffix.lower() in known):
+        own = captions.get(normal(str(name.with_suffix(""))), []) + captions.get(normal(str(name)), [])
+        if len(own) != 1:
+            problems.append(f"{printable(str(name))}: {'two caption files' if own else 'no caption file beside it'}")
+            continue
         try:
-            (caption,) = captions
-            images.append(ListedImage(name, (folder / caption).read_text(encoding="utf-8-sig").strip()))
+            images.append(ListedImage(name.as_posix(), (folder / own[0]).read_text(encoding="utf-8-sig").strip()))
         except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{printable(captions[0].name)}: {printable(str(error))}")
-        except ValueError:
-            problems.append(f"{printable(name)}: {'two caption files' if captions else 'no caption file beside it'}")
-    if not images and not any(Path(name).suffix.lower() in known for name in names):
+            problems.append(f"{printable(str(own[0]))}: {printable(str(error))}")
+    if not images and not problems:
+        if (folder / "images" / METADATA).exists():
+            raise ValueError(
+                f"{folder} holds the output of make_preferences.py: its images are in {folder / 'images'}."
+            )
         raise ValueError(
             f"{folder} has neither images with caption files nor a {METADATA}, a line for each image: "
             '{"file_name": "0.png", "prompt": "a red fox"}. make_preferences.py writes one.'
@@ -112,14 +126,14 @@ def image_path(folder: Path, name: str) -> Path:
     """
     root = folder.resolve()
     path = (root / name).resolve()
-    if not path.is_relative_to(root):
-        raise ValueError(f"{printable(name)} is outside the folder")
+    if not is_inside(str(path), str(root)):
+        raise ValueError(f"{printable(name)} is outside the folder: copy it there instead of linking to it")
     return path
 
 
-def _parse(line: str, where: str) -> ListedImage:
+def _parse(read_entry: Callable[[], dict], where: str) -> ListedImage:
     try:
-        entry = json.loads(line)
+        entry = read_entry()
     except ValueError as error:
         raise BadPair("bad line", f"not JSON ({printable(str(error))})", where) from error
     if not isinstance(entry, dict):

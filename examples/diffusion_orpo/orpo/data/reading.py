@@ -17,7 +17,8 @@ class Reading:
     """How rows are read, beyond what their columns say.
 
     Attributes:
-        named: the columns, if flags name them.
+        named: the columns, if flags name them all.
+        prompt: the column of the prompt, if flags name it.
         soft_labels, min_agreement: as in `Columns`.
         pairs_per_group: as for `RankedPairs`.
         image_root: the folder that paths of images start from. None: the table's own folder.
@@ -28,20 +29,21 @@ class Reading:
     min_agreement: float | None = None
     pairs_per_group: str = ALL
     image_root: Path | None = None
+    prompt: str | None = None
 
     @classmethod
     def from_config(cls, config: PairsConfig) -> "Reading":
         root = None if config.image_root is None else Path(config.image_root)
-        return cls(
-            _named(config.named_columns), config.soft_labels, config.min_agreement, config.pairs_per_group, root
-        )
+        columns = config.named_columns
+        votes = config.soft_labels, config.min_agreement
+        return cls(_named(columns), *votes, config.pairs_per_group, root, columns.get("prompt"))
 
     def find_columns(
         self, schema: pa.Schema, where: str, classes: dict | None = None, files: ImageFiles = ImageFiles()
     ) -> Columns:
         """See `Columns.find`."""
         votes = self.soft_labels, self.min_agreement
-        return Columns.find(schema, where, classes, self.named, *votes, paths=files.root is not None)
+        return Columns.find(schema, where, classes, self.named, *votes, files.root is not None, self.prompt)
 
     def files_below(self, folder: Path | None) -> ImageFiles:
         """The images that a table in this folder may name. None: the table is not on this machine, or in several folders."""

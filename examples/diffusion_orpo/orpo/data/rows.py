@@ -194,9 +194,10 @@ class PreferenceRows:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with rows, labels and captions."""
+        """Changes with rows, labels, captions and images."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.rows.tobytes(), self.winner_is_0.tobytes(), json.dumps(self.prompts()).encode()):
+        images = b"" if self.digests is None else self.digests.tobytes()
+        for part in (self.rows.tobytes(), self.winner_is_0.tobytes(), json.dumps(self.prompts()).encode(), images):
             digest.update(part)
         return digest.hexdigest()
 

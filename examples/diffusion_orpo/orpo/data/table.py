@@ -1,6 +1,8 @@
 """Opens a data set as one table: from the Hub, from files, from folders of images, or as datasets saved it."""
 
+import csv
 import glob
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
 
 from .bad_pair import BadPair
@@ -59,7 +61,12 @@ class Table:
             ValueError: columns are missing, ambiguous, or hold no images; or there are no two images to compare.
         """
         classes = {name: feature.names for name, feature in dataset.features.items() if hasattr(feature, "names")}
-        columns = reading.find_columns(dataset.data.schema, name, classes, files)
+        schema = pa.schema([(field.name, plain_type(field.type)) for field in dataset.data.schema])
+        columns = reading.find_columns(schema, name, classes, files)
+        for column in columns.used:
+            if schema.field(column).type != dataset.data.schema.field(column).type:
+                feature = Features.from_arrow_schema(pa.schema([schema.field(column)]))[column]
+                dataset = dataset.cast_column(column, feature)
         for column in columns.images:
             if isinstance(dataset.features[column], Image):
                 dataset = dataset.cast_column(column, Image(decode=False))
@@ -181,12 +188,19 @@ def open_table(
         _refuse_splits(f"{name} has chosen/ and rejected/", config, split)
         dataset = load_pair_folders(Path(path), cache_dir)
         return Table.of(dataset, f"{name} (chosen, rejected)", files=LISTED, reading=reading)
+    inner = Path(path, "pairs", "train.parquet")
+    if Path(path, "images", "metadata.jsonl").is_file() and inner.is_file():
+        raise ValueError(f"{name} holds the output of make_preferences.py: its pairs are in {inner.parent}.")
     if os.path.isfile(path):
         _refuse_splits(f"{name} is a file", config, split)
         reader = _reader(path)
         with readable(name):
-            dataset = load_dataset(reader, data_files=glob.escape(path), split="train", cache_dir=cache_dir)
-        return Table.of(dataset, name, files=reading.files_below(Path(path).parent), reading=reading)
+            options = csv_options(path) if reader == "csv" else {}
+            dataset = load_dataset(reader, data_files=glob.escape(path), split="train", cache_dir=cache_dir, **options)
+        try:
+            return Table.of(dataset, name, files=reading.files_below(Path(path).parent), reading=reading)
+        except ValueError as error:
+            raise ValueError(f"{error} {json_hint(path)}".rstrip()) from error
     if is_saved(path):
         dataset, shown, split = _open_saved(path, name, config, split)
         table = Table.of(dataset, shown, split, reading.files_below(None), reading)
@@ -195,7 +209,9 @@ def open_table(
     builder = find_builder(path, config, cache_dir)
     split = pick_split(split_names(builder), split, name)
     with readable(name):
-        dataset = load_dataset(path, config, split=split, cache_dir=cache_dir)
+        tables = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+        options = csv_options(tables[0]) if tables and type(builder).__name__ == "Csv" and os.path.isdir(path) else {}
+        dataset = load_dataset(path, config, split=split, cache_dir=cache_dir, **options)
     is_imagefolder = dataset.builder_name == "imagefolder"
     files = LISTED if is_imagefolder else reading.files_below(common_folder(builder, split))
     try:
@@ -206,6 +222,53 @@ def open_table(
 
 
 LISTED = ImageFiles(listed=True)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type that all of Arrow's functions take, for the views and dictionaries that newer programs write."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, plain_type(field.type)) for field in kind])
+    return kind
+
+
+def json_hint(path: str) -> str:
+    """What to do about a JSON file that is one object, such as pandas' columns or rows below a key, and not rows."""
+    if not path.endswith(".json"):
+        return ""
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            is_object = isinstance(json.load(file), dict)
+        except ValueError:  # a row on each line
+            return ""
+    form = 'a list of rows, [{"jpg_0": ..., "caption": ...}, ...]'
+    return (
+        f'The file holds one JSON object. Write {form}, as pandas does by to_json(orient="records").'
+        if is_object
+        else ""
+    )
+
+
+def csv_options(path: str) -> dict:
+    """How datasets reads a CSV file whose cells are all taken as they are written, whatever separates them."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    separator = max(",;\t", key=header.count)
+    names = next(csv.reader([header], delimiter=separator), [])
+    return {
+        "sep": separator,
+        "features": Features({name: Value("string") for name in names}),
+        "keep_default_na": False,
+    }
 
 
 def is_saved(path: str) -> bool:
