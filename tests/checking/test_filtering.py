@@ -177,9 +177,9 @@ def test_data_on_which_every_scorer_is_at_chance_are_pointed_out(tmp_path, score
 
 def test_scores_that_are_not_finite_stop_with_the_scorers_name(tmp_path, scorers):
     source = write_parquet(tmp_path / "data", face_rows(4, ties=0))
-    with pytest.raises(SystemExit, match="Scorer .*broken returned nan"):
+    with pytest.raises(ValueError, match="Scorer .*broken returned nan"):
         check(tmp_path / "out", f"--dataset_name={source}", "--scorers", f"{scorers}:broken")
-    with pytest.raises(SystemExit, match="Unknown scorer 'nothing'"):
+    with pytest.raises(ValueError, match="Unknown scorer 'nothing'"):
         check(tmp_path / "out", f"--dataset_name={source}", "--scorers", "nothing")
 
 
