@@ -27,7 +27,7 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "diffusion_orpo"))
 
-from orpo.data.pair import PairTransform  # noqa: E402
+from orpo.pairs.pair import PairTransform  # noqa: E402
 from orpo.runtime.shapes import square  # noqa: E402
 from orpo.store.listing import find_shards  # noqa: E402
 from orpo.store.manifest import Encoding  # noqa: E402

@@ -59,7 +59,7 @@ def write_shard(path: Path, size: int) -> float:
 
 
 def ours(shard: Path, resolution: int):
-    from orpo.data.pair import PairTransform
+    from orpo.pairs.pair import PairTransform
     from orpo.runtime.shapes import square
     from orpo.store.listing import find_shards
     from orpo.store.stream import ShardData

@@ -12,15 +12,15 @@ ALLOWED = {
     "runtime": set(),
     "config": {"runtime"},
     "scoring": set(),
-    "data": set(),
+    "pairs": set(),
     "models": set(),
     "training": {"scoring"},
-    "store": {"data", "models"},
-    "drawing": {"data"},
-    "evaluation": {"drawing", "scoring", "data"},
-    "checking": {"store", "data"},
-    "labelling": {"data"},
-    "making": {"drawing", "models", "scoring", "data"},
+    "store": {"pairs", "models"},
+    "drawing": {"pairs"},
+    "evaluation": {"drawing", "scoring", "pairs"},
+    "checking": {"store", "pairs"},
+    "labelling": {"pairs"},
+    "making": {"drawing", "models", "scoring", "pairs"},
     # as packages move
     "pairs": set(),
     "generation": {"models", "pairs"},
@@ -31,7 +31,7 @@ SCRIPTS = {path.stem for path in EXAMPLE.glob("*.py")}
 
 
 def imports(source: str, package: tuple[str, ...]) -> set[str]:
-    """Dotted names of all that a module of a package, such as ("orpo", "data"), imports."""
+    """Dotted names of all that a module of a package, such as ("orpo", "pairs"), imports."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -74,8 +74,8 @@ def test_imports_are_seen_wherever_they_stand():
     source = (
         "def f():\n    from ..training import loop\n    import orpo.models.sd\nfrom . import pair\nfrom ... import x\n"
     )
-    assert below_orpo(imports(source, ("orpo", "data"))) == {"training", "models", "data"}
-    assert below_orpo(imports("from ..cli import main", ("orpo", "data"))) == {"cli"}
+    assert below_orpo(imports(source, ("orpo", "pairs"))) == {"training", "models", "pairs"}
+    assert below_orpo(imports("from ..cli import main", ("orpo", "pairs"))) == {"cli"}
 
 
 def test_products_never_import_what_is_around_them():

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from diffusion_orpo_loss import per_pair_error
 from orpo.config import TrainingConfig
-from orpo.data.dataset import PairKeys
-from orpo.data.order import in_one_bucket
-from orpo.data.pair import sample_seed
 from orpo.models.registry import SDXL
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs.dataset import PairKeys
+from orpo.pairs.order import in_one_bucket
+from orpo.pairs.pair import sample_seed
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import predict_pairs
 

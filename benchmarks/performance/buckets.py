@@ -17,8 +17,8 @@ import measuring  # noqa: F401, isort: skip
 import numpy as np
 import torch
 from orpo.config import ModelConfig
-from orpo.data.order import BatchOrder, permutation
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs.order import BatchOrder, permutation
 from orpo.runtime.shapes import name_of, shapes_of_area
 from orpo.training.step import compute_losses
 

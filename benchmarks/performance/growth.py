@@ -26,10 +26,10 @@ import measuring  # noqa: F401, isort: skip
 
 import numpy as np
 import torch
-from orpo.data.dataset import PairKeys
-from orpo.data.encoding_cache import Encodings
-from orpo.data.order import in_one_bucket
-from orpo.data.pair import PairTransform
+from orpo.pairs.dataset import PairKeys
+from orpo.pairs.encoding_cache import Encodings
+from orpo.pairs.order import in_one_bucket
+from orpo.pairs.pair import PairTransform
 from orpo.runtime.shapes import square
 from orpo.store.listing import find_shards
 from orpo.store.manifest import MANIFEST, VERSION

@@ -24,8 +24,8 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from orpo.cli import encode_pairs
 from orpo.config import TrainingConfig
-from orpo.data.dataset import DataOptions, load_pairs
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.training import run as training
 from orpo.training.loop import train
 from PIL import Image

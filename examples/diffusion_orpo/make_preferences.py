@@ -47,8 +47,8 @@ def main(line: list[str] | None = None) -> None:
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
-    from orpo.data.listing import read_listing
     from orpo.drawing.prompts import read_prompts
+    from orpo.pairs.listing import read_listing
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     if config.winners_dir is not None:

@@ -19,9 +19,9 @@ from orpo.checking import report as preference_report
 from orpo.checking.inspection import image_facts
 from orpo.checking.repeated_pairs import find_repeated
 from orpo.checking.sources import RowSource
-from orpo.data.dataset import DataOptions, load_pairs
-from orpo.data.pair import PairTransform
-from orpo.data.table import open_table
+from orpo.pairs.dataset import DataOptions, load_pairs
+from orpo.pairs.pair import PairTransform
+from orpo.pairs.table import open_table
 from orpo.runtime.shapes import square
 from orpo.store.listing import find_shards
 from orpo.store.stream import ShardData

@@ -11,10 +11,10 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from helpers import encode
 from orpo.config import CheckConfig, LabellingConfig, MakingConfig, TrainingConfig
-from orpo.data.listing import read_listing
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import read_votes
+from orpo.pairs.listing import read_listing
 from PIL import Image
 
 from faces import ALL_KINDS, draw_face

@@ -8,9 +8,9 @@ from datasets import Dataset, disable_caching, disable_progress_bars, enable_cac
 from faults import samples
 from faults.mutations import mutate
 from hypothesis import strategies as st
-from orpo.data.columns import Columns
-from orpo.data.rows import PreferenceRows
-from orpo.data.table import Table
+from orpo.pairs.columns import Columns
+from orpo.pairs.rows import PreferenceRows
+from orpo.pairs.table import Table
 from orpo.store.rows import read_pair
 
 

@@ -15,8 +15,8 @@ import zlib
 from pathlib import Path
 
 from faults import samples
-from orpo.data.bad_pair import BadPair
-from orpo.data.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
 from orpo.store.converting import convert_unit
 from orpo.store.finish import check_totals
 from orpo.store.listing import read_listing

@@ -25,11 +25,11 @@ from faults.row_properties import check_rows
 from faults.samples import picture, save
 from helpers import arguments, encode, face_rows, train, write_parquet, write_shards
 from launching import SHARDS_SCRIPT, assert_ok, two_processes
-from orpo.data import rows as rows_module
-from orpo.data.bad_pair import BadPair
-from orpo.data.dataset import DataOptions, PreferenceData, load_pairs
-from orpo.data.image import MAX_FILE_BYTES, decode_image
-from orpo.data.pair import PairTransform, crop_image
+from orpo.pairs import rows as rows_module
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.dataset import DataOptions, PreferenceData, load_pairs
+from orpo.pairs.image import MAX_FILE_BYTES, decode_image
+from orpo.pairs.pair import PairTransform, crop_image
 from orpo.runtime.shapes import square
 from orpo.store.converting import convert_unit
 from orpo.store.listing import find_shards
@@ -372,7 +372,7 @@ def test_a_check_that_passed_is_remembered_until_other_images_are_refused(faces,
 
 @pytest.mark.parametrize("label", [10**400, "9" * 100_000, "yes\n\x1b[2J" * 1000])
 def test_messages_about_labels_are_one_short_line(label):
-    from orpo.data.verdicts import parse_label
+    from orpo.pairs.verdicts import parse_label
 
     with pytest.raises(ValueError) as raised:
         parse_label(label, "row 3")

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import train
 from orpo.config import PromptsConfig
-from orpo.data.listing import read_listing
 from orpo.drawing.prompts import read_prompts
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
+from orpo.pairs.listing import read_listing
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 

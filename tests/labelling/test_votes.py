@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from orpo.data.listing import ListedImage, read_listing
 from orpo.labelling.questions import Question, is_common, make_questions, places
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import VoteLog, find_copies, read_votes
+from orpo.pairs.listing import ListedImage, read_listing
 from PIL import Image
 from scipy.stats import binomtest
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusion_orpo_loss import odds_ratio_objective
 from helpers import encode, train, write_parquet
-from orpo.data.pair import PairTransform, crop_image
+from orpo.pairs.pair import PairTransform, crop_image
 from orpo.runtime.shapes import square
 from PIL import Image
 from single_file_script import load, train_single_file

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import encode, shaped_rows, write_shards
-from orpo.data.pair import PairTransform
+from orpo.pairs.pair import PairTransform
 from orpo.store.listing import find_shards
 from orpo.store.sizes import pack_sizes, unpack_sizes
 from orpo.store.stream import ShardData

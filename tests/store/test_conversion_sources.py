@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 from helpers import FEATURES, face_rows, write_parquet
-from orpo.data.rows import PreferenceRows
-from orpo.data.table import open_table
+from orpo.pairs.rows import PreferenceRows
+from orpo.pairs.table import open_table
 from orpo.store.converting import convert_unit
 from orpo.store.plan import plan_job
 from orpo.store.sample import to_pair

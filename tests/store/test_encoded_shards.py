@@ -14,10 +14,10 @@ import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
 from orpo.cli import encoding_config
 from orpo.config import TrainingConfig
-from orpo.data.bad_pair import BadPair
-from orpo.data.pair import PairTransform
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.pair import PairTransform
 from orpo.runtime.shapes import square
 from orpo.store.converting import ray_session
 from orpo.store.encoded_sample import read_encoded

@@ -13,7 +13,7 @@ from threading import Thread
 
 import pytest
 from helpers import face_rows, write_shards
-from orpo.data.pair import PairTransform
+from orpo.pairs.pair import PairTransform
 from orpo.runtime.shapes import square
 from orpo.store import opening, ties
 from orpo.store.listing import Shards, find_shards

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import face_rows, write_shards
-from orpo.data.bad_pair import BadPair
-from orpo.data.pair import PairTransform
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.pair import PairTransform
 from orpo.runtime.shapes import square
 from orpo.store import reader, shard
 from orpo.store.listing import Shards, find_shards
@@ -74,7 +74,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(folder, workers, stop):
 
 
 def test_resuming_opens_no_shard_that_is_through_and_decodes_nothing_seen(folder, monkeypatch):
-    from orpo.data import pair as pairs
+    from orpo.pairs import pair as pairs
 
     source = data(find_shards([str(folder)]), buffer_size=1)
     stream = source.training_batches(1, 0, None, 0, 1)

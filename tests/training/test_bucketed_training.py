@@ -7,9 +7,9 @@ import pytest
 import torch
 from families import FAMILIES
 from helpers import arguments, logged, shaped_rows, train, write_parquet, write_shards
-from orpo.data.bad_pair import BadPair
-from orpo.data.buckets import assign
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.buckets import assign
 from orpo.store.encoded_sample import read_encoded
 from orpo.store.listing import find_shards
 from orpo.store.shard import read_samples

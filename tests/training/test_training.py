@@ -11,9 +11,9 @@ from diffusion_orpo_loss import odds_ratio_objective
 from helpers import arguments, train
 from orpo.cli import encode_pairs
 from orpo.config import LossConfig
-from orpo.data.dataset import DataOptions, load_pairs
 from orpo.models.latent_diffusion import advise_tf32
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import compute_losses
 from orpo.training.window import Window

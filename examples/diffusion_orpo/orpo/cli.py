@@ -273,7 +273,7 @@ def load_pairs(config: TrainingConfig, accelerator, family: type, dtype):
         return load_shards(
             ShardOptions.from_config(config), accelerator, lambda: family.encoding_identity(config, dtype)
         )
-    from .data.dataset import DataOptions, load_pairs
+    from .pairs.dataset import DataOptions, load_pairs
     from .runtime.processes import main_process_first
 
     with main_process_first(accelerator):  # the others then find the data in the cache
@@ -283,7 +283,7 @@ def load_pairs(config: TrainingConfig, accelerator, family: type, dtype):
 
 def encode_pairs(data, config: TrainingConfig, accelerator, family: type, dtype):
     """The same pairs, encoded by the family's VAE and text encoders or found in the cache: see `cache_encodings`."""
-    from .data.encoding_cache import cache_encodings
+    from .pairs.encoding_cache import cache_encodings
 
     return cache_encodings(
         data,

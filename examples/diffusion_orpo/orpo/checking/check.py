@@ -10,12 +10,12 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 
 from ..config import CheckConfig
-from ..data.dataset import DataOptions, load_pairs
-from ..data.files import as_given
-from ..data.folders import is_pair_folders, read_pair_folders
-from ..data.image import decode_image
-from ..data.pair import PairTransform, PreferencePair
-from ..data.table import LISTED, Table
+from ..pairs.dataset import DataOptions, load_pairs
+from ..pairs.files import as_given
+from ..pairs.folders import is_pair_folders, read_pair_folders
+from ..pairs.image import decode_image
+from ..pairs.pair import PairTransform, PreferencePair
+from ..pairs.table import LISTED, Table
 from ..runtime.redaction import without_secrets
 from ..store.listing import find_shards
 from ..store.stream import ShardData

@@ -2,8 +2,8 @@
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..data.image import decode_image
-from ..data.pair import PreferencePair
+from ..pairs.image import decode_image
+from ..pairs.pair import PreferencePair
 from ..runtime.messages import printable
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.verdicts import JUDGES_VOTES, LOW_AGREEMENT, TIE
-from ..data.writing import write_pairs
+from ..pairs.verdicts import JUDGES_VOTES, LOW_AGREEMENT, TIE
+from ..pairs.writing import write_pairs
 from .inspection import PairSource
 from .report import PreferenceReport
 

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from PIL import ExifTags
 
-from ..data.bad_pair import BadPair
-from ..data.image import decode_image, open_image
-from ..data.pair import PreferencePair
+from ..pairs.bad_pair import BadPair
+from ..pairs.image import decode_image, open_image
+from ..pairs.pair import PreferencePair
 
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..data.bad_pair import BadPair
-from ..data.buckets import assign
-from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.bad_pair import BadPair
+from ..pairs.buckets import assign
+from ..pairs.verdicts import LOW_AGREEMENT, TIE
 from ..runtime.shapes import shapes_of_area, square
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths

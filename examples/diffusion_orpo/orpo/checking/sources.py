@@ -11,11 +11,11 @@ from operator import itemgetter
 
 import numpy as np
 
-from ..data.bad_pair import BadPair
-from ..data.image_files import place_of_image
-from ..data.pair import PreferencePair
-from ..data.table import Table
-from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.bad_pair import BadPair
+from ..pairs.image_files import place_of_image
+from ..pairs.pair import PreferencePair
+from ..pairs.table import Table
+from ..pairs.verdicts import LOW_AGREEMENT, TIE
 from ..runtime.redaction import without_secrets
 from ..store.listing import Shards
 from ..store.sample import read_label, to_pair

@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ..config import PromptsConfig
-from ..data.files import choose_split
+from ..pairs.files import choose_split
 
 
 CAPTION_COLUMNS = ("caption", "prompt", "Prompt", "text")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import MakingConfig
-from ..data.image import decode_image
-from ..data.listing import METADATA, ListedImage, image_path
-from ..data.writing import write_pairs
 from ..drawing.images import Request
+from ..pairs.image import decode_image
+from ..pairs.listing import METADATA, ListedImage, image_path
+from ..pairs.writing import write_pairs
 from ..runtime.durable import write_text
 from .judging import ScoredPair, choose, margins
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader
 
-from ..data.order import BatchOrder, position_of
+from ..pairs.order import BatchOrder, position_of
 from ..runtime.signals import shield_worker
 from .decoder import PairDecoder, collate
 from .order import ORDER_VERSION, Share, count_lanes

@@ -15,7 +15,7 @@ from itertools import groupby
 
 import numpy as np
 
-from ..data.order import BatchOrder, Key
+from ..pairs.order import BatchOrder, Key
 from .listing import Shards
 from .order import EpochOrder, Run
 from .reader import Arrival, read_run, read_slots

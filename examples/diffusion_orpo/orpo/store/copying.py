@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from ..data.bad_pair import BadPair
-from ..data.image_files import read_image
-from ..data.table import Table
+from ..pairs.bad_pair import BadPair
+from ..pairs.image_files import read_image
+from ..pairs.table import Table
 from ..runtime.durable import written_whole
 
 

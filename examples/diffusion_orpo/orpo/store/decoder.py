@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..data.bad_pair import BadPair
-from ..data.pair import PairTransform, collate_pairs, sample_seed
+from ..pairs.bad_pair import BadPair
+from ..pairs.pair import PairTransform, collate_pairs, sample_seed
 from .encoded_sample import read_encoded
 from .listing import Shards
 from .order import Run

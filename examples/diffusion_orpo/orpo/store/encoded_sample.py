@@ -8,8 +8,8 @@ dtypes, and all of a bucket the same shapes, which its manifest lists, so that a
 import torch
 from safetensors.torch import load
 
-from ..data.bad_pair import BadPair
-from ..data.pair import PairTransform
+from ..pairs.bad_pair import BadPair
+from ..pairs.pair import PairTransform
 from ..runtime.messages import differences, printable
 from .manifest import Encoding
 from .sample import read_label

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load, save
 
 from ..config import ModelConfig
-from ..data.bad_pair import BadPair
-from ..data.buckets import assign
-from ..data.image import open_image, upright_size
-from ..data.pair import crop_image
 from ..models.encoding_identity import encoding_identity
 from ..models.registry import find_family
+from ..pairs.bad_pair import BadPair
+from ..pairs.buckets import assign
+from ..pairs.image import open_image, upright_size
+from ..pairs.pair import crop_image
 from ..runtime.cores import num_cores
 from ..runtime.libraries import LIBRARIES
 from ..runtime.precision import DTYPES

@@ -15,12 +15,12 @@ from datasets import Features
 from huggingface_hub import HfFileSystem
 from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubTreeFileSystem
 
-from ..data.columns import Columns
-from ..data.files import as_given, find_builder, pick_split, split_names
-from ..data.folders import is_pair_folders
-from ..data.image_files import ImageFiles, names_files
-from ..data.reading import Reading
-from ..data.table import Table, is_saved, open_table
+from ..pairs.columns import Columns
+from ..pairs.files import as_given, find_builder, pick_split, split_names
+from ..pairs.folders import is_pair_folders
+from ..pairs.image_files import ImageFiles, names_files
+from ..pairs.reading import Reading
+from ..pairs.table import Table, is_saved, open_table
 from ..runtime.messages import printable
 from ..runtime.redaction import without_secrets
 from .manifest import Source, open_folder

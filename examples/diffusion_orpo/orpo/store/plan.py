@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..data.columns import Columns
-from ..data.conventions import CONVENTIONS
-from ..data.reading import Reading
-from ..data.table import Table
+from ..pairs.columns import Columns
+from ..pairs.conventions import CONVENTIONS
+from ..pairs.reading import Reading
+from ..pairs.table import Table
 from ..runtime.messages import printable
 from .copying import copy_folder, write_copy
 from .manifest import Source

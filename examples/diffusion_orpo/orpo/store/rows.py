@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from ..data.bad_pair import BadPair
-from ..data.columns import Columns
-from ..data.image import MIN_SIDE, decode_at_least, open_image, upright_size
-from ..data.image_files import place_of_image
-from ..data.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.bad_pair import BadPair
+from ..pairs.columns import Columns
+from ..pairs.image import MIN_SIDE, decode_at_least, open_image, upright_size
+from ..pairs.image_files import place_of_image
+from ..pairs.verdicts import LOW_AGREEMENT, TIE
 
 
 IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format

@@ -6,9 +6,9 @@ are encoded, `encoded.safetensors` takes the place of the images: see `encoded_s
 
 import re
 
-from ..data.bad_pair import BadPair
-from ..data.pair import PreferencePair
-from ..data.verdicts import parse_label
+from ..pairs.bad_pair import BadPair
+from ..pairs.pair import PreferencePair
+from ..pairs.verdicts import parse_label
 from ..runtime.messages import printable
 from .tar import OTHERS, WANTED
 

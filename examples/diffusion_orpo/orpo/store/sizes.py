@@ -8,8 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from ..data.bad_pair import BadPair
-from ..data.image import open_image, upright_size
+from ..pairs.bad_pair import BadPair
+from ..pairs.image import open_image, upright_size
 from .kept_answer import KeptAnswer
 from .shard import BrokenShard, walk_shard
 

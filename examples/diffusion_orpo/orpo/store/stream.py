@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..config import LoadingConfig
-from ..data.bad_pair import BadPair
-from ..data.buckets import Assignment, assign, describe
-from ..data.order import BatchOrder, given_of, in_one_bucket
-from ..data.pair import PairTransform, collate_pairs, sample_seed
+from ..pairs.bad_pair import BadPair
+from ..pairs.buckets import Assignment, assign, describe
+from ..pairs.order import BatchOrder, given_of, in_one_bucket
+from ..pairs.pair import PairTransform, collate_pairs, sample_seed
 from ..runtime.processes import on_main_process, wait_for_reading
 from ..runtime.redaction import without_secrets
 from ..runtime.shapes import Shape

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
-from ..data.image import MAX_FILE_BYTES
+from ..pairs.image import MAX_FILE_BYTES
 from ..runtime.messages import printable
 
 

@@ -8,12 +8,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from faults.samples import images
 from helpers import face_rows
 from orpo.checking.sources import RowSource
-from orpo.data.bad_pair import BadPair
-from orpo.data.columns import Columns
-from orpo.data.conventions import CONVENTIONS
-from orpo.data.reading import Reading
-from orpo.data.rows import PreferenceRows
-from orpo.data.table import Table
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.columns import Columns
+from orpo.pairs.conventions import CONVENTIONS
+from orpo.pairs.reading import Reading
+from orpo.pairs.rows import PreferenceRows
+from orpo.pairs.table import Table
 from orpo.store.rows import read_pair
 
 

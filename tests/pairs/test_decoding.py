@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import encode
-from orpo.data.image import decode_at_least, decode_image
-from orpo.data.pair import crop_image
+from orpo.pairs.image import decode_at_least, decode_image
+from orpo.pairs.pair import crop_image
 from PIL import Image
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet
 from orpo.cli import encode_pairs
-from orpo.data import encoding_cache
-from orpo.data.dataset import DataOptions, TransformedPairs, load_pairs
-from orpo.data.encoding_cache import Encoder
 from orpo.models.encoding_identity import encoding_identity, module_identity
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.sdxl import StableDiffusionXL
+from orpo.pairs import encoding_cache
+from orpo.pairs.dataset import DataOptions, TransformedPairs, load_pairs
+from orpo.pairs.encoding_cache import Encoder
 
 import train_diffusion_orpo_sdxl_lora
 from diffusers import AutoencoderKL

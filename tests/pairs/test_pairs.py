@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import encode
-from orpo.data.image import decode_image
-from orpo.data.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
-from orpo.data.verdicts import parse_label
+from orpo.pairs.image import decode_image
+from orpo.pairs.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
+from orpo.pairs.verdicts import parse_label
 from orpo.runtime.shapes import square
 from PIL import Image
 

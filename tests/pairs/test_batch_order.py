@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orpo.data.order import BatchOrder, in_one_bucket, permutation
+from orpo.pairs.order import BatchOrder, in_one_bucket, permutation
 
 
 def order_of(buckets: list[int], batch_size: int, given=None, seed: int = 0) -> BatchOrder:

@@ -2,7 +2,7 @@
 
 import pickle
 
-from orpo.data.bad_pair import ADVICE, BadPair
+from orpo.pairs.bad_pair import ADVICE, BadPair
 
 
 def test_the_message_says_where_what_and_what_to_do():

@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from helpers import arguments, encode, face_rows, write_parquet
-from orpo.data.dataset import DataOptions, PairKeys, PreferenceData, load_pairs
-from orpo.data.files import choose_split
-from orpo.data.order import in_one_bucket
+from orpo.pairs.dataset import DataOptions, PairKeys, PreferenceData, load_pairs
+from orpo.pairs.files import choose_split
+from orpo.pairs.order import in_one_bucket
 from PIL import Image as PILImage
 
 from train_diffusion_orpo_sdxl_lora import parse_args
@@ -22,7 +22,7 @@ def open_data(folder: str, **flags) -> PreferenceData:
 
 
 def winners_smile(data: PreferenceData) -> bool:
-    from orpo.data.image import decode_image
+    from orpo.pairs.image import decode_image
 
     from faces import read_face
 
@@ -273,7 +273,7 @@ def test_a_resumed_stream_goes_on_with_the_next_pair(start):
 
 
 def test_resuming_decodes_nothing_that_was_seen(faces, monkeypatch):
-    from orpo.data import pair as pairs
+    from orpo.pairs import pair as pairs
 
     decoded = []
     original = pairs.decode_at_least

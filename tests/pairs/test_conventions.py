@@ -14,13 +14,13 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from helpers import arguments, encode, train
 from orpo.checking.sources import RowSource
-from orpo.data.bad_pair import BadPair
-from orpo.data.conventions import CONVENTIONS, named_columns
-from orpo.data.dataset import DataOptions, load_pairs
-from orpo.data.image import decode_image
-from orpo.data.reading import Reading
-from orpo.data.rows import PreferenceRows
-from orpo.data.table import open_table
+from orpo.pairs.bad_pair import BadPair
+from orpo.pairs.conventions import CONVENTIONS, named_columns
+from orpo.pairs.dataset import DataOptions, load_pairs
+from orpo.pairs.image import decode_image
+from orpo.pairs.reading import Reading
+from orpo.pairs.rows import PreferenceRows
+from orpo.pairs.table import open_table
 from orpo.store.converting import convert_unit
 from orpo.store.plan import plan_job
 from orpo.store.sample import to_pair

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from helpers import arguments, encode, face_rows, write_parquet
-from orpo.data.dataset import DataOptions, load_pairs
-from orpo.data.folders import load_pair_folders
-from orpo.data.image_files import ImageFiles
-from orpo.data.listing import read_listing
-from orpo.data.reading import Reading
-from orpo.data.rows import PreferenceRows
-from orpo.data.table import open_table
+from orpo.pairs.dataset import DataOptions, load_pairs
+from orpo.pairs.folders import load_pair_folders
+from orpo.pairs.image_files import ImageFiles
+from orpo.pairs.listing import read_listing
+from orpo.pairs.reading import Reading
+from orpo.pairs.rows import PreferenceRows
+from orpo.pairs.table import open_table
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args

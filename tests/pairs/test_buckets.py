@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from orpo.data.buckets import assign, cut_away
-from orpo.data.pair import crop_image
+from orpo.pairs.buckets import assign, cut_away
+from orpo.pairs.pair import crop_image
 from orpo.runtime.shapes import parse_shapes, shapes_of_area
 from PIL import Image
 
