@@ -2,12 +2,13 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Value
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from webdataset import TarWriter
 
 from faces import ALL_KINDS, draw_face
@@ -89,6 +90,14 @@ def write_shards(
     if manifest:
         shards = [{"name": name, "samples": size} for name, size in sizes.items()]
         (Path(folder) / "manifest.json").write_text(json.dumps({"version": 1, "shards": shards}))
+    return Path(folder)
+
+
+def without_weights(model: str, folder: Path) -> Path:
+    """A copy of a model whose files of weights are there, and hold none."""
+    shutil.copytree(model, folder)
+    for file in Path(folder).glob("*/*.safetensors"):
+        save_file({}, file)
     return Path(folder)
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from families import FAMILIES, load_pipeline
-from helpers import lora_weights, train
+from helpers import lora_weights, train, without_weights
 from orpo.config import ModelConfig
 from orpo.models.sdxl import StableDiffusionXL
 from peft import get_peft_model_state_dict
@@ -87,7 +87,7 @@ REFUSED = {
 def test_what_does_not_fit_is_refused_from_the_files_alone(case, tiny_sdxl, tmp_path):
     more, message = REFUSED[case]
     written(StableDiffusionXL, tiny_sdxl, tmp_path / "lora")
-    base = shutil.copytree(tiny_sdxl, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    base = without_weights(tiny_sdxl, tmp_path / "base")
     with pytest.raises(ValueError, match=message):
         StableDiffusionXL.check(options(str(base), tmp_path / "lora", **more))
 

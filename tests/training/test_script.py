@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from diffusion_orpo_loss import OrpoMetrics
-from helpers import arguments, face_rows, logged, lora_weights, swap_labels, train, write_parquet, write_shards
+from helpers import (
+    arguments,
+    face_rows,
+    logged,
+    lora_weights,
+    swap_labels,
+    train,
+    without_weights,
+    write_parquet,
+    write_shards,
+)
 from PIL import Image
 from safetensors import safe_open
 
@@ -350,7 +360,7 @@ def test_bad_input_stops_before_models_load(faces, output_dir, flags, parts):
 
 
 def test_bad_rows_stop_before_models_load(tiny_sdxl, tmp_path, output_dir):
-    model = shutil.copytree(tiny_sdxl, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    model = without_weights(tiny_sdxl, tmp_path / "model")
     rows = face_rows(6, ties=0)
     rows[2]["jpg_0"] = rows[2]["jpg_0"][:500]
     with pytest.raises(ValueError, match="row 2"):

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from ..config import ModelConfig
 from ..runtime.messages import printable
+from .model_files import check_folder, has_variant
 
 
 logger = logging.getLogger(__name__)
@@ -65,19 +66,23 @@ def is_absent(index: dict, module: str) -> bool:
 
 
 def check_modules(options: ModelConfig, index: dict, needed: tuple[str, ...]) -> None:
-    """Checks that a pipeline has its modules.
+    """Checks that a pipeline has its modules, and a local one all of their files.
 
     Raises:
-        ValueError: one is left out of `model_index.json`, or has no folder.
+        ValueError: one is left out of `model_index.json`, or lacks a file, or a file is not whole.
     """
-    source = options.pretrained_model_name_or_path
-    flag = options.named_source
+    folder = Path(options.pretrained_model_name_or_path)
+    flag, vae = options.named_source, options.pretrained_vae_model_name_or_path
     absent = [name for name in needed if is_absent(index, name)]
     if absent:
         raise ValueError(f"{flag} was saved without {', '.join(absent)}, which is needed: use the whole model.")
-    missing = [name for name in needed if Path(source).is_dir() and not Path(source, name).is_dir()]
-    if missing:
-        raise ValueError(f"{flag}: the folders {', '.join(missing)} are missing. Download the whole model.")
+    if vae is not None and Path(vae).is_dir():
+        check_folder("--pretrained_vae_model_name_or_path", Path(vae), "VAE")
+    if folder.is_dir():
+        # As diffusers does: what has no files of the variant is loaded without it, unless nothing has.
+        of_variant = [name for name in needed if options.variant and has_variant(folder / name, options.variant)]
+        for name in needed:
+            check_folder(flag, folder / name, name, options.variant if name in of_variant or not of_variant else None)
 
 
 def build_empty(options: ModelConfig, index: dict, module: str) -> torch.nn.Module:

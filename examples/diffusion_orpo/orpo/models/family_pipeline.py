@@ -72,6 +72,7 @@ class FamilyPipeline:
         self.absent_modules = tuple(name for name in self.optional_modules if is_absent(self._index, name))
         tokenizers = tuple(name.replace("text_encoder", "tokenizer") for name in self.text_encoder_names)
         needed = (self.denoiser_name, *self.text_encoder_names, *tokenizers, "scheduler")
+        needed += ("vae",) if options.pretrained_vae_model_name_or_path is None else ()
         check_modules(options, self._index, tuple(name for name in needed if name not in self.absent_modules))
         if options.max_sequence_length is not None and self.text_encoder_names[-1] not in self.absent_modules:
             check_sequence_length(options, self.text_encoder_names[-1])

@@ -6,6 +6,7 @@ these, so that neither training nor a cache needs the VAE's statistics afterward
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from diffusers import AutoencoderKL
 from ..config import ModelConfig
 from ..runtime.transfer import draw_noise
 from .checks import SINGLE_FILES
+from .model_files import has_variant
 
 
 class Vae:
@@ -144,5 +146,7 @@ def vae_source(options: ModelConfig) -> tuple[str, dict]:
     """Where the VAE is, and the arguments to load it from there with."""
     if options.pretrained_vae_model_name_or_path is not None:
         return options.pretrained_vae_model_name_or_path, {"cache_dir": options.cache_dir}
-    arguments = {"variant": options.variant, "subfolder": "vae", **options.source_options}
-    return options.pretrained_model_name_or_path, arguments
+    source, variant = options.pretrained_model_name_or_path, options.variant
+    if variant is not None and Path(source).is_dir() and not has_variant(Path(source, "vae"), variant):
+        variant = None  # as diffusers does with the other modules
+    return source, {"variant": variant, "subfolder": "vae", **options.source_options}
