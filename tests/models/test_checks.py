@@ -151,6 +151,7 @@ def test_modules_that_are_not_there_are_named(folder):
 
 
 def test_what_is_no_folder_of_a_pipeline_is_refused_with_the_way_out(folder, tmp_path):
+    (tmp_path / "xl.safetensors").touch()
     with pytest.raises(ValueError, match="single file.*from_single_file.*save_pretrained") as error:
         check(tmp_path / "xl.safetensors")
     assert "import StableDiffusionXLPipeline" in str(error.value)
@@ -204,7 +205,7 @@ def test_sd3_without_t5_reads_prompts_as_its_pipeline_does(tmp_path):
         embeds = model.encode_prompts(["a red ball"])
         torch.testing.assert_close(embeds["prompt_embeds"], expected)
         torch.testing.assert_close(embeds["pooled_prompt_embeds"], pooled)
-    assert "text_encoder_3=None" in loaded.inference_snippet("lora", "a red ball")
+    assert "text_encoder_3=None" in loaded.inference_snippet("lora", "a red ball", 4, 1.0)
     identity = StableDiffusion3.encoding_identity(loaded.options, torch.float32)
     assert identity["text_encoder_3"] == identity["tokenizer_3"] == "none"
 
