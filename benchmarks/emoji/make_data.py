@@ -22,26 +22,11 @@ from PIL import Image
 from drawings import ARTISTS, DATA, SIZE
 
 
-PACKAGES = {  # artist -> npm package, version, SHA-512 of the file that `npm pack` saves
-    "noto": (
-        "@iconify-json/noto",
-        "1.2.9",
-        "0d08ae5c435bba7e35721f973d2579e47f456962a91d3cb3e3a6082ad49a2980"
-        "f87c80c3ccbd6d47a1f89e9fd3dfc8dfad301e237adc285d26a8761e65502e6b",
-    ),
-    "twemoji": (
-        "@iconify-json/twemoji",
-        "1.2.5",
-        "b8aa6e204574bfa2b9056dcc8ddca5f972855406db70fc408227cabc432d6685"
-        "19079f98898e7368c9b6b8d342c725f301653dc8d2e58f8d5653afe6be000bb3",
-    ),
-    "fluent": (
-        "@iconify-json/fluent-emoji-flat",
-        "1.2.6",
-        "458e3b4603dbe3b7d8522cab03ae2c20e2f4f94534dacdbdb17a4d05b2104415"
-        "253e57cd1532949990c4446bb10ecffbc8d196a9062fb9a4983353387d15e553",
-    ),
-}
+PACKAGES = {  # artist -> npm package, version, SHA-256 of the file that `npm pack` saves
+    "noto": ("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+    "twemoji": ("@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
+    "fluent": ("@iconify-json/fluent-emoji-flat", "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+}  # fmt: skip
 
 
 def file_name(package: str, version: str) -> str:
@@ -74,7 +59,7 @@ def read_icons(folder: Path, artist: str) -> dict[str, str]:
     file = folder / file_name(package, version)
     if not file.exists():
         raise SystemExit(f"{file} is missing: run `npm pack {package}@{version}` there, or leave --packages out.")
-    if hashlib.sha512(file.read_bytes()).hexdigest() != checksum:
+    if hashlib.sha256(file.read_bytes()).hexdigest() != checksum:
         raise SystemExit(f"{file} has another checksum than {package} {version} of make_data.py: download it again.")
     with tarfile.open(file) as tar:
         icons = json.load(tar.extractfile("package/icons.json"))
@@ -94,20 +79,18 @@ def rasterise(svg: str) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def to_webp(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "WEBP", lossless=True, quality=75)
-    return file.getvalue()
-
-
 def make_rows(folder: Path) -> list[dict]:
+    """The subjects that all artists drew: `name`, `caption`, and by artist the image, losslessly in WebP."""
     icons = {artist: read_icons(folder, artist) for artist in ARTISTS}
-    names = sorted(set.intersection(*(set(drawings) for drawings in icons.values())))
-    return [
-        {"name": name, "caption": name.replace("-", " ")}
-        | {artist: {"bytes": to_webp(rasterise(icons[artist][name])), "path": None} for artist in ARTISTS}
-        for name in names
-    ]
+    rows = []
+    for name in sorted(set.intersection(*(set(icons[artist]) for artist in ARTISTS))):
+        row = {"name": name, "caption": name.replace("-", " ")}
+        for artist in ARTISTS:
+            file = io.BytesIO()
+            rasterise(icons[artist][name]).save(file, "WEBP", lossless=True)
+            row[artist] = {"bytes": file.getvalue(), "path": None}
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
