@@ -7,8 +7,7 @@ import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
 from orpo.config import ModelConfig
-from orpo.models.bnb_config import read_bnb_config
-from orpo.models.quantization import quantization_options
+from orpo.models.quantization import quantization_options, read_bnb_config
 from peft import LoraConfig
 
 from diffusers import UNet2DConditionModel

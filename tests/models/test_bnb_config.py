@@ -6,8 +6,7 @@ import json
 import pytest
 import torch
 from helpers import arguments
-from orpo.models.bnb_config import KEYS, read_bnb_config
-from orpo.models.quantization import quantization_options
+from orpo.models.quantization import KEYS, quantization_options, read_bnb_config
 
 from diffusers import BitsAndBytesConfig
 from train_diffusion_orpo_sdxl_lora import parse_args

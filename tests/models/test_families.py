@@ -221,7 +221,7 @@ def test_a_timestep_is_the_pairs_own(models):
 @pytest.mark.parametrize("place", [0.0, 1.0])
 def test_the_ends_of_the_schedule_are_in_it(models, place, monkeypatch):
     monkeypatch.setattr(
-        "orpo.models.flow_matching.compute_density_for_timestep_sampling", lambda *_, **__: torch.tensor([place])
+        "orpo.models.noise.compute_density_for_timestep_sampling", lambda *_, **__: torch.tensor([place])
     )
     (timestep,) = flow(models).sample_timesteps([torch.Generator()])
     assert timestep == pytest.approx(1000 if place == 0 else 1000 * 3e-3 / 1.002)

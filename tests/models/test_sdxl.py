@@ -273,7 +273,7 @@ def test_prediction_type_is_the_schedulers_unless_given(tiny_sdxl):
 
 
 def test_a_prompt_that_is_cut_is_named_once(tiny_sdxl, caplog):
-    from orpo.models.prompts import first_truncation
+    from orpo.models.pipeline import first_truncation
 
     first_truncation.seen = False
     model = load(tiny_sdxl)

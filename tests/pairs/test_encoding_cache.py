@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet
 from orpo.cli import encode_pairs
-from orpo.models.encoding_identity import encoding_identity, module_identity
+from orpo.models.identity import encoding_identity, module_identity
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.pairs import encoding_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import ONE_DATASET, AnyConfig, CheckpointConfig, Config, ConversionConfig, ModelConfig, TrainingConfig
-from .models.bnb_config import read_bnb_config
+from .models.quantization import read_bnb_config
 from .models.registry import FAMILIES, Family, find_family
 from .runtime.start import begin
 

@@ -10,8 +10,8 @@ from diffusers import DDPMScheduler
 
 from ..config import EvaluationConfig
 from .drawing import Drawing, draw, identify_lora, load_model, open_model
-from .encoding_identity import module_identity
-from .family_pipeline import FamilyPipeline
+from .identity import module_identity
+from .pipeline import FamilyPipeline
 from .registry import Family, find_family
 from .vae import vae_source
 

@@ -7,8 +7,8 @@ from PIL.Image import Image
 
 from ..config import GenerationConfig, ModelConfig
 from ..runtime.messages import printable
-from .family_pipeline import FamilyPipeline
 from .lora_files import LoraFile, check_all_loaded, find_misfit, read_lora_file
+from .pipeline import FamilyPipeline
 from .registry import Family
 
 

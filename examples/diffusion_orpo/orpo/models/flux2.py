@@ -7,8 +7,8 @@ import torch
 
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline
 
-from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .noise import FlowMatching
 from .registry import FLUX2, FLUX2_KLEIN
 from .vae import Vae
 

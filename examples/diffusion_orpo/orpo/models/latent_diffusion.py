@@ -16,11 +16,11 @@ from PIL.Image import Image
 from ..config import ModelConfig
 from ..runtime.transfer import to_device
 from .checks import check_lora_layers, warn_of_distillation
-from .encoding_identity import base_identity, encoding_identity
-from .family_pipeline import FamilyPipeline
+from .identity import base_identity, encoding_identity
 from .inference_snippet import inference_snippet
 from .lora import LORA_FILE, add_lora, as_loaded, load_lora, save_lora
 from .lora_files import COMFYUI_FILE, read_initial_lora, write_for_other_programs
+from .pipeline import FamilyPipeline
 from .vae import sample_latents
 from .validation_model import check_same_lora, loaded_with_lora, validation_options
 
@@ -121,11 +121,11 @@ class LatentDiffusion(FamilyPipeline):
 
     @classmethod
     def encoding_identity(cls, options: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
-        """What decides the moments and prompt embeddings of a run: see `encoding_identity.py`."""
+        """What decides the moments and prompt embeddings of a run: see `identity.py`."""
         return encoding_identity(cls, options, dtype)
 
     def base_identity(self) -> dict[str, str]:
-        """What a LoRA of this run is trained for: see `encoding_identity.py`."""
+        """What a LoRA of this run is trained for: see `identity.py`."""
         config = self.noise_process.scheduler.config
         predicts = config.get("prediction_type", self.noise_process_class.__name__)
         return base_identity(type(self), self.options, predicts)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 
-from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .noise import FlowMatching
 from .registry import QWEN_IMAGE
 from .vae import VaeWithMeans
 

@@ -4,8 +4,8 @@ import torch
 
 from diffusers import StableDiffusionPipeline
 
-from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion
+from .noise import DDPM
 from .registry import SD
 from .vae import PlainVae
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from ..runtime.shapes import name_of
-from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .noise import FlowMatching
 from .registry import SD3
 
 

@@ -1,15 +1,20 @@
 """Stable Diffusion XL: two text encoders, and micro-conditioning on each image's original size and crop."""
 
+import logging
+
 import torch
 
 from diffusers import StableDiffusionXLPipeline
 
+from ..runtime.messages import printable
 from ..runtime.transfer import to_device
-from .ddpm import DDPM
 from .latent_diffusion import LatentDiffusion
-from .prompts import clip_tokens
+from .noise import DDPM
 from .registry import SDXL
 from .vae import VaeWithMeans
+
+
+logger = logging.getLogger(__name__)
 
 
 class StableDiffusionXL(LatentDiffusion):
@@ -52,3 +57,15 @@ class StableDiffusionXL(LatentDiffusion):
             added_cond_kwargs=added_conditions,
             return_dict=False,
         )[0]
+
+
+def clip_tokens(tokenizer, prompts: list[str], device: torch.device) -> torch.Tensor:
+    """Tokens (B, 77) of B prompts, as pipelines make them, but copied without waiting for the device."""
+    limit = tokenizer.model_max_length
+    for prompt, tokens in zip(prompts, tokenizer(prompts).input_ids):
+        if len(tokens) > limit:
+            logger.warning(
+                f"A prompt of {len(tokens)} tokens is truncated because CLIP reads {limit}: {printable(prompt)}"
+            )
+    options = {"padding": "max_length", "max_length": limit, "truncation": True, "return_tensors": "pt"}
+    return to_device(tokenizer(prompts, **options).input_ids, device)

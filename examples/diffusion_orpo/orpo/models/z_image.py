@@ -4,8 +4,8 @@ import torch
 
 from diffusers import ZImagePipeline
 
-from .flow_matching import FlowMatching
 from .latent_diffusion import LatentDiffusion
+from .noise import FlowMatching
 from .registry import Z_IMAGE
 
 

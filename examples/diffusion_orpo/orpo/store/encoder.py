@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from ..config import ModelConfig
-from ..models.encoding_identity import encoding_identity
+from ..models.identity import encoding_identity
 from ..models.registry import find_family
 from ..pairs.bad_pair import BadPair
 from ..pairs.buckets import assign
