@@ -4,7 +4,7 @@ Frozen weights, LoRA, gradients and optimizer state are counted from the models'
 step of one pair runs forward and backward on meta tensors, and the bytes of all tensors alive are followed through it:
 their peak holds what is saved for backward, what checkpointing recomputes, and the operations' own results.
 
-    python benchmarks/memory.py            # the table of docs/small_gpus.md
+    python benchmarks/memory.py            # the table of docs/models.md
     python benchmarks/memory.py --model sdxl
 """
 

@@ -1,4 +1,4 @@
-"""The memory that docs/small_gpus.md states is what benchmarks/memory.py computes, and that counts right."""
+"""The memory that docs/models.md states is what benchmarks/memory.py computes, and that counts right."""
 
 import runpy
 from pathlib import Path
@@ -16,7 +16,7 @@ from diffusers.quantizers.bitsandbytes import bnb_quantizer
 
 ROOT = Path(__file__).parents[2]
 memory = runpy.run_path(str(ROOT / "benchmarks" / "memory.py"))
-DOC = (ROOT / "docs" / "small_gpus.md").read_text()
+DOC = (ROOT / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -445,10 +444,3 @@ def test_a_validation_scorer_that_cannot_judge_is_refused_before_models_load(cap
     with pytest.raises(SystemExit):
         parse_args(arguments("no/model", "unused", "unused", **flags))
     assert message in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize("page", [EXAMPLE / "README.md", EXAMPLE.parents[1] / "docs" / "evaluation.md"])
-def test_the_documented_command_parses(page):
-    (command,) = re.findall(r"\npython evaluate_lora.py (.*?)```", page.read_text(), flags=re.DOTALL)
-    args = evaluate_lora.parse_args(shlex.split(command.replace("\\\n", " ")))
-    assert (args.scorers, args.base_images_dir) == (["pickscore", "imagereward"], Path("evaluation/base"))

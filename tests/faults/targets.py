@@ -1,7 +1,7 @@
 """What the fuzzer calls with damaged bytes, and how it knows that the answer was right.
 
 A target returns "accepted" or "refused". It raises `Violation`, or whatever the code raised, where a promise of
-docs/bad_data.md is broken: another exception than the documented one, a message without its place, or content accepted
+docs/data.md is broken: another exception than the documented one, a message without its place, or content accepted
 that an independent reading of the same bytes does not find.
 """
 

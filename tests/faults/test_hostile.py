@@ -1,4 +1,4 @@
-"""Data that is broken or wishes us ill: docs/bad_data.md, row by row, by doing the damage."""
+"""Data that is broken or hostile: the table of docs/data.md, by doing the damage."""
 
 import gzip
 import io

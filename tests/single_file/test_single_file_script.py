@@ -29,11 +29,11 @@ def assert_same(a: dict, b: dict) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_the_commands_of_the_readmes_parse():
-    for readme in (EXAMPLE / "README.md", ROOT / "README.md"):
-        command = re.search(r"accelerate launch train_\S+ (\\\n.*?)```", readme.read_text(), flags=re.DOTALL)[1]
-        args = load().parse_args(shlex.split(command.replace("\\\n", " ")))
-        assert (args.rank, args.seed, args.max_train_steps, args.report_to) == (8, 0, 2000, "wandb")
+def test_the_command_of_the_readme_parses():
+    page = (EXAMPLE / "README.md").read_text()
+    command = re.search(r"accelerate launch train_\S+ (\\\n.*?)```", page, flags=re.DOTALL)[1]
+    args = load().parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert (args.rank, args.seed, args.max_train_steps) == (8, 0, 2000)
 
 
 def test_requirements_are_those_of_the_scripts_own_block():
