@@ -12,10 +12,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusion_orpo_loss import OrpoMetrics, odds_ratio_objective
 from helpers import encode
-from orpo.pairs.listing import read_listing
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import read_votes
+from orpo.pairs.listing import read_listing
 from PIL import Image
 
 from faces import ALL_KINDS, draw_face
