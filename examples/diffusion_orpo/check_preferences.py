@@ -36,7 +36,7 @@ def main(line: list[str] | None = None) -> int:
     begin(__file__)
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
-    from orpo.checking.check import check
+    from orpo.reports.check import check
     from orpo.scoring.label_agreement import LabelJudge
 
     return check(config, LabelJudge(config.scorers) if config.scorers else None)

@@ -7,13 +7,13 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from faults.samples import images
 from helpers import face_rows
-from orpo.checking.sources import RowSource
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.columns import Columns
 from orpo.pairs.conventions import CONVENTIONS
 from orpo.pairs.reading import Reading
 from orpo.pairs.rows import PreferenceRows
 from orpo.pairs.table import Table
+from orpo.reports.sources import RowSource
 from orpo.store.rows import read_pair
 
 

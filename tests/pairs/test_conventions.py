@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from helpers import arguments, encode, train
-from orpo.checking.sources import RowSource
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.conventions import CONVENTIONS, named_columns
 from orpo.pairs.dataset import DataOptions, load_pairs
@@ -21,6 +20,7 @@ from orpo.pairs.image import decode_image
 from orpo.pairs.reading import Reading
 from orpo.pairs.rows import PreferenceRows
 from orpo.pairs.table import open_table
+from orpo.reports.sources import RowSource
 from orpo.store.converting import convert_unit
 from orpo.store.plan import plan_job
 from orpo.store.sample import to_pair

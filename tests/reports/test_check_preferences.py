@@ -15,13 +15,13 @@ from datasets import Features, Value
 from datasets import Image as ImageFeature
 from faults.samples import images as sample_images
 from helpers import FEATURES, arguments, encode, face_rows, train, write_parquet, write_shards
-from orpo.checking import report as preference_report
-from orpo.checking.inspection import image_facts
-from orpo.checking.repeated_pairs import find_repeated
-from orpo.checking.sources import RowSource
 from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.pairs.pair import PairTransform
 from orpo.pairs.table import open_table
+from orpo.reports import report as preference_report
+from orpo.reports.inspection import image_facts
+from orpo.reports.repeated_pairs import find_repeated
+from orpo.reports.sources import RowSource
 from orpo.runtime.shapes import square
 from orpo.store.listing import find_shards
 from orpo.store.stream import ShardData
