@@ -20,8 +20,6 @@ ALLOWED = {
     "evaluation": {"drawing", "scoring", "pairs"},
     "labelling": {"pairs"},
     "making": {"drawing", "models", "scoring", "pairs"},
-    # as packages move
-    "pairs": set(),
     "generation": {"models", "pairs"},
     "reports": {"store", "pairs", "scoring", "generation"},
 }
