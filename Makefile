@@ -3,11 +3,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 # Tests that load no models, or tiny ones for a moment: under a minute on two idle cores.
-FAST = tests/test_rooms.py tests/pairs/test_bad_pair.py tests/pairs/test_dataset.py tests/pairs/test_decoding.py \
-	tests/pairs/test_pairs.py tests/docs/test_readme.py tests/labelling/test_listing_and_export.py \
-	tests/labelling/test_votes.py tests/loss/test_loss.py tests/scoring/test_win_rate.py \
-	tests/store/test_listing.py tests/store/test_order.py tests/single_file/test_upstream.py \
-	tests/test_config.py
+FAST = tests/labelling/test_listing_and_export.py tests/labelling/test_votes.py tests/loss/test_loss.py \
+	tests/pairs/test_bad_pair.py tests/pairs/test_dataset.py tests/pairs/test_decoding.py tests/pairs/test_pairs.py \
+	tests/scoring/test_win_rate.py tests/single_file/test_upstream.py tests/store/test_listing.py \
+	tests/store/test_order.py tests/test_config.py tests/test_rooms.py
 
 .PHONY: campaigns clean demo flags lint test test-fast
 
