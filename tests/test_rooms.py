@@ -16,11 +16,10 @@ ALLOWED = {
     "models": set(),
     "training": {"scoring"},
     "store": {"pairs", "models"},
-    "drawing": {"pairs"},
-    "evaluation": {"drawing", "scoring", "pairs"},
     "labelling": {"pairs"},
-    "making": {"drawing", "models", "scoring", "pairs"},
-    "generation": {"models", "pairs"},
+    "labelling": {"pairs"},
+    "generation": {"pairs", "models"},
+    "reports": {"store", "pairs", "scoring", "generation"},
     "reports": {"store", "pairs", "scoring", "generation"},
 }
 ANYBODY = {"config", "runtime"}

@@ -11,18 +11,19 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Makes preference pairs from prompts: a model draws several images of each, and scorers, or people, judge them.
+"""Makes preference pairs from prompts: a model generates several images of each, and reward models, or people, rank them.
 
     python make_preferences.py --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 \\
       --prompt_file=prompts.txt --num_images_per_prompt=4 --scorers pickscore imagereward --output_dir=my_preferences
 
 Writes images/, with a metadata.jsonl, and pairs/train.parquet, which training takes as --dataset_name=my_preferences/pairs.
-Without --scorers there are images only: judge them with label_preferences.py --images_dir=my_preferences/images.
+Without --scorers there are images only: label them with label_preferences.py --images_dir=my_preferences/images.
 
-With --winners_dir=my_images, your own images are preferred to what the model draws from their captions: this teaches a style or
-a subject. With --lora_weights, the model draws with a LoRA: this makes the pairs of a second round.
+With --winners_dir=my_images, your own images are preferred to those that the model generates from their captions: this teaches
+a style or a subject. With --lora_weights, the model generates with a LoRA: this makes the pairs of a second round.
 
-Started again, it continues where it stopped. `accelerate launch make_preferences.py` draws on several GPUs.
+Started again, it continues where it stopped; with more prompts, or more images per prompt, it generates what is missing.
+`accelerate launch make_preferences.py` generates on several GPUs.
 """
 
 from datetime import timedelta
@@ -43,61 +44,61 @@ parse_args = partial(read_flags, MakingConfig, __doc__)
 def main(line: list[str] | None = None) -> None:
     config = parse_args(line)
     begin(__file__)
+    make(config)
 
+
+def make(config: MakingConfig) -> None:
+    """Generates the images that are missing, ranks them, and writes the pairs.
+
+    Raises:
+        ValueError: model, LoRA, prompts or scorers can't be used, a folder holds images that were generated differently, or there
+            are no pairs.
+    """
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
-    from orpo.drawing.prompts import read_prompts
     from orpo.pairs.listing import read_listing
+    from orpo.generation.images import generate_missing, read_image
+    from orpo.generation.model import Generator
+    from orpo.generation.prompts import read_prompts
+    from orpo.generation.ranking import PairsFile, usable, write_metadata
+    from orpo.scoring.names import scorer_label
+    from orpo.scoring.scorers import check_scorer, score_together
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
-    if config.winners_dir is not None:
-        winners = read_listing(Path(config.winners_dir))
-        make(config, state, [winner.prompt for winner in winners], winners)
-    else:
-        make(config, state, read_prompts(config), None)
-
-
-def make(config: MakingConfig, state, prompts: list[str], winners: list | None) -> None:
-    """Draws, judges and writes."""
-    from orpo.drawing.images import draw_images, make_requests, missing, open_folder
-    from orpo.making import output
-    from orpo.making.judging import score
-    from orpo.making.settings import settings
-    from orpo.making.usable import usable
-    from orpo.models.drawing import Drawing, draw, identify_lora, load_model, open_model
-    from orpo.models.registry import find_family
-    from orpo.scoring.names import scorer_label
-    from orpo.scoring.scorers import check_scorer
-
-    family = find_family(config)
-    drawing = Drawing.from_config(config, family, state.device)
+    chosen = None if config.winners_dir is None else read_listing(Path(config.winners_dir))
+    prompts, lines = ([image.prompt for image in chosen], []) if chosen else read_prompts(config)
+    generator = Generator(config, state.device)
     scorers = config.scorers
     for name in scorers if state.is_main_process else ():
-        check_scorer(name, drawing.resolution)
-    images = Path(config.output_dir) / "images"
-    lora_digest, warnings = identify_lora(drawing, open_model(drawing, family, state.device, config.cache_dir))
-    requests = make_requests(prompts, config.images_per_prompt, config.seed)
-    with state.main_process_first():
-        open_folder(images, settings(drawing, lora_digest, requests))
-    if missing(images, requests):
-        model = load_model(drawing, family, state.device, config.cache_dir)
-        draw_images(partial(draw, drawing, model), images, requests, config.batch_size, name="Drawing")
-        del model
-
-    kept, left_out = usable(images, requests)
-    scores = {scorer_label(name): score(name, images, kept, config.batch_size) for name in scorers}
+        check_scorer(name, generator.settings.resolution)
+    folder = Path(config.output_dir) / "images"
+    per_prompt = config.images_per_prompt
+    images = generate_missing(generator, {"lora": folder}, prompts, per_prompt, config.seed, config.batch_size)
+    requests = images.requests
+    kept, skipped = usable(folder, requests)
+    lines += [f"Warning: {warning}" for warning in images.warnings]
+    lines += [f"{len(requests)} images of {len(prompts)} prompts in {folder}."]
+    lines += [f"Skipped: {number} {reason} images." for reason, number in skipped.items()]
+    if state.is_main_process and (scorers or chosen):
+        pairs = PairsFile(Path(config.output_dir) / "pairs" / "train.parquet", folder, generator.name)
+    captions = [request.prompt for request in kept]
+    scores = {
+        scorer_label(name): score_together(
+            name, lambda i: read_image(folder / kept[i].name), captions, config.batch_size
+        )
+        for name in scorers
+    }
     if not state.is_main_process:
         return
-    output.write_metadata(images, kept, drawing.model_name, scores)
-    lines = [*warnings, f"{len(requests)} images of {len(prompts)} prompts in {images}."]
-    lines += [f"{number} {what} images are left out." for what, number in left_out.items()]
-    if winners is not None:
-        lines.append(output.write_against_winners(Path(config.winners_dir), winners, images, kept, drawing.model_name))
-    elif scores:
-        lines.append(output.write_judged(config, images, kept, drawing.model_name, scores))
+    write_metadata(folder, kept, generator.name, scores)
+    if chosen:
+        groups = [request.group for request in requests[::per_prompt]]
+        lines.append(pairs.write_against(Path(config.winners_dir), dict(zip(groups, chosen)), kept))
+    elif scorers:
+        lines.append(pairs.write_ranked(kept, scores, config))
     else:
-        lines.append(f"Judge them: python label_preferences.py --images_dir={images}")
+        lines.append(f"Label them: python label_preferences.py --images_dir={folder}")
     print(*lines, sep="\n")
 
 

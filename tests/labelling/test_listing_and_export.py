@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import train
 from orpo.config import PromptsConfig
-from orpo.drawing.prompts import read_prompts
+from orpo.generation.prompts import read_prompts
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
@@ -42,7 +42,20 @@ def test_only_line_ends_end_lines(make_images, tmp_path):
     (folder / "metadata.jsonl").write_text("\r\n".join([json.dumps(entry, ensure_ascii=False), *lines[1:]]))
     assert read_listing(folder)[0].prompt == odd
     (tmp_path / "prompts.txt").write_text(f"{odd}\r\na dog\n", newline="")
-    assert read_prompts(PromptsConfig(prompt_file=tmp_path / "prompts.txt")) == [odd, "a dog"]
+    assert read_prompts(PromptsConfig(prompt_file=tmp_path / "prompts.txt")) == ([odd, "a dog"], [])
+
+
+def test_captions_of_other_encodings_are_named(tmp_path):
+    for i, content in enumerate(
+        ("\ufeffa red cat\r\n".encode(), "a cat".encode("utf-16"), "a cat".encode("utf-16-le"))
+    ):
+        Image.new("RGB", (24, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="(?s)2 problems.*1.txt is UTF-16.*Save it as UTF-8.*2.txt is UTF-16"):
+        read_listing(tmp_path)
+    for i in (1, 2):
+        (tmp_path / f"{i}.txt").write_text("a cat")
+    assert [image.prompt for image in read_listing(tmp_path)] == ["a red cat", "a cat", "a cat"]
 
 
 def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):

@@ -46,6 +46,7 @@ REPLACED = {
     "rejected_column": "use --columns chosen=NAME rejected=NAME prompt=NAME",
     "prompt_column": "use --columns prompt=NAME",
     "split": "use --dataset_split_name",
+    "judge": "use --annotator",
 }
 
 

@@ -810,7 +810,11 @@ class PromptsConfig(Config):
     caption_column: str | None = setting(
         None, "Column of the prompts. Default: the first that exists of caption, prompt, Prompt, text."
     )
-    num_prompts: int = setting(100, "Take at most this many different prompts, the first ones.", range=(1,))
+    num_prompts: int | None = setting(
+        None,
+        "Take at most this many different prompts, the first ones. Default: all of a file, the first 100 of a dataset.",
+        range=(1,),
+    )
 
     def check(self) -> None:
         if self.prompt_file is not None and self.dataset_name is not None:
@@ -905,9 +909,9 @@ class MakingConfig(GenerationConfig):
     )
     scorers: tuple[str, ...] = setting(
         (),
-        f"Who prefers which image. Built in: {', '.join(BUILT_IN)}."
+        f"Reward models that rank the images. Built in: {', '.join(BUILT_IN)}."
         " Your own: my_module:my_function or path/to/file.py:my_function, a function of images and prompts that"
-        " returns a score for each, the higher the better. Default: nobody; judge the images yourself with"
+        " returns a score for each, the higher the better. Default: none; label the images yourself with"
         " label_preferences.py.",
         path="any",
     )

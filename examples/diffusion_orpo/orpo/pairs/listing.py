@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..runtime.messages import printable
+from ..runtime.text import read_text
 from .bad_pair import BadPair
 from .folder_prompts import CAPTION_SUFFIXES, PROMPT_KEYS, entries, is_text, normal
 from .image import open_image
@@ -66,8 +67,8 @@ def read_listing(folder: Path) -> list[ListedImage]:
 
 def _read_metadata(path: Path) -> tuple[list[ListedImage], list[str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read: {printable(str(error))}") from error
     images, problems, seen = [], [], set()
     for number, read_entry in entries(text, is_csv=path.suffix == ".csv"):
@@ -103,8 +104,8 @@ def _read_captions(folder: Path) -> tuple[list[ListedImage], list[str]]:
             problems.append(f"{printable(str(name))}: {'two caption files' if own else 'no caption file beside it'}")
             continue
         try:
-            images.append(ListedImage(name.as_posix(), (folder / own[0]).read_text(encoding="utf-8-sig").strip()))
-        except (OSError, UnicodeDecodeError) as error:
+            images.append(ListedImage(name.as_posix(), read_text(folder / own[0]).strip()))
+        except (OSError, ValueError) as error:
             problems.append(f"{printable(str(own[0]))}: {printable(str(error))}")
     if not images and not problems:
         if (folder / "images" / METADATA).exists():

@@ -1,4 +1,4 @@
-"""Judges of images: callables that take images and their prompts and return a score for each, the higher the better.
+"""Scorers of images: callables that take images and their prompts and return a score for each, the higher the better.
 
     def my_scorer(images: list[PIL.Image.Image], prompts: list[str]) -> list[float]: ...
 
@@ -9,14 +9,17 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL.Image import Image, new
+from tqdm.auto import tqdm
 
 from .image_statistics import STATISTICS
-from .names import BUILT_IN
+from .names import BUILT_IN, scorer_label
 from .reward_models import REWARD_MODELS
 
 
@@ -53,19 +56,50 @@ def load_scorer(name: str, device: torch.device | str) -> Scorer:
     return _import_scorer(name)
 
 
-def score_images(name: str, scorer: Scorer, images: list[Image], prompts: list[str]) -> list[float]:
-    """Calls a scorer, and checks what it returns.
+def score_images(
+    name: str, scorer: Scorer, images: Iterable[Image], prompts: Sequence[str], batch_size: int = 16
+) -> list[float]:
+    """Calls a scorer, batch by batch, and checks what it returns.
 
     Raises:
         ValueError: it is not one finite number for each image.
     """
-    scores = [float(score) for score in scorer(images, prompts)]
-    if len(scores) != len(images):
-        raise ValueError(f"Scorer {name} returned {len(scores)} scores for {len(images)} images.")
-    for score, prompt in zip(scores, prompts):
-        if not math.isfinite(score):
-            raise ValueError(f"Scorer {name} returned {score} for an image of the prompt {prompt!r}.")
+    images, scores = iter(images), []
+    for i in range(0, len(prompts), batch_size):
+        of_batch = list(prompts[i : i + batch_size])
+        found = [float(score) for score in scorer(list(islice(images, len(of_batch))), of_batch)]
+        if len(found) != len(of_batch):
+            raise ValueError(f"Scorer {name} returned {len(found)} scores for {len(of_batch)} images.")
+        for score, prompt in zip(found, of_batch):
+            if not math.isfinite(score):
+                raise ValueError(f"Scorer {name} returned {score} for an image of the prompt {prompt!r}.")
+        scores += found
     return scores
+
+
+def score_together(
+    name: str, read: Callable[[int], Image], prompts: Sequence[str], batch_size: int = 16
+) -> np.ndarray:
+    """A scorer's scores of images (N,). All processes share the work, and all get the result.
+
+    Args:
+        name: of the scorer.
+        read: gives the image at a place.
+        prompts: of the images.
+        batch_size: images scored at once.
+
+    Raises:
+        ValueError: the scorer fails, or a score is not finite.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    scorer = load_scorer(name, state.device)
+    mine = range(state.process_index, len(prompts), state.num_processes)
+    bar = tqdm(mine, desc=f"Scoring: {scorer_label(name)}", unit="image", disable=not state.is_main_process)
+    scores = score_images(name, scorer, map(read, bar), [prompts[i] for i in mine], batch_size)
+    return np.array([score for _, score in sorted(gather_object(list(zip(mine, scores))))])
 
 
 def check_scorer(name: str, resolution: int) -> None:

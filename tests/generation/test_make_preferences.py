@@ -130,7 +130,7 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
     assert rows(out)[0]["model_0"] == f"{tiny_sdxl} + {lora}"
     weights = lora / "pytorch_lora_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")  # another LoRA under the same name
-    with pytest.raises(SystemExit, match="drawn differently: lora_sha256 was"):
+    with pytest.raises(SystemExit, match="generated differently: lora_sha256 was"):
         run(lora_weights=lora)
 
 
@@ -151,7 +151,9 @@ def test_images_that_nobody_judged_go_to_the_page(run, capsys):
     out = run(num_images_per_prompt=2)
     assert not (out / "pairs").exists()
     assert f"label_preferences.py --images_dir={out / 'images'}" in capsys.readouterr().out
-    questions, left_over = label_preferences.make_questions(label_preferences.read_listing(out / "images"), 2)
+    questions, left_over = label_preferences.make_questions(
+        out / "images", label_preferences.read_listing(out / "images"), 2
+    )
     assert [question.prompt for question in questions] == PROMPTS and left_over == 0
 
 
@@ -171,6 +173,19 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
         assert (row["model_0"], row["model_1"]) == (None, tiny_sdxl)
     assert abs(pixels(found[3]["jpg_1"]) - draw(tiny_sdxl, found[3]["caption"], 3)).max() <= 1
     assert check_preferences.main([f"--dataset_name={out / 'pairs'}", f"--output_dir={tmp_path / 'c'}"]) == 0
+
+    (mine / "00.png").write_bytes(encode(draw_face(ALL_KINDS[5], 0.9), "PNG"))  # one more, before the others
+    (mine / "00.txt").write_text(ALL_KINDS[5].prompt)
+    (mine / "1.txt").write_text("a better caption")
+    run(winners_dir=mine, prompt_file=None, num_images_per_prompt=2)
+    again = rows(out)
+    assert [row["jpg_1"] for row in again if row["seed_1"] in (0, 1, 4, 5)] == [
+        found[i]["jpg_1"] for i in (0, 1, 4, 5)
+    ]
+    assert sorted({row["seed_1"] for row in again}) == [0, 1, 4, 5, 6, 7, 8, 9]
+    for row in again:
+        (name,) = [path for path in mine.glob("*.[jp]*") if path.read_bytes() == row["jpg_0"]]
+        assert row["caption"] == name.with_suffix(".txt").read_text().strip()
 
     (mine / "1.txt").unlink()
     (mine / "0.caption").write_text("another")
@@ -219,10 +234,12 @@ def test_two_processes_make_what_one_makes(run, tmp_path):
 
 def test_a_folder_keeps_its_settings(run, tmp_path):
     run()
-    with pytest.raises(SystemExit, match="drawn differently: guidance_scale was 5.0 and is now 7.0. Choose another"):
+    with pytest.raises(
+        SystemExit, match="generated differently: guidance_scale was 5.0 and is now 7.0. Choose another"
+    ):
         run(guidance_scale=7)
-    with pytest.raises(SystemExit, match='images was "12'):
-        run(num_images_per_prompt=2)
+    with pytest.raises(SystemExit, match="generated differently: seed was 0 and is now 5"):
+        run(seed=5)
     (tmp_path / "out" / "images" / "settings.json").unlink()
     with pytest.raises(SystemExit, match="no settings.json to say how"):
         run()
@@ -246,6 +263,32 @@ def test_scores_that_decide_nothing_are_said(run, tmp_path, scorer, problem):
     with pytest.raises(SystemExit, match=problem):
         run(scorers=[f"{path}:mine"])
     assert not (tmp_path / "out" / "pairs").exists()
+
+
+def test_pairs_of_an_earlier_scorer_do_not_stay_where_another_finds_none(run, tmp_path):
+    out = run(scorers=["saturation"], min_margin=0)
+    assert rows(out)
+    with pytest.raises(SystemExit, match="No pair of images differs"):
+        run(scorers=["saturation"], min_margin=100)
+    assert not (out / "pairs").exists()
+
+
+def test_more_images_and_prompts_are_added_to_those_that_are_there(run, tmp_path):
+    """What the message about pairs that differ too little advises, and what a user does who has thought of a prompt."""
+    out = run(num_images_per_prompt=2)
+    first, times = pngs(out), {path: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
+    more = tmp_path / "more.txt"
+    more.write_text("\n".join(["one more", *PROMPTS]))
+    run(num_images_per_prompt=3, prompt_file=more)
+    assert {path: path.stat().st_mtime_ns for path in times} == times and len(pngs(out)) == 12
+    images = listed(out)
+    assert [image["prompt"] for image in images] == [prompt for prompt in ["one more", *PROMPTS] for _ in range(3)]
+    assert len({image["seed"] for image in images}) == 12
+    assert {image["file_name"]: image["seed"] for image in images if image["file_name"] in first} == {
+        f"{i:05d}-{j}.png": 2 * i + j for i in range(3) for j in range(2)
+    }
+    run(num_images_per_prompt=2)  # asked for fewer, the others stay, and aren't listed
+    assert len(pngs(out)) == 12 and [image["file_name"] for image in listed(out)] == [*first]
 
 
 @pytest.mark.parametrize(

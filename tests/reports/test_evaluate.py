@@ -12,8 +12,8 @@ from accelerate.state import PartialState
 from families import FAMILIES, load_pipeline
 from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, logged, train
-from orpo.drawing.prompts import BUILT_IN_PROMPTS
-from orpo.models import base_and_lora
+from orpo.generation.model import Generator
+from orpo.generation.prompts import BUILT_IN_PROMPTS
 from orpo.models.lora_files import write_for_other_programs
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.scoring.image_statistics import saturation
@@ -173,7 +173,7 @@ def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
     assert pngs(out / "base")["00001-0.png"] == before["base"]["00001-0.png"]
     assert pngs(out / "lora") == before["lora"]
 
-    monkeypatch.setattr(base_and_lora, "load_model", None)  # with all images there, no model is loaded
+    monkeypatch.setattr(Generator, "load", None)  # with all images there, no model is loaded
     run(scorers=["high_frequency"])
     assert results_of(out)["scorers"].keys() == {"high_frequency"}
 
@@ -217,8 +217,8 @@ def test_two_processes_draw_what_one_draws(run, tmp_path):
 def test_a_folder_of_other_settings_is_refused_with_what_differs(run, tiny_sdxl, tmp_path, capsys):
     run()
     for flags, message in (
-        ({"guidance_scale": 3}, "drawn differently: guidance_scale was 5.0 and is now 3.0. Choose"),
-        ({"num_prompts": 2}, "prompts was "),
+        ({"guidance_scale": 3}, "generated differently: guidance_scale was 5.0 and is now 3.0. Choose"),
+        ({"seed": 3}, "seed was 0 and is now 3"),
         ({"dtype": "bf16"}, 'dtype was "fp32" and is now "bf16"'),
         ({"prediction_type": "v_prediction"}, "; scheduler was "),
         ({"lora_scale": 0.3}, "lora_scale was 1.0 and is now 0.3"),
@@ -226,7 +226,7 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(run, tiny_sdxl,
         with pytest.raises(SystemExit, match=message):
             run(**flags)
     save_lora(tiny_sdxl, tmp_path / "other", seed=1)
-    with pytest.raises(SystemExit, match="lora.*holds images that were drawn differently.*lora_sha256"):
+    with pytest.raises(SystemExit, match="lora.*holds images that were generated differently.*lora_sha256"):
         run(lora_weights=tmp_path / "other")
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -253,7 +253,7 @@ def test_a_base_that_changed_in_its_folder_is_another_one(run, tiny_sdxl, tmp_pa
         (file,) = (base / name).glob("*.safetensors")
         before = file.read_bytes()
         save_file({key: value * 0.9 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
-        with pytest.raises(SystemExit, match=f"drawn differently: {name} was "):
+        with pytest.raises(SystemExit, match=f"generated differently: {name} was "):
             run(pretrained_model_name_or_path=base)
         file.write_bytes(before)
     run(pretrained_model_name_or_path=base)
@@ -333,7 +333,7 @@ def test_a_broken_image_is_named(run):
     ],
 )
 def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, capsys, flags, message):
-    monkeypatch.setattr(base_and_lora, "load_model", None)
+    monkeypatch.setattr(Generator, "load", None)
     with pytest.raises(SystemExit) as error:
         run(**flags)
     assert re.search(message, " ".join(f"{error.value} {capsys.readouterr().err}".split()))

@@ -8,10 +8,10 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from .results import FEW_PROMPTS
+from .evaluation import FEW_PROMPTS
 
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = Path(__file__).with_name("evaluation.html")
 MAX_SIDE = 512  # pixels of an image in the page; the files have the full size
 
 

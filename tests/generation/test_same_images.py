@@ -8,8 +8,7 @@ import torch
 from accelerate.state import PartialState
 from families import FAMILIES
 from helpers import train
-from orpo.models.drawing import Drawing, draw, load_model
-from orpo.models.registry import find_family
+from orpo.generation.model import Generator
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -102,7 +101,7 @@ def test_a_dropout_in_the_file_of_a_lora_does_not_act_in_drawing(tiny_sdxl, face
     images = []
     for lora in ("lora", "other"):
         args = evaluate_lora.parse_args(command_line("sdxl", tiny_sdxl, tmp_path / lora, tmp_path))
-        family, device = find_family(args), torch.device("cpu")
-        drawing = Drawing.from_config(args, family, device)
-        images += draw(drawing, load_model(drawing, family, device), ["a red ball"], [5])
+        generator = Generator(args, torch.device("cpu"))
+        generator.load()
+        images += generator.generate(["a red ball"], [5])
     np.testing.assert_array_equal(*map(np.asarray, images))

@@ -1,4 +1,4 @@
-"""Which pairs scorers make of drawn images, against a plain reading of the rules; and which images are of use."""
+"""Which pairs scorers make of generated images, against a plain reading of the rules; and which images are of use."""
 
 from itertools import combinations
 from statistics import mean
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from orpo.drawing.images import make_requests
-from orpo.making.judging import choose, margins
-from orpo.making.usable import usable
+from orpo.generation.images import make_requests
+from orpo.generation.ranking import choose, margins, usable
 from PIL import Image
 
 
@@ -90,7 +89,7 @@ def test_black_flat_and_repeated_images_are_left_out(tmp_path):
     assert kept == [requests[i] for i in (0, 3, 5, 6, 7)]
     assert left_out == {"black": 1, "duplicate": 1, "flat": 1}
     (tmp_path / requests[0].name).write_bytes(b"half")
-    with pytest.raises(ValueError, match="00000-0.png can't be read .* drawn again"):
+    with pytest.raises(ValueError, match="00000-0.png can't be read .* generated again"):
         usable(tmp_path, requests)
 
 
@@ -98,3 +97,26 @@ def test_every_image_has_a_seed_of_its_own():
     requests = make_requests(["a", "b", "a"], 4, seed=10)
     assert [request.seed for request in requests] == list(range(10, 22))
     assert len({request.name for request in requests}) == 12
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from("abcd"), min_size=1, max_size=5), st.integers(1, 4)), min_size=2, max_size=5
+    )
+)
+def test_more_prompts_or_images_keep_those_that_are_there(runs):
+    """Whatever was asked for before: an image keeps its name and seed, and no two share either."""
+    known = {}
+    for prompts, per_prompt in runs:
+        requests = make_requests(prompts, per_prompt, 7, list(known.values()))
+        assert [request.prompt for request in requests] == [prompt for prompt in prompts for _ in range(per_prompt)]
+        assert len({request.name for request in requests}) == len(requests)
+        again = make_requests(prompts, per_prompt, 7, list(known.values()))
+        assert again == requests
+        for request in requests:
+            assert known.setdefault(request.name, request) == request
+        assert len({request.seed for request in known.values()}) == len(known)
+        for request in make_requests(prompts, per_prompt, 7, list(known.values())):
+            assert known[request.name] == request  # nothing is generated twice
+    first, per_prompt = runs[0]
+    assert make_requests(first, per_prompt, 7, list(known.values())) == make_requests(first, per_prompt, 7)

@@ -1,41 +1,21 @@
-"""Scores of the drawn images, and the comparison of base and LoRA: as JSON, and as text."""
+"""The comparison of base and LoRA by their scores: as JSON, and as text."""
 
 from dataclasses import asdict
-from pathlib import Path
 
-import numpy as np
-from tqdm.auto import tqdm
-
-from ..drawing.images import Request, read_image
+from ..generation.images import Request
 from ..scoring.image_statistics import warning
-from ..scoring.names import scorer_label
-from ..scoring.scorers import load_scorer, score_images
 from ..scoring.win_rate import compare_scores
 
 
-SCORED_AT_ONCE = 16
 FEW_PROMPTS = 20  # below, percentile bootstrap intervals are clearly too narrow
 STATISTICS_FIELDS = ("mean_base", "mean_lora", "difference", "difference_low", "difference_high")
-
-
-def score_folders(name: str, folders: dict[str, Path], requests: list[Request], device) -> np.ndarray:
-    """Scores of one scorer, (2, images): base, then LoRA."""
-    scorer, scores = load_scorer(name, device), []
-    jobs = [(folders[side], request) for side in ("base", "lora") for request in requests]
-    with tqdm(total=len(jobs), desc=f"Scoring: {scorer_label(name)}", unit="image") as progress:
-        for i in range(0, len(jobs), SCORED_AT_ONCE):
-            batch = jobs[i : i + SCORED_AT_ONCE]
-            images = [read_image(folder / request.name) for folder, request in batch]
-            scores += score_images(name, scorer, images, [request.prompt for _, request in batch])
-            progress.update(len(batch))
-    return np.array(scores).reshape(2, len(requests))
 
 
 def make_results(settings: dict, requests: list[Request], scores: dict, statistics: dict, warnings: list[str]) -> dict:
     """The content of `results.json`.
 
     Args:
-        settings: how images were drawn; stored as they are.
+        settings: how images were generated; stored as they are.
         requests: the images, prompt by prompt.
         scores, statistics: name to scores of base and LoRA (2, images).
         warnings: reasons to doubt the verdicts.
