@@ -136,8 +136,9 @@ class PairsFile:
     model: str
 
     def __post_init__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
+        if self.path.parent.exists() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
 
     def write_ranked(self, requests: list[Request], scores: dict[str, np.ndarray], config: MakingConfig) -> str:
         """Writes the pairs that the scorers tell apart; returns a sentence about them.
@@ -154,12 +155,12 @@ class PairsFile:
             best_worst=config.pairs == "best_worst",
         )
         if not pairs:
-            self.path.parent.rmdir()
             raise ValueError(
                 f"No pair of images differs by --min_margin={config.min_margin:g} according to {', '.join(scores)}. The images"
                 f" are in {self.images}: start again with a smaller margin, fewer scorers, or more images per prompt."
             )
         columns = COLUMNS | {"margin": "float64"} | {f"score_{name}_{i}": "float64" for name in scores for i in (0, 1)}
+        self.path.parent.mkdir(exist_ok=True)
         write_pairs(self.path, self._ranked_rows(requests, scores, pairs), columns)
         prompts = len({groups[pair.first] for pair in pairs})
         return (
@@ -194,8 +195,8 @@ class PairsFile:
             ValueError: one of the user's images can't be decoded, or none of the model's is usable.
         """
         if not requests:
-            self.path.parent.rmdir()
             raise ValueError(f"No image in {self.images} is usable: all are black, of one colour, or duplicates.")
+        self.path.parent.mkdir(exist_ok=True)
         count = write_pairs(self.path, self._rows_against(folder, chosen, requests), COLUMNS)
         return f"{count} pairs with {len(chosen)} chosen images in {self.path.parent}."
 
