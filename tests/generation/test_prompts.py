@@ -9,6 +9,8 @@ from helpers import face_rows, write_parquet, write_shards
 from orpo.config import PromptsConfig
 from orpo.generation.prompts import FIRST, read_prompts
 
+import make_preferences
+
 
 ROWS = face_rows(3, 0)
 PROMPTS = [row["caption"] for row in ROWS]
@@ -112,7 +114,8 @@ def test_prompts_come_from_every_form_of_dataset_that_training_takes(tmp_path, f
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     table(tmp_path / "data", ".jsonl")
-    assert read(dataset_name="~/data/p.jsonl") == (PROMPTS, [])
+    line = ["--pretrained_model_name_or_path=a/model", "--dataset_name=~/data/p.jsonl"]
+    assert read_prompts(make_preferences.parse_args(line)) == (PROMPTS, [])
 
 
 def test_what_has_no_prompts_for_us_says_where_they_are(tmp_path):
