@@ -57,11 +57,11 @@ def make(config: MakingConfig) -> None:
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
-    from orpo.pairs.listing import read_listing
     from orpo.generation.images import generate_missing, read_image
     from orpo.generation.model import Generator
     from orpo.generation.prompts import read_prompts
     from orpo.generation.ranking import PairsFile, usable, write_metadata
+    from orpo.pairs.listing import read_listing
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer, score_together
 

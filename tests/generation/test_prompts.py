@@ -126,7 +126,7 @@ def test_what_has_no_prompts_for_us_says_where_they_are(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red cat\n")
     with pytest.raises(ValueError, match="A text file with a prompt on each line is a --prompt_file"):
         read(dataset_name=str(tmp_path / "prompts.txt"))
-    with pytest.raises(ValueError, match="there is no such file or folder"):
+    with pytest.raises(ValueError, match="--dataset_name=./nothing does not exist"):
         read(dataset_name="./nothing")
     (tmp_path / "empty.txt").write_text("\ufeff\n\n")
     with pytest.raises(ValueError, match="has no prompts"):

@@ -152,7 +152,7 @@ def test_an_export_is_accepted_and_its_labels_are_the_annotators(make_images, tm
         == 0
     )
 
-    with pytest.raises(SystemExit, match="holds other files"):
+    with pytest.raises(ValueError, match="holds other files"):
         label_preferences.main([f"--images_dir={folder}", f"--export={folder}"])
     label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])  # its own folder is replaced
     assert [path.name for path in sorted(pairs.iterdir())] == ["README.md", "train.parquet"]
@@ -198,7 +198,7 @@ def test_what_an_export_can_not_write_is_said_and_not_left_behind(make_images, t
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("orpo.labelling.export.write_pairs", refuse)
-    with pytest.raises(SystemExit, match="--export=.*pairs can't be written: Read-only file system"):
+    with pytest.raises(ValueError, match="--export=.*pairs can't be written: Read-only file system"):
         label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
     assert not (tmp_path / "pairs").exists()
 
@@ -220,8 +220,8 @@ def test_training_takes_an_export(make_images, tmp_path, tiny_sdxl, output_dir):
 )
 def test_what_can_not_be_judged_is_said(make_images, tmp_path, flags, problem):
     folder = make_images(3, k=1)
-    with pytest.raises(SystemExit, match=problem):
+    with pytest.raises(ValueError, match=problem):
         label_preferences.main([f"--images_dir={folder}", *(flag.format(tmp=tmp_path) for flag in flags)])
-    with pytest.raises(SystemExit, match="neither images with caption files nor a metadata.jsonl"):
+    with pytest.raises(ValueError, match="no caption file beside it"):
         label_preferences.main([f"--images_dir={tmp_path}"])
     assert not (folder / "votes").exists() and os.listdir(tmp_path) == ["images"]
