@@ -17,9 +17,7 @@ ALLOWED = {
     "training": {"scoring"},
     "store": {"pairs", "models"},
     "labelling": {"pairs"},
-    "labelling": {"pairs"},
     "generation": {"pairs", "models"},
-    "reports": {"store", "pairs", "scoring", "generation"},
     "reports": {"store", "pairs", "scoring", "generation"},
 }
 ANYBODY = {"config", "runtime"}
