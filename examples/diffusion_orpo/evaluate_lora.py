@@ -53,8 +53,7 @@ def evaluate(config: EvaluationConfig) -> None:
     from orpo.generation.images import generate_missing, read_image
     from orpo.generation.model import Generator
     from orpo.generation.prompts import read_prompts
-    from orpo.reports.evaluation import make_results, summary
-    from orpo.reports.page import render_page
+    from orpo.reports.evaluation import evaluation_page, make_results, summary
     from orpo.runtime.durable import write_text
     from orpo.scoring.image_statistics import STATISTICS
     from orpo.scoring.names import scorer_label
@@ -93,7 +92,7 @@ def evaluate(config: EvaluationConfig) -> None:
         images.warnings,
     )
     write_text(config.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
-    page = render_page(results, list(zip(files, files[len(captions) // 2 :])))
+    page = evaluation_page(results, list(zip(files, files[len(captions) // 2 :])))
     write_text(config.output_dir / "index.html", page)
     print(*notes, summary(results), f"Look at the pairs: {config.output_dir / 'index.html'}", sep="\n")
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from orpo.generation.images import make_requests
-from orpo.reports.evaluation import make_results
-from orpo.reports.page import render_page
+from orpo.reports.evaluation import evaluation_page, make_results
 from PIL import Image
 
 
@@ -36,7 +35,7 @@ def page(tmp_path_factory) -> Path:
         "high_frequency": np.array([[0.1] * 4, [0.1] * 4]),
     }
     results = make_results(settings, requests, scores, statistics, ["half of <b>it</b> fits"])
-    html = render_page(results, [(folder / "base" / r.name, folder / "lora" / r.name) for r in requests])
+    html = evaluation_page(results, [(folder / "base" / r.name, folder / "lora" / r.name) for r in requests])
     (folder / "moved").mkdir()
     path = folder / "moved" / "index.html"
     path.write_text(html, encoding="utf-8")

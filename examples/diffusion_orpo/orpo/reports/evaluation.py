@@ -1,10 +1,12 @@
-"""The comparison of base and LoRA by their scores: as JSON, and as text."""
+"""The comparison of base and LoRA by their scores: as JSON, as text, and as a page."""
 
 from dataclasses import asdict
+from pathlib import Path
 
-from ..generation.images import Request
+from ..generation.images import Request, read_image
 from ..scoring.image_statistics import warning
 from ..scoring.win_rate import compare_scores
+from .page import data_uri, render_page
 
 
 FEW_PROMPTS = 20  # below, percentile bootstrap intervals are clearly too narrow
@@ -73,3 +75,20 @@ def _ends(comparison: dict) -> str:
     """The interval of a difference in brackets, where there is one."""
     low, high = comparison["difference_low"], comparison["difference_high"]
     return "" if low is None else f" ({low:+.4g} to {high:+.4g})"
+
+
+def evaluation_page(results: dict, images: list[tuple[Path, Path]]) -> str:
+    """The results as HTML.
+
+    Args:
+        results: as `make_results` returns them.
+        images: base's and LoRA's image file of each pair.
+    """
+    pairs = [
+        pair | {"base_image": data_uri(read_image(base)), "lora_image": data_uri(read_image(lora))}
+        for pair, (base, lora) in zip(results["pairs"], images)
+    ]
+    enlarged = results["settings"]["resolution"] < 256
+    return render_page(
+        "evaluation.html", results=results | {"pairs": pairs}, few_prompts=FEW_PROMPTS, enlarged=enlarged
+    )
