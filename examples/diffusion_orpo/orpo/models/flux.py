@@ -4,31 +4,20 @@ import torch
 
 from diffusers import FluxPipeline
 
-from .latent_diffusion import LatentDiffusion
-from .noise import FlowMatching
+from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import FLUX
 
 
-class Flux(LatentDiffusion):
+class Flux(FlowTransformer):
     pipeline_class = FluxPipeline
-    denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2")
-    noise_process_class = FlowMatching
     name, slug = FLUX.name, FLUX.slug
     tags = ("flux", "flux-diffusers")
-    license = "other"
-    inference_dtype = "bfloat16"
-
-    @property
-    def latent_channels(self) -> int:
-        return 4 * super().latent_channels  # of patches of 2x2
-
-    @property
-    def call_options(self) -> dict:
-        return {"max_sequence_length": self.options.max_sequence_length}
+    patch_size = 2
+    is_told_guidance = True
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """T5's hidden states (B, T5's tokens, 4096), and CLIP's pooled output (B, 768)."""
         prompt_embeds, pooled_prompt_embeds, _ = self.pipeline.encode_prompt(
             prompts, device=self.device, **self.call_options
@@ -36,13 +25,10 @@ class Flux(LatentDiffusion):
         return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
         count, channels, height, width = noisy_latents.shape
-        prompt_embeds = embeds["prompt_embeds"].repeat(2, 1, 1)
-        guidance = None
-        if self.denoiser.config.guidance_embeds:
-            guidance = torch.full((count,), self.options.guidance_scale, device=self.device)
+        prompt_embeds = twice(embeds["prompt_embeds"])
         # Tokens of 2x2 latents: (2B, h/2 * w/2, 4C), with their places in the image; all of a prompt's are at the origin.
         with self.device:  # otherwise the places would be made on the CPU, and the step would wait for their copy
             image_ids = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, self.device, self.dtype)
@@ -50,9 +36,9 @@ class Flux(LatentDiffusion):
         model_pred = denoiser(
             hidden_states=FluxPipeline._pack_latents(noisy_latents.to(self.dtype), count, channels, height, width),
             timestep=timesteps / 1000,
-            guidance=guidance,
+            guidance=self.embedded_guidance(count),
             encoder_hidden_states=prompt_embeds,
-            pooled_projections=embeds["pooled_prompt_embeds"].repeat(2, 1),
+            pooled_projections=twice(embeds["pooled_prompt_embeds"]),
             txt_ids=text_ids,
             img_ids=image_ids,
             return_dict=False,

@@ -7,8 +7,7 @@ import torch
 
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline
 
-from .latent_diffusion import LatentDiffusion
-from .noise import FlowMatching
+from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import FLUX2, FLUX2_KLEIN
 from .vae import Vae
 
@@ -42,46 +41,32 @@ def patchify(latents: torch.Tensor) -> torch.Tensor:
     return Flux2Pipeline._patchify_latents(latents)
 
 
-class Flux2Klein(LatentDiffusion):
+class Flux2Klein(FlowTransformer):
     pipeline_class = Flux2KleinPipeline
-    denoiser_name = "transformer"
     text_encoder_names = ("text_encoder",)
-    noise_process_class = FlowMatching
     name, slug = FLUX2_KLEIN.name, FLUX2_KLEIN.slug
     vae_class = Flux2Vae
     tags = ("flux2-klein", "flux2-klein-diffusers")
-    license = "other"  # that of the checkpoint: klein 4B's is another than 9B's
-    inference_dtype = "bfloat16"
-
-    @property
-    def latent_channels(self) -> int:
-        return 4 * super().latent_channels  # of patches of 2x2
-
-    @property
-    def call_options(self) -> dict:
-        return {"max_sequence_length": self.options.max_sequence_length}
+    patch_size = 2
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """Hidden states of three layers, side by side (B, max_sequence_length, 3 * hidden size)."""
         prompt_embeds, _ = self.pipeline.encode_prompt(prompts, device=self.device, **self.call_options)
         return {"prompt_embeds": prompt_embeds}
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
         count, _, height, width = noisy_latents.shape
-        prompt_embeds = embeds["prompt_embeds"].repeat(2, 1, 1)
-        guidance = None
-        if self.denoiser.config.guidance_embeds:
-            guidance = torch.full((count,), self.options.guidance_scale, device=self.device)
+        prompt_embeds = twice(embeds["prompt_embeds"])
         with self.device:  # otherwise the positions would be made on the CPU, and the step would wait for their copy
             text_ids = self.pipeline_class._prepare_text_ids(prompt_embeds)  # (2B, tokens, 4)
             image_ids = self.pipeline_class._prepare_latent_ids(noisy_latents)  # (2B, h * w, 4)
         model_pred = denoiser(
             hidden_states=self.pipeline_class._pack_latents(noisy_latents.to(self.dtype)),  # (2B, h * w, C)
             timestep=timesteps / 1000,
-            guidance=guidance,
+            guidance=self.embedded_guidance(count),
             encoder_hidden_states=prompt_embeds,
             txt_ids=text_ids,
             img_ids=image_ids,
@@ -97,5 +82,6 @@ class Flux2Klein(LatentDiffusion):
 
 class Flux2(Flux2Klein):
     pipeline_class = Flux2Pipeline
+    is_told_guidance = True
     name, slug = FLUX2.name, FLUX2.slug
     tags = ("flux2", "flux2-diffusers")

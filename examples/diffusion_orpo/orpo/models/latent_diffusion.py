@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import set_peft_model_state_dict
@@ -20,12 +21,22 @@ from .identity import base_identity, encoding_identity
 from .inference_snippet import inference_snippet
 from .lora import LORA_FILE, add_lora, as_loaded, load_lora, save_lora
 from .lora_files import COMFYUI_FILE, read_initial_lora, write_for_other_programs
+from .noise import DDPM, FlowMatching
 from .pipeline import FamilyPipeline
 from .vae import sample_latents
 from .validation_model import check_same_lora, loaded_with_lora, validation_options
 
 
 logger = logging.getLogger(__name__)
+
+Embeds = dict[str, torch.Tensor]  # by name, what a family makes of B prompts: every tensor has B rows
+Batch = dict[str, Any]  # as `collate_pairs` makes it
+Denoiser = Callable[..., Any]  # the module, which may be wrapped for distributed training
+
+
+def twice(rows: torch.Tensor) -> torch.Tensor:
+    """What both images of B pairs share (2B, ...), from one row for each pair (B, ...)."""
+    return torch.cat([rows, rows])
 
 
 class LatentDiffusion(FamilyPipeline):
@@ -35,13 +46,15 @@ class LatentDiffusion(FamilyPipeline):
 
     Attributes:
         noise_process_class: `DDPM` or `FlowMatching`.
+        patch_size: side of the squares of latents that the denoiser takes as one.
     """
 
-    noise_process_class: type
+    noise_process_class: type[DDPM] | type[FlowMatching]
+    patch_size = 1
     lora_file = LORA_FILE
 
     @cached_property
-    def noise_process(self):
+    def noise_process(self) -> DDPM | FlowMatching:
         """Adds noise in training."""
         return self.noise_process_class.load(self.options)
 
@@ -61,7 +74,7 @@ class LatentDiffusion(FamilyPipeline):
         denoiser: bool = True,
         encoders: bool = True,
     ) -> "LatentDiffusion":
-        """Loads the modules that are asked for, and adds a LoRA to the denoiser.
+        """Loads the modules that are asked for, and adds a LoRA to the denoiser. `check` says whether it can be trained.
 
         Args:
             options: of the model.
@@ -70,10 +83,9 @@ class LatentDiffusion(FamilyPipeline):
             denoiser, encoders: whether to load the denoiser, and VAE and text encoders.
 
         Raises:
-            ValueError: see `check`.
+            ValueError: the model is not one of this family, or a file of it is missing.
         """
         model = cls(options, device, dtype)
-        model.check_trainable()
         if encoders:
             advise_tf32(model.vae.dtype(dtype), device)
         model.load_modules(denoiser, encoders)
@@ -152,7 +164,7 @@ class LatentDiffusion(FamilyPipeline):
     @property
     def latent_channels(self) -> int:
         """Channels that the denoiser takes."""
-        return self.vae.config["latent_channels"]
+        return self.patch_size**2 * self.vae.channels
 
     @contextmanager
     def drawing(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
@@ -182,23 +194,15 @@ class LatentDiffusion(FamilyPipeline):
         return torch.cat(moments)
 
     def sample_latents(self, moments: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        """Samples latents, as the denoiser wants them, from what `encode_images` gave.
-
-        Args:
-            moments: (N, 2C, h, w).
-            generators: one for each image.
-
-        Returns:
-            Latents (N, C, h, w), float32.
-        """
+        """Samples latents, as the denoiser wants them, from what `encode_images` gave: see `vae.sample_latents`."""
         return sample_latents(moments, generators)
 
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """Embeddings of B prompts, by name; every tensor has B rows."""
         raise NotImplementedError
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
         """Calls the denoiser on both images of B pairs, the winners first.
 
@@ -242,6 +246,30 @@ class LatentDiffusion(FamilyPipeline):
     def inference_snippet(self, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
         """Python code that draws an image with the trained LoRA."""
         return inference_snippet(self, lora, prompt, steps, guidance_scale)
+
+
+class FlowTransformer(LatentDiffusion):
+    """What the families with a transformer share.
+
+    Attributes:
+        is_told_guidance: whether the pipeline tells a guidance scale to a transformer that takes one.
+    """
+
+    denoiser_name = "transformer"
+    noise_process_class = FlowMatching
+    license = "other"
+    inference_dtype = "bfloat16"
+    is_told_guidance = False
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.options.max_sequence_length}
+
+    def embedded_guidance(self, count: int) -> torch.Tensor | None:
+        """The guidance scale that the transformer is told of each image (N,), where it is told one."""
+        if not (self.is_told_guidance and self.denoiser.config.guidance_embeds):
+            return None
+        return torch.full((count,), self.options.guidance_scale, device=self.device)
 
 
 def advise_tf32(vae_dtype: torch.dtype, device: torch.device) -> None:

@@ -164,7 +164,7 @@ class FlowMatching:
         return timesteps / self.scheduler.config.num_train_timesteps
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        sigmas = self.sigmas(timesteps).view(-1, 1, 1, 1)
+        sigmas = self.sigmas(timesteps).unflatten(0, (-1, *[1] * (latents.ndim - 1)))
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 
-from .latent_diffusion import LatentDiffusion
-from .noise import FlowMatching
+from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import QWEN_IMAGE
 from .vae import VaeWithMeans
 
@@ -16,6 +15,10 @@ class QwenImageVae(VaeWithMeans):
 
     module_class = AutoencoderKLQwenImage
     applied_statistics = ("latents_mean", "latents_std")
+
+    @property
+    def channels(self) -> int:
+        return self.config["z_dim"]
 
     @property
     def downscale(self) -> int:
@@ -29,32 +32,30 @@ class QwenImageVae(VaeWithMeans):
         return module.decode((latents * scale + shift).to(module.dtype).unsqueeze(2)).sample.squeeze(2)
 
 
-class QwenImage(LatentDiffusion):
+class QwenImage(FlowTransformer):
     pipeline_class = QwenImagePipeline
-    denoiser_name = "transformer"
     text_encoder_names = ("text_encoder",)
-    noise_process_class = FlowMatching
     name, slug = QWEN_IMAGE.name, QWEN_IMAGE.slug
     vae_class = QwenImageVae
     tags = ("qwen-image", "qwen-image-diffusers")
     license = "apache-2.0"
-    inference_dtype = "bfloat16"
+    patch_size = 2
     negative_prompt = " "  # Without one, the pipeline draws without guidance.
 
-    @property
-    def latent_channels(self) -> int:
-        return 4 * self.vae.config["z_dim"]  # of patches of 2x2
-
-    @property
-    def call_options(self) -> dict:
-        return {"max_sequence_length": self.options.max_sequence_length}
+    def check_denoiser(self, config: dict) -> None:
+        super().check_denoiser(config)
+        if config.get("guidance_embeds"):
+            raise ValueError(
+                f"The transformer of {self.options.pretrained_model_name_or_path} is told a guidance scale (guidance_embeds in"
+                " its config.json), which Qwen-Image's training here doesn't do. Train the model that it was distilled from."
+            )
 
     @staticmethod
     def guidance_options(scale: float) -> dict:
         return {"true_cfg_scale": scale}
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """Hidden states (B, max_sequence_length, 3584), zero where the mask (B, max_sequence_length) is."""
         prompt_embeds, mask = self.pipeline.encode_prompt(
             prompts, device=self.device, max_sequence_length=self.options.max_sequence_length
@@ -68,7 +69,7 @@ class QwenImage(LatentDiffusion):
         }
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
         count, channels, height, width = noisy_latents.shape
         model_pred = denoiser(
@@ -76,8 +77,8 @@ class QwenImage(LatentDiffusion):
                 noisy_latents.to(self.dtype), count, channels, height, width
             ),  # (2B, h/2 * w/2, 4C)
             timestep=timesteps / 1000,
-            encoder_hidden_states=embeds["prompt_embeds"].repeat(2, 1, 1),
-            encoder_hidden_states_mask=embeds["prompt_embeds_mask"].repeat(2, 1),
+            encoder_hidden_states=twice(embeds["prompt_embeds"]),
+            encoder_hidden_states_mask=twice(embeds["prompt_embeds_mask"]),
             img_shapes=[[(1, height // 2, width // 2)]] * count,
             return_dict=False,
         )[0]

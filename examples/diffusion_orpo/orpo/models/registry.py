@@ -140,7 +140,7 @@ FLUX2_KLEIN = Family(
     "Flux2Klein",
     "flux2-klein",
     "FLUX.2 klein",
-    FLOW_MATCHING | {"max_sequence_length": 512, "guidance_scale": 3.5},
+    FLOW_MATCHING | {"max_sequence_length": 512},
     {
         "lora_layers": "to_k,to_q,to_v,to_out.0,to_qkv_mlp_proj,single_transformer_blocks.*.attn.to_out",
         "validation_guidance_scale": 4.0,
@@ -148,7 +148,14 @@ FLUX2_KLEIN = Family(
     resolution_step=16,
 )
 
-FLUX2 = replace(FLUX2_KLEIN, pipeline="Flux2Pipeline", class_name="Flux2", slug="flux2", name="FLUX.2")
+FLUX2 = replace(
+    FLUX2_KLEIN,
+    pipeline="Flux2Pipeline",
+    class_name="Flux2",
+    slug="flux2",
+    name="FLUX.2",
+    own=FLUX2_KLEIN.own | {"guidance_scale": 3.5},
+)
 
 QWEN_IMAGE = Family(
     "QwenImagePipeline",

@@ -4,7 +4,7 @@ import torch
 
 from diffusers import StableDiffusionPipeline
 
-from .latent_diffusion import LatentDiffusion
+from .latent_diffusion import Batch, Denoiser, Embeds, LatentDiffusion, twice
 from .noise import DDPM
 from .registry import SD
 from .vae import PlainVae
@@ -22,14 +22,13 @@ class StableDiffusion(LatentDiffusion):
     pipeline_options = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """The encoder's last hidden states (B, 77, 768 or 1024)."""
         prompt_embeds, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
         return {"prompt_embeds": prompt_embeds}
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
-        return denoiser(
-            noisy_latents.to(self.dtype), timesteps, embeds["prompt_embeds"].repeat(2, 1, 1), return_dict=False
-        )[0]
+        prompt_embeds = twice(embeds["prompt_embeds"])
+        return denoiser(noisy_latents.to(self.dtype), timesteps, prompt_embeds, return_dict=False)[0]

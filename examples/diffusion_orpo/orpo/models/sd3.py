@@ -7,20 +7,15 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from ..runtime.shapes import name_of
-from .latent_diffusion import LatentDiffusion
-from .noise import FlowMatching
+from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import SD3
 
 
-class StableDiffusion3(LatentDiffusion):
+class StableDiffusion3(FlowTransformer):
     pipeline_class = StableDiffusion3Pipeline
-    denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_modules = ("text_encoder_3", "tokenizer_3")  # without T5, its hidden states are zeros
-    noise_process_class = FlowMatching
     name, slug = SD3.name, SD3.slug
-    license = "other"
-    inference_dtype = "bfloat16"
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -38,12 +33,8 @@ class StableDiffusion3(LatentDiffusion):
                 f" in an image up to {longest} pixels a side."
             )
 
-    @property
-    def call_options(self) -> dict:
-        return {"max_sequence_length": self.options.max_sequence_length}
-
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """CLIP's and T5's hidden states one after the other (B, 77 + T5's tokens, 4096), and CLIP's pooled outputs (B, 2048)."""
         prompt_embeds, _, pooled_prompt_embeds, _ = self.pipeline.encode_prompt(
             prompts, None, None, device=self.device, do_classifier_free_guidance=False, **self.call_options
@@ -58,12 +49,12 @@ class StableDiffusion3(LatentDiffusion):
             self.pipeline.transformer = SimpleNamespace(config=self.empty_denoiser.config)
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
         return denoiser(
             hidden_states=noisy_latents.to(self.dtype),
             timestep=timesteps,
-            encoder_hidden_states=embeds["prompt_embeds"].repeat(2, 1, 1),
-            pooled_projections=embeds["pooled_prompt_embeds"].repeat(2, 1),
+            encoder_hidden_states=twice(embeds["prompt_embeds"]),
+            pooled_projections=twice(embeds["pooled_prompt_embeds"]),
             return_dict=False,
         )[0]

@@ -67,6 +67,11 @@ class Vae:
             )
 
     @property
+    def channels(self) -> int:
+        """Of its latents."""
+        return self.config["latent_channels"]
+
+    @property
     def downscale(self) -> int:
         return 2 ** (len(self.config["block_out_channels"]) - 1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -11,6 +12,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ..config import ModelConfig
 from .checks import find_modules
 from .lora import add_lora
+
+
+if TYPE_CHECKING:
+    from .latent_diffusion import LatentDiffusion
 
 
 def validation_options(options: ModelConfig) -> ModelConfig:
@@ -26,7 +31,7 @@ def validation_options(options: ModelConfig) -> ModelConfig:
     )
 
 
-def check_same_lora(trained, drawn) -> None:
+def check_same_lora(trained: "LatentDiffusion", drawn: "LatentDiffusion") -> None:
     """Checks that a LoRA of one model is a LoRA of the other.
 
     Args:
@@ -55,7 +60,7 @@ def check_same_lora(trained, drawn) -> None:
 
 
 @contextmanager
-def loaded_with_lora(drawn, trained) -> Iterator[None]:
+def loaded_with_lora(drawn: "LatentDiffusion", trained: "LatentDiffusion") -> Iterator[None]:
     """In the block, the model that draws has its denoiser, with the LoRA as it is in the one that trains.
 
     Args:

@@ -4,27 +4,19 @@ import torch
 
 from diffusers import ZImagePipeline
 
-from .latent_diffusion import LatentDiffusion
-from .noise import FlowMatching
+from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer
 from .registry import Z_IMAGE
 
 
-class ZImage(LatentDiffusion):
+class ZImage(FlowTransformer):
     pipeline_class = ZImagePipeline
-    denoiser_name = "transformer"
     text_encoder_names = ("text_encoder",)
-    noise_process_class = FlowMatching
     name, slug = Z_IMAGE.name, Z_IMAGE.slug
     tags = ("z-image", "z-image-diffusers")
     license = "apache-2.0"
-    inference_dtype = "bfloat16"
-
-    @property
-    def call_options(self) -> dict:
-        return {"max_sequence_length": self.options.max_sequence_length}
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Embeds:
         """Qwen3's hidden states (B, max_sequence_length, 2560), zero from each prompt's length (B,) on."""
         # The pipeline writes its chat template into the list that it is handed.
         rows, _ = self.pipeline.encode_prompt(
@@ -36,7 +28,7 @@ class ZImage(LatentDiffusion):
         return {"prompt_embeds": embeds, "prompt_lengths": torch.tensor([len(row) for row in rows])}
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self, denoiser: Denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: Embeds, batch: Batch
     ) -> torch.Tensor:
         # Those of a batch never left the CPU: reading them back would make the step wait for the device.
         lengths = batch.get("embeds", embeds)["prompt_lengths"].tolist()

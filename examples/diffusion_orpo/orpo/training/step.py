@@ -58,7 +58,7 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
         model, denoiser, batch: as `compute_losses` takes them.
 
     Returns:
-        The predictions for the winners and for the losers (B, C, H/8, W/8); their target, one for both or one each;
+        The predictions for the winners and for the losers (B, C, ...); their target, one for both or one each;
         and the timesteps (B,).
     """
     # encode
@@ -67,12 +67,12 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
     generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
     timesteps = batch["timesteps"] if "timesteps" in batch else model.noise_process.sample_timesteps(generators)
     timesteps = to_device(timesteps, model.device)
-    latents = model.sample_latents(moments, generators * 2)  # (2B, C, H/8, W/8)
+    latents = model.sample_latents(moments, generators * 2)  # (2B, C, ...)
     latents_w, latents_l = latents.chunk(2)
 
     # noise
     noise = draw_noise(generators, latents_w.shape[1:], model.device)  # the same for both images of a pair
-    noisy_latents = model.noise_process.add_noise(latents, noise.repeat(2, 1, 1, 1), timesteps.repeat(2))
+    noisy_latents = model.noise_process.add_noise(latents, torch.cat([noise, noise]), timesteps.repeat(2))
 
     # forward
     model_pred = model.predict(denoiser, noisy_latents, timesteps.repeat(2), embeds, batch)
@@ -83,7 +83,7 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
 
 
 def encode(model, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The moments of the images' latents (2B, 2C, H/8, W/8), and the prompts' embeddings: those in the batch, or made now."""
+    """The moments of the images' latents (2B, 2C, ...), and the prompts' embeddings: those in the batch, or made now."""
     if "moments" in batch:
         moments = to_device(batch["moments"], model.device)
     else:
