@@ -381,10 +381,33 @@ def test_sd_predicts_what_its_scheduler_says(models, tmp_path):
     assert not torch.equal(target_w, target_l)
 
 
-def test_a_flux_without_guidance_is_told_none(tmp_path):
-    """FLUX.1-schnell."""
-    folder = save_tiny("flux", tmp_path, guidance_embeds=False)
-    loaded = FAMILIES["flux"].load(folder)
-    batch = {"moments": torch.zeros(2, 8, 8, 8), "embeds": loaded.encode_prompts(["a"]), "seeds": [1]}
-    losses, _, _ = compute_losses(STRENGTH, loaded, loaded.denoiser, batch)
+@pytest.mark.parametrize("embeds", [True, False])
+@pytest.mark.parametrize("name", ["flux", "flux2"])
+def test_a_transformer_is_told_the_guidance_that_its_pipeline_tells_it(name, embeds, models, tmp_path):
+    """FLUX.1-dev takes one, FLUX.1-schnell doesn't, and klein's pipeline tells none to any."""
+    folder = Path(shutil.copytree(models[name], tmp_path / "model"))
+    pipeline = load_pipeline(str(folder))
+    config = dict(pipeline.transformer.config) | {"guidance_embeds": embeds}
+    pipeline.register_modules(transformer=type(pipeline.transformer).from_config(config))
+    pipeline.save_pretrained(folder)
+    family, told = FAMILIES[name], []
+    loaded = family.load(str(folder), **{"guidance_scale": 2.5} if name == "flux" else {})
+    for denoiser in (pipeline.transformer, loaded.denoiser):
+        denoiser.register_forward_pre_hook(lambda _, args, given: told.append(given["guidance"]), with_kwargs=True)
+    pipeline(prompt="a face", height=64, width=64, num_inference_steps=1, guidance_scale=2.5, **family.call_options)
+    batch = {"moments": torch.zeros(2, 2 * loaded.vae.channels, 8, 8), "seeds": [1]}
+    if name == "flux2":
+        batch["moments"] = torch.zeros(2, 2 * loaded.latent_channels, 4, 4)
+    losses, _, _ = compute_losses(STRENGTH, loaded, loaded.denoiser, batch | {"embeds": loaded.encode_prompts(["a"])})
     assert losses.isfinite().all()
+    assert {None if value is None else value[0].item() for value in told} == {
+        2.5 if name == "flux" and embeds else None
+    }
+
+
+def test_a_qwen_image_that_is_told_guidance_is_refused(models, tmp_path):
+    folder = Path(shutil.copytree(models["qwen_image"], tmp_path / "model"))
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_embeds": True}))
+    with pytest.raises(ValueError, match="is told a guidance scale"):
+        FAMILIES["qwen_image"].cls.check(FAMILIES["qwen_image"].parse_args(str(folder)))
