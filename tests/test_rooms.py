@@ -12,7 +12,6 @@ ALLOWED = {
     "runtime": set(),
     "config": {"runtime"},
     "scoring": set(),
-    "pairs": set(),
     "models": set(),
     "training": {"scoring"},
     "store": {"pairs", "models"},

@@ -43,7 +43,7 @@ def main(line: list[str] | None = None) -> None:
     begin(__file__)
 
     # Ray and datasets take seconds to load: not before the flags are known to be good.
-    from orpo.pairs.reading import Reading
+    from orpo.pairs.columns import Reading
     from orpo.store.converting import ray_session, run
     from orpo.store.finish import check_totals, find_finished, finish, verify
     from orpo.store.plan import plan_job

@@ -38,7 +38,7 @@ from orpo.labelling.export import export, labelled_pairs
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_annotator, find_copies, read_votes
-from orpo.pairs.listing import read_listing
+from orpo.pairs.image_folder import read_listing
 from orpo.runtime.durable import write_text
 from orpo.runtime.messages import printable
 from orpo.runtime.start import begin

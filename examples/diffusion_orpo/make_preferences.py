@@ -61,7 +61,7 @@ def make(config: MakingConfig) -> None:
     from orpo.generation.model import Generator
     from orpo.generation.prompts import read_prompts
     from orpo.generation.ranking import PairsFile, usable, write_metadata
-    from orpo.pairs.listing import read_listing
+    from orpo.pairs.image_folder import read_listing
     from orpo.scoring.names import scorer_label
     from orpo.scoring.scorers import check_scorer, score_together
 

@@ -15,7 +15,7 @@ from helpers import encode
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import read_votes
-from orpo.pairs.listing import read_listing
+from orpo.pairs.image_folder import read_listing
 from PIL import Image
 
 from faces import ALL_KINDS, draw_face

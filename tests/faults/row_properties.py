@@ -9,8 +9,7 @@ from faults import samples
 from faults.mutations import mutate
 from hypothesis import strategies as st
 from orpo.pairs.columns import Columns
-from orpo.pairs.rows import PreferenceRows
-from orpo.pairs.table import Table
+from orpo.pairs.table import PairTable, PreferencePairs
 from orpo.store.rows import read_pair
 
 
@@ -71,17 +70,17 @@ def one_damaged_row(
     verdicts = [verdict(table, i) for i in range(len(rows))]
     assert all(verdicts[i] is None for i in range(len(rows)) if i != place), verdicts
     try:
-        data = PreferenceRows.open(Table.of(Dataset(table), "rows"))
-        data.check()
+        data = PreferencePairs.of(PairTable.of(Dataset(table), "rows"))
+        data.checked()
     except ValueError as error:
         assert f"row {place}" in str(error) and str(error).isprintable(), error
         assert verdicts[place] is not None, f"the converter takes it: {error}"
         return
     for i in range(len(data)):
-        row, pair = rows[data.rows[i]], data[i]
+        row, pair = rows[data.numbers[i]], data[i]
         images = (row["jpg_0"], row["jpg_1"]) if float(row["label_0"]) else (row["jpg_1"], row["jpg_0"])
         text = row["caption"].decode() if isinstance(row["caption"], bytes) else row["caption"]
-        assert (pair.winner, pair.loser, pair.prompt) == (*images, text), f"row {data.rows[i]} became another pair"
+        assert (pair.winner, pair.loser, pair.prompt) == (*images, text), f"row {data.numbers[i]} became another pair"
     is_tie = len(data) == len(rows) - 1
     assert is_tie and float(rows[place]["label_0"]) == 0.5 or len(data) == len(rows)
     assert is_tie or verdicts[place] is None, verdicts[place]

@@ -372,7 +372,7 @@ def test_a_check_that_passed_is_remembered_until_other_images_are_refused(faces,
 
 @pytest.mark.parametrize("label", [10**400, "9" * 100_000, "yes\n\x1b[2J" * 1000])
 def test_messages_about_labels_are_one_short_line(label):
-    from orpo.pairs.verdicts import parse_label
+    from orpo.pairs.labels import parse_label
 
     with pytest.raises(ValueError) as raised:
         parse_label(label, "row 3")

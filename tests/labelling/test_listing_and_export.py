@@ -11,7 +11,7 @@ from orpo.generation.prompts import read_prompts
 from orpo.labelling.agreement import Agreement, agreements, share_and_kappa
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
-from orpo.pairs.listing import read_listing
+from orpo.pairs.image_folder import read_listing
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orpo.labelling.questions import Question, is_common, make_questions, places
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import VoteLog, find_copies, read_votes
-from orpo.pairs.listing import ListedImage, read_listing
+from orpo.pairs.image_folder import ListedImage, read_listing
 from PIL import Image
 from scipy.stats import binomtest
 

@@ -1,19 +1,19 @@
 """Training, checker and converter read rows alike: random tables of every convention, good and bad."""
 
 import random
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from faults.samples import images
 from helpers import face_rows
 from orpo.pairs.bad_pair import BadPair
-from orpo.pairs.columns import Columns
-from orpo.pairs.conventions import CONVENTIONS
-from orpo.pairs.reading import Reading
-from orpo.pairs.rows import PreferenceRows
-from orpo.pairs.table import Table
+from orpo.pairs.columns import CONVENTIONS, Columns, Reading, stored_columns
+from orpo.pairs.table import PairTable, PreferencePairs
 from orpo.reports.sources import RowSource
+from orpo.store.copying import write_copy
 from orpo.store.rows import read_pair
 
 
@@ -73,11 +73,11 @@ def one_ranked_pair(convention, rng: random.Random) -> pa.Table:
     return pa.table({name: pa.array([value], lists.get(name, pa.string())) for name, value in columns.items()})
 
 
-def of_training(table: Table):
+def of_training(table: PairTable):
     """The pair; "tie"; "low"; or the kind of what is wrong first."""
     try:
-        pairs = PreferenceRows.open(table)
-        pairs.check()
+        pairs = PreferencePairs.of(table)
+        pairs.checked()
     except BadPair as bad:
         return bad.kind
     except ValueError as error:
@@ -87,7 +87,7 @@ def of_training(table: Table):
     return pair.winner, pair.loser, pair.prompt
 
 
-def of_checker(table: Table):
+def of_checker(table: PairTable):
     source = RowSource(table, None, decode=True)
     found = source.inspect([0])[0]
     if found.problems:
@@ -98,9 +98,12 @@ def of_checker(table: Table):
     return pair.winner, pair.loser, pair.prompt
 
 
-def of_converter(table: Table):
+def of_converter(table: PairTable, folder: Path):
+    columns, rows = table.columns, table.dataset.data
+    if columns.convention.is_ranked:  # pairs are written to a file first
+        columns, rows = stored_columns(columns), pq.read_table(write_copy(table, folder))
     try:
-        label, members = read_pair(table.columns, table.cells(0, table.columns.used), "row 0")
+        label, members = read_pair(columns, {name: rows.column(name)[0] for name in columns.used}, "row 0")
     except BadPair as bad:
         return bad.kind
     if not members:
@@ -116,7 +119,7 @@ def name_of(convention) -> str:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS, ids=name_of)
-def test_training_checker_and_converter_say_the_same_of_every_row(convention):
+def test_training_checker_and_converter_say_the_same_of_every_row(convention, tmp_path):
     rng, seen = random.Random(0), set()
     number = 400 if convention.name == "Pick-a-Pic" else 40 if convention.is_ranked else 80
     of_votes = [MANY_VOTES] * 90 * bool(convention.votes) + [SHARES] * 60 * convention.soft_labels
@@ -124,9 +127,9 @@ def test_training_checker_and_converter_say_the_same_of_every_row(convention):
         rows = one_pair(convention, rng)
         if reading == MANY_VOTES and set(convention.votes).isdisjoint(rows.column_names):
             continue  # it would be refused
-        table = Table.of(Dataset(rows), "rows", reading=reading)
+        table = PairTable.of(Dataset(rows), "rows", reading=reading)
         assert len(table) == 1 or rows.column(convention.group).null_count
-        verdicts = of_training(table), of_checker(table), of_converter(table)
+        verdicts = of_training(table), of_checker(table), of_converter(table, tmp_path)
         assert verdicts[0] == verdicts[1] == verdicts[2], (rows.to_pylist(), verdicts)
         seen.add(verdicts[0] if isinstance(verdicts[0], str) else "pair")
     expected = {"pair"} if convention.is_ranked else {"pair", "bad prompt", "missing image", "undecodable image"}
@@ -179,22 +182,22 @@ def test_a_class_label_is_read_by_its_names(names, tmp_path):
     rows = [{"jpg_0": GOOD[0], "jpg_1": GOOD[1], "label_0": label, "caption": "a"} for label in labels]
     features = {"jpg_0": Value("binary"), "jpg_1": Value("binary"), "caption": Value("string")}
     dataset = Dataset.from_list(rows, features=Features(features | {"label_0": ClassLabel(names=names)}))
-    table = Table.of(dataset, "rows")
+    table = PairTable.of(dataset, "rows")
     dataset.to_parquet(tmp_path / "train.parquet")
     of_file = plan_job(str(tmp_path), str(tmp_path)).columns["train.parquet"]
-    for columns in (table.columns, of_file):
-        assert [columns.read_label(table.cells(row, ("label_0",))) for row in range(len(rows))] == list(
-            map(float, labels)
-        )
+    assert [of_file.read_label({"label_0": cell}) for cell in dataset.data.column("label_0")] == list(
+        map(float, labels)
+    )
+    assert table.labels.tolist() == list(map(float, labels))
 
 
 def test_a_class_label_whose_names_are_no_labels_is_refused():
     rows = [{"jpg_0": GOOD[0], "jpg_1": GOOD[1], "label_0": "rejected", "caption": "a"}]
     features = {"jpg_0": Value("binary"), "jpg_1": Value("binary"), "caption": Value("string")}
     features = Features(features | {"label_0": ClassLabel(names=["preferred", "rejected"])})
-    table = Table.of(Dataset.from_list(rows, features=features), "rows")
+    table = PairTable.of(Dataset.from_list(rows, features=features), "rows")
     with pytest.raises(BadPair, match="row 0: label_0 is 'rejected'"):
-        PreferenceRows.open(table)
+        PreferencePairs.of(table)
 
 
 def test_columns_that_can_be_read_in_two_ways_are_refused():

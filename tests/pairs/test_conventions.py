@@ -14,12 +14,11 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from helpers import arguments, encode, train
 from orpo.pairs.bad_pair import BadPair
-from orpo.pairs.conventions import CONVENTIONS, named_columns
+from orpo.pairs.columns import CONVENTIONS, Reading, named_columns
 from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.pairs.image import decode_image
-from orpo.pairs.reading import Reading
-from orpo.pairs.rows import PreferenceRows
-from orpo.pairs.table import open_table
+from orpo.pairs.sources import open_table
+from orpo.pairs.table import PreferencePairs
 from orpo.reports.sources import RowSource
 from orpo.store.converting import convert_unit
 from orpo.store.plan import plan_job
@@ -247,9 +246,9 @@ def seen(pairs) -> list[tuple[str, int, int]]:
 
 
 def of_training(source: Path, reading: Reading) -> tuple[list, int]:
-    pairs = PreferenceRows.open(open_table(str(source), reading=reading))
-    hashes = pairs.check().hashes
-    assert len(hashes) == len(pairs) and len({hash for pair in hashes for hash in pair}) >= 2
+    pairs = PreferencePairs.of(open_table(str(source), reading=reading))
+    hashes = pairs.checked().digests
+    assert len(hashes) == len(pairs) and len(set(hashes.reshape(-1).tolist())) >= 2
     return seen(pairs[i] for i in range(len(pairs))), pairs.num_ties
 
 
@@ -385,7 +384,7 @@ def test_some_of_the_columns_are_not_enough(columns, message, tmp_path, capsys):
 def test_training_from_a_ranking_equals_training_from_its_pairs(tmp_path, tiny_sdxl):
     (tmp_path / "ranked").mkdir(), (tmp_path / "pairs").mkdir()
     ranked = image_reward_db(tmp_path / "ranked")
-    pairs = PreferenceRows.open(open_table(str(ranked)))
+    pairs = PreferencePairs.of(open_table(str(ranked)))
     rows = [
         {"chosen": pair.winner, "rejected": pair.loser, "prompt": pair.prompt}
         for pair in (pairs[i] for i in range(len(pairs)))
@@ -412,8 +411,8 @@ def label_of(folder: Path, soft_labels: bool, min_agreement: float | None, **col
     row = {"jpg_0": image(1), "jpg_1": image(2), "caption": "a"} | columns
     pq.write_table(pa.Table.from_pylist([row]), folder / "train.parquet")
     reading = Reading(soft_labels=soft_labels, min_agreement=min_agreement)
-    (label,) = open_table(str(folder / "train.parquet"), reading=reading).labels()
-    return label.kind if isinstance(label, BadPair) else label
+    table = open_table(str(folder / "train.parquet"), reading=reading)
+    return table.problems[0].kind if table.problems else table.labels[0]
 
 
 @pytest.mark.parametrize(
@@ -446,14 +445,14 @@ def test_a_share_of_votes_is_refused_with_the_flag_that_takes_it(tmp_path):
         tmp_path / "train.parquet",
     )
     with pytest.raises(BadPair, match="label_0 is 0.7.*say so: --soft_labels"):
-        PreferenceRows.open(open_table(str(tmp_path)))
+        PreferencePairs.of(open_table(str(tmp_path)))
 
 
 def test_pairs_of_low_agreement_are_counted(tmp_path):
-    pairs = PreferenceRows.open(open_table(str(rapidata_weighted(tmp_path)), reading=Reading(min_agreement=0.7)))
-    assert (len(pairs), pairs.left_out) == (1, "1 ties dropped, 1 of low agreement left out")
+    pairs = PreferencePairs.of(open_table(str(rapidata_weighted(tmp_path)), reading=Reading(min_agreement=0.7)))
+    assert (len(pairs), pairs.skipped) == (1, "1 ties skipped, 1 of low agreement skipped")
     with pytest.raises(ValueError, match="no pairs left, 1 of the 3 rows are ties.*--min_agreement=0.95"):
-        PreferenceRows.open(open_table(str(tmp_path), reading=Reading(min_agreement=0.95)))
+        PreferencePairs.of(open_table(str(tmp_path), reading=Reading(min_agreement=0.95)))
     job = plan_job(str(tmp_path), str(tmp_path), reading=Reading(min_agreement=0.7))
     labels = json.loads(convert_unit({"item": 0}, job)["shard"])["labels"]
     assert labels == {"jpg_0": 1, "jpg_1": 0, "tie": 1, "low_agreement": 1}
@@ -496,7 +495,7 @@ def test_votes_against_the_preferred_path_are_a_contradiction(tmp_path):
     rows[0]["choice_dist"] = [1, 8]
     path.write_text(json.dumps(rows))
     with pytest.raises(BadPair, match=r"row 0: choice_dist is \[1, 8\], and the first image"):
-        PreferenceRows.open(open_table(str(path)))
+        PreferencePairs.of(open_table(str(path)))
 
 
 # Rankings
@@ -516,7 +515,7 @@ def test_a_bad_ranking_names_its_row_and_images(tmp_path, change, words):
     path.write_text(json.dumps([row, row | {"rank": [3, 1, 2], "prompt": "b"}]))
     for pairs_per_group in ("all", "best_worst"):
         with pytest.raises(BadPair) as raised:
-            PreferenceRows.open(open_table(str(path), reading=Reading(pairs_per_group=pairs_per_group)))
+            PreferencePairs.of(open_table(str(path), reading=Reading(pairs_per_group=pairs_per_group)))
         assert all(word in str(raised.value) for word in (words if pairs_per_group == "all" else words[1:]))
 
 
@@ -524,13 +523,13 @@ def test_a_preference_is_not_a_rank(tmp_path):
     path = hpd_v2_train(tmp_path)
     path.write_text(path.read_text().replace("[0, 1]", "[2, 1]"))
     with pytest.raises(BadPair, match="row 1, images 0 and 1: human_preference is 2 and 1. Write 1 for the preferred"):
-        PreferenceRows.open(open_table(str(path)))
+        PreferencePairs.of(open_table(str(path)))
 
 
 def test_equal_ranks_are_ties(tmp_path):
     path = hpd_v2_test(tmp_path)
     path.write_text(json.dumps([json.loads(path.read_text())[0] | {"rank": [2, 1, 2]}]))
-    pairs = PreferenceRows.open(open_table(str(path)))
+    pairs = PreferencePairs.of(open_table(str(path)))
     assert (len(pairs), pairs.num_ties) == (2, 1)
 
 
@@ -538,7 +537,7 @@ def test_a_group_with_several_prompts_is_refused(tmp_path):
     path = scored(tmp_path)
     path.write_text(path.read_text().replace('"prompt_id": 2', '"prompt_id": 1'))
     with pytest.raises(BadPair, match="rows 0 and 2: prompt_id 1 has several prompts"):
-        PreferenceRows.open(open_table(str(path)))
+        PreferencePairs.of(open_table(str(path)))
 
 
 # Paths
@@ -549,13 +548,13 @@ def test_all_missing_files_are_told_at_once(tmp_path):
     for name in ("250.png", "60-1.png"):
         (tmp_path / "images" / name).unlink()
     with pytest.raises(ValueError) as raised:
-        PreferenceRows.open(open_table(str(path))).check()
+        PreferencePairs.of(open_table(str(path))).checked()
     words = ["2 image files can't be read", "images/250.png (No such file", "images/60-1.png (No such", "--image_root"]
     assert all(word in str(raised.value) for word in words), raised.value
     rows = [{"prompt": "a", "chosen": f"{i}.png", "rejected": "x.png"} for i in range(30)]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=r"31 image files can't be read: 0.png .* and 19 more\."):
-        PreferenceRows.open(open_table(str(tmp_path / "many.jsonl"))).check()
+        PreferencePairs.of(open_table(str(tmp_path / "many.jsonl"))).checked()
 
 
 def test_paths_start_from_image_root_where_it_is_given(tmp_path):
@@ -601,7 +600,7 @@ def test_paths_that_lead_out_of_the_folder_or_to_no_file_are_refused(tmp_path, w
     }[way]
     path.write_text(path.read_text().replace("images/250.png", other))
     with pytest.raises(ValueError, match="1 image files can't be read: .*(outside|URL|not a file)"):
-        PreferenceRows.open(open_table(str(path))).check()
+        PreferencePairs.of(open_table(str(path))).checked()
     source = RowSource(open_table(str(path)), None, decode=True)
     assert [problem.kind for problem in source.inspect([0])[0].problems] == ["missing image"]
     if way == "absolute":
@@ -613,10 +612,10 @@ def test_paths_that_lead_out_of_the_folder_or_to_no_file_are_refused(tmp_path, w
 def test_a_file_that_changed_is_checked_again(tmp_path):
     path = table_of_paths(tmp_path, "jsonl")
     file = tmp_path / "images" / "50.png"
-    first, before = PreferenceRows.open(open_table(str(path))).check().hashes, file.read_bytes()
+    first, before = PreferencePairs.of(open_table(str(path))).checked().digests.tolist(), file.read_bytes()
     file.write_bytes(image(51))
     assert len(file.read_bytes()) == len(before) and file.read_bytes() != before
-    assert PreferenceRows.open(open_table(str(path))).check().hashes != first
+    assert PreferencePairs.of(open_table(str(path))).checked().digests.tolist() != first
 
 
 def test_the_converter_leaves_pairs_with_missing_files_out_and_names_them(tmp_path, caplog):

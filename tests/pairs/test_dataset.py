@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from helpers import arguments, encode, face_rows, write_parquet
 from orpo.pairs.dataset import DataOptions, PairKeys, PreferenceData, load_pairs
-from orpo.pairs.files import choose_split
 from orpo.pairs.order import in_one_bucket
+from orpo.pairs.sources import choose_split
 from PIL import Image as PILImage
 
 from train_diffusion_orpo_sdxl_lora import parse_args

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from helpers import arguments, encode, face_rows, write_parquet
+from orpo.pairs.columns import Reading
 from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.pairs.folders import load_pair_folders
-from orpo.pairs.image_files import ImageFiles
-from orpo.pairs.listing import read_listing
-from orpo.pairs.reading import Reading
-from orpo.pairs.rows import PreferenceRows
-from orpo.pairs.table import open_table
+from orpo.pairs.image import ImageFiles
+from orpo.pairs.image_folder import read_listing
+from orpo.pairs.sources import open_table
+from orpo.pairs.table import PreferencePairs
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args
@@ -31,7 +31,7 @@ PAIRS = [
 
 
 def read(path, **reading) -> list[tuple[bytes, bytes, str]]:
-    rows = PreferenceRows.open(open_table(str(path), reading=Reading(**reading)))
+    rows = PreferencePairs.of(open_table(str(path), reading=Reading(**reading)))
     return [(pair.winner, pair.loser, pair.prompt) for pair in (rows[i] for i in range(len(rows)))]
 
 
@@ -170,7 +170,7 @@ def test_links_of_the_hubs_cache_are_followed_and_no_others(snapshot):
     (snapshot / "0_0.jpg").unlink()
     (snapshot / "0_0.jpg").symlink_to(snapshot.parents[2] / "secret.jpg")
     with pytest.raises(ValueError, match="outside"):
-        PreferenceRows.open(open_table(str(snapshot / "pairs.jsonl"))).check()
+        PreferencePairs.of(open_table(str(snapshot / "pairs.jsonl"))).checked()
     with pytest.raises(ValueError, match="0_0.jpg is outside the folder: copy it there"):
         read_listing(snapshot)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import encode
 from orpo.pairs.image import decode_image
+from orpo.pairs.labels import parse_label
 from orpo.pairs.pair import PairTransform, PreferencePair, collate_pairs, sample_seed
-from orpo.pairs.verdicts import parse_label
 from orpo.runtime.shapes import square
 from PIL import Image
 

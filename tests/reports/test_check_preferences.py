@@ -17,7 +17,7 @@ from faults.samples import images as sample_images
 from helpers import FEATURES, arguments, encode, face_rows, train, write_parquet, write_shards
 from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.pairs.pair import PairTransform
-from orpo.pairs.table import open_table
+from orpo.pairs.sources import open_table
 from orpo.reports import report as preference_report
 from orpo.reports.inspection import image_facts
 from orpo.reports.repeated_pairs import find_repeated

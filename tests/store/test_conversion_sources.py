@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 from helpers import FEATURES, face_rows, write_parquet
-from orpo.pairs.rows import PreferenceRows
-from orpo.pairs.table import open_table
+from orpo.pairs.sources import open_table
+from orpo.pairs.table import PreferencePairs
 from orpo.store.converting import convert_unit
 from orpo.store.plan import plan_job
 from orpo.store.sample import to_pair
@@ -77,7 +77,7 @@ def test_cache_dir_is_where_datasets_keeps_what_it_reads(tmp_path):
 def test_shards_hold_the_pairs_that_training_takes(make, tmp_path):
     source, output = str(make(tmp_path / "data")), tmp_path / "shards"
     output.mkdir()
-    pairs = PreferenceRows.open(open_table(source))
+    pairs = PreferencePairs.of(open_table(source))
     job = plan_job(source, str(output))
     shards = [json.loads(convert_unit({"item": number}, job)["shard"]) for number in range(len(job.units))]
     found = [
@@ -131,8 +131,8 @@ def test_a_class_label_that_only_the_card_names_is_read_by_both(tmp_path):
     (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  features:\n{described}{classes}---\n")
     expected = [1.0 - row["label_0"] for row in rows]
     job = plan_job(str(tmp_path), str(tmp_path))
-    of_training = PreferenceRows.open(open_table(str(tmp_path)))
-    assert of_training.winner_is_0.tolist() == [label == 1 for label in expected]
+    of_training = PreferencePairs.of(open_table(str(tmp_path)))
+    assert of_training.table.labels.tolist() == expected
     assert job.columns["train.parquet"].classes == {"label_0": ("1", "0")}
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from datasets import load_dataset, load_from_disk
 
 from ..config import PromptsConfig
-from ..pairs.files import READERS, as_given, choose_split, pick_split, readable
 from ..pairs.folders import is_pair_folders, load_pair_folders
-from ..pairs.table import is_saved
+from ..pairs.sources import READERS, as_given, choose_split, is_saved, pick_split, readable
 from ..runtime.text import read_text
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..config import MakingConfig
 from ..pairs.image import decode_image
-from ..pairs.listing import METADATA, ListedImage, image_path
-from ..pairs.writing import write_pairs
+from ..pairs.image_folder import METADATA, ListedImage, image_path
+from ..pairs.table import write_pairs
 from ..runtime.durable import write_text
 from .images import Request, read_image
 

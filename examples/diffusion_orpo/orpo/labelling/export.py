@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..pairs.listing import ListedImage, image_path
-from ..pairs.writing import write_pairs
+from ..pairs.image_folder import ListedImage, image_path
+from ..pairs.table import write_pairs
 from ..runtime.durable import write_text
 from .questions import digest_images
 from .votes import Vote

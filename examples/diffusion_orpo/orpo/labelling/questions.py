@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pairs.listing import ListedImage, image_path
+from ..pairs.image_folder import ListedImage, image_path
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
-from ..pairs.listing import ListedImage, image_path
+from ..pairs.image_folder import ListedImage, image_path
 from ..runtime.durable import write_text
 from ..runtime.messages import differences
 from .questions import Question, digest, is_common, order, places

@@ -14,11 +14,11 @@ from ..config import LoadingConfig
 from ..runtime.shapes import Shape
 from ..runtime.signals import shield_worker
 from .buckets import assign, describe
+from .columns import Reading
 from .order import BatchOrder, given_of, permutation, position_of
 from .pair import PairTransform, collate_pairs, sample_seed
-from .reading import Reading
-from .rows import HELD_OUT_SEED, PreferenceRows, hold_out
-from .table import Table, open_table
+from .sources import open_table
+from .table import HELD_OUT_SEED, PairTable, PreferencePairs, hold_out
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DataOptions:
             reading=Reading.from_config(config),
         )
 
-    def open_table(self) -> Table:
+    def open_table(self) -> PairTable:
         """All rows, unchecked."""
         return open_table(self.name, self.config, self.split, self.cache_dir, self.reading)
 
@@ -72,12 +72,12 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
         BadPair: a label, prompt or image is bad; names the row.
         ValueError: the split or columns are missing, or no pairs are left.
     """
-    pairs, number = PreferenceRows.open(options.open_table()), options.num_held_out
+    pairs, number = PreferencePairs.of(options.open_table()), options.num_held_out
     check_held_out(pairs, number)
     if options.max_pairs is not None:
         pairs = pairs.select(np.arange(min(options.max_pairs + number, len(pairs))))
-    images, transform = pairs.check(), options.transform
-    pairs, note = put_in_buckets(pairs.with_images(images), transform)
+    transform = options.transform
+    pairs, note = put_in_buckets(pairs.checked(), transform)
     check_held_out(pairs, number)
     train, held_out = hold_out(pairs, number)
     if options.max_pairs is not None:  # where fewer pairs than asked for could be held out
@@ -85,7 +85,7 @@ def load_pairs(options: DataOptions) -> "PreferenceData":
     return PreferenceData(train, held_out, transform, options.num_workers, note=note)
 
 
-def check_held_out(pairs: PreferenceRows, number: int) -> None:
+def check_held_out(pairs: PreferencePairs, number: int) -> None:
     """Stops where holding out this many pairs leaves none to train on."""
     if number >= len(pairs):
         raise ValueError(
@@ -93,7 +93,7 @@ def check_held_out(pairs: PreferenceRows, number: int) -> None:
         )
 
 
-def put_in_buckets(pairs: PreferenceRows, transform: PairTransform) -> tuple[PreferenceRows, str]:
+def put_in_buckets(pairs: PreferencePairs, transform: PairTransform) -> tuple[PreferencePairs, str]:
     """Chooses each pair's shape, and leaves out those that would lose too much of an image.
 
     Returns:
@@ -126,8 +126,8 @@ class PreferenceData:
         note: what the log says of buckets and crops.
     """
 
-    train: PreferenceRows
-    held_out: PreferenceRows | None
+    train: PreferencePairs
+    held_out: PreferencePairs | None
     transform: PairTransform
     num_workers: int
     encodings: "Encodings | None" = None  # noqa: F821
@@ -151,7 +151,7 @@ class PreferenceData:
     def __str__(self) -> str:
         held_out = f", {len(self.held_out)} held out" if self.held_out else ""
         note = f"; {self.note}" if self.note else ""
-        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.left_out}{note}"
+        return f"{self.train.name}: {self.num_pairs} pairs to train on{held_out}, {self.train.skipped}{note}"
 
     @property
     def shapes(self) -> list[Shape]:
@@ -199,7 +199,7 @@ class PreferenceData:
             batches += [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
         return self._loader(self._samples(self.held_out, self.transform.plain, HELD_OUT_SEED), batches)
 
-    def _samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> torch.utils.data.Dataset:
+    def _samples(self, pairs: PreferencePairs, transform: PairTransform, seed: int) -> torch.utils.data.Dataset:
         make = TransformedPairs if self.encodings is None else self.encodings.samples
         return make(pairs, transform, seed)
 
@@ -264,7 +264,7 @@ class PairKeys:
 class TransformedPairs(torch.utils.data.Dataset):
     """Pairs by (epoch, index): the same key gives the same tensors, in any process."""
 
-    pairs: PreferenceRows
+    pairs: PreferencePairs
     transform: PairTransform
     seed: int
 

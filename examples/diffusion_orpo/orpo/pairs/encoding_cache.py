@@ -40,7 +40,7 @@ from ..runtime.signals import shield_worker
 from .dataset import PreferenceData
 from .image import DECODER
 from .pair import TRANSFORM, PairTransform, crop_image, sample_seed
-from .rows import PreferenceRows
+from .table import PreferencePairs
 
 
 CHUNK = 512  # images or prompts: the most work that a process loses when it is stopped
@@ -108,11 +108,11 @@ def cache_encodings(
 
 
 # Where an image was first found: the rows, the pair's index in them, and "winner" or "loser".
-Place = tuple[PreferenceRows, int, str]
+Place = tuple[PreferencePairs, int, str]
 Item = tuple[bytes, int]  # an image's digest and its bucket: beside another image it may get another shape
 
 
-def find_images(splits: list[PreferenceRows]) -> dict[Item, Place]:
+def find_images(splits: list[PreferencePairs]) -> dict[Item, Place]:
     """All different images in the shapes that they are trained in, bucket by bucket."""
     images: dict[Item, Place] = {}
     for pairs in splits:
@@ -248,7 +248,7 @@ class Encodings:
     prompts: Dataset
     prompt_rows: dict[str, int]
 
-    def samples(self, pairs: PreferenceRows, transform: PairTransform, seed: int) -> "EncodedPairs":
+    def samples(self, pairs: PreferencePairs, transform: PairTransform, seed: int) -> "EncodedPairs":
         """The same pairs as `TransformedPairs`, under the same keys, with the same random choices."""
         buckets = zip(pairs.digests.tolist(), pairs.buckets.tolist())
         image_rows = np.array([[self.image_rows[digest, bucket] for digest in pair] for pair, bucket in buckets])

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 from ..config import CheckConfig
 from ..pairs.dataset import DataOptions, load_pairs
-from ..pairs.files import as_given
 from ..pairs.folders import is_pair_folders, read_pair_folders
 from ..pairs.image import decode_image
 from ..pairs.pair import PairTransform, PreferencePair
-from ..pairs.table import LISTED, Table
+from ..pairs.sources import LISTED, as_given
+from ..pairs.table import PairTable
 from ..runtime.redaction import without_secrets
 from ..store.listing import find_shards
 from ..store.stream import ShardData
@@ -86,7 +86,7 @@ def check_rows(config: CheckConfig, counts: PreferenceReport) -> tuple[dict, Row
     except (ValueError, OSError):
         return report, None  # reported as the reason
     _count(source, counts, config.workers)
-    names, used = source.table.dataset.column_names, source.table.used
+    names, used = source.table.dataset.column_names, source.table.columns.needed
     columns = {
         "used": [column for column in names if column in used],
         "unused": [column for column in names if column not in used],
@@ -95,19 +95,19 @@ def check_rows(config: CheckConfig, counts: PreferenceReport) -> tuple[dict, Row
     return report | {"columns": columns} | counts.summary(source.where), source
 
 
-def _open_table(options: DataOptions, counts: PreferenceReport) -> Table:
+def _open_table(options: DataOptions, counts: PreferenceReport) -> PairTable:
     """All rows; of folders also those that stand beside others which training refuses."""
     folder = as_given(options.name)
     if not is_pair_folders(folder):
         table = options.open_table()
-        if table.ranked is not None and table.ranked.alone:
-            counts.passed_over["images without another one to compare with"] = table.ranked.alone
+        if table.alone:
+            counts.passed_over["images without another one to compare with"] = table.alone
         return table
     found = read_pair_folders(Path(folder))
     counts.passed_over = found.passed_over
     for problem in found.problems:
         counts.add_problem(problem)
-    return Table.of(found.dataset(options.cache_dir), options.name, files=LISTED, reading=options.reading)
+    return PairTable.of(found.dataset(options.cache_dir), options.name, files=LISTED, reading=options.reading)
 
 
 def check_shards(config: CheckConfig, counts: PreferenceReport) -> tuple[dict, ShardSource | None]:

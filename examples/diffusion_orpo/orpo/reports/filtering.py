@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..pairs.verdicts import JUDGES_VOTES, LOW_AGREEMENT, TIE
-from ..pairs.writing import write_pairs
+from ..pairs.labels import LOW_AGREEMENT, TIE
+from ..pairs.table import write_pairs
 from .inspection import PairSource
 from .report import PreferenceReport
 
 
 FILE = "train.parquet"
-VOTES = JUDGES_VOTES[:2]
+VOTES = ("votes_0", "votes_1")
 
 
 def write_filtered(folder: Path, source: PairSource, counts: PreferenceReport) -> dict:

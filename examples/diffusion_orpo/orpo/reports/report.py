@@ -8,7 +8,7 @@ import numpy as np
 
 from ..pairs.bad_pair import BadPair
 from ..pairs.buckets import assign
-from ..pairs.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.labels import LOW_AGREEMENT, TIE
 from ..runtime.shapes import shapes_of_area, square
 from .inspection import InspectedPair, digest
 from .prompt_lengths import PromptLengths

@@ -12,10 +12,9 @@ from operator import itemgetter
 import numpy as np
 
 from ..pairs.bad_pair import BadPair
-from ..pairs.image_files import place_of_image
+from ..pairs.labels import LOW_AGREEMENT, TIE
 from ..pairs.pair import PreferencePair
-from ..pairs.table import Table
-from ..pairs.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.table import PairTable
 from ..runtime.redaction import without_secrets
 from ..store.listing import Shards
 from ..store.sample import read_label, to_pair
@@ -29,22 +28,22 @@ STOPS = "shard that stops the run"
 
 @dataclass(frozen=True)
 class RowSource:
-    """The rows of a data set.
+    """The pairs of a dataset.
 
     Attributes:
-        table: all rows.
+        table: all of them.
         max_pairs: pairs that training uses, the first ones. None: all.
         decode: whether images are decoded; they need not be if they are known to be good.
     """
 
-    table: Table
+    table: PairTable
     max_pairs: int | None
     decode: bool
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Numbers of the rows to look at: all, or those up to the last pair that training uses, and bad labels after it."""
-        labels = np.array([np.nan if isinstance(label, BadPair) else label for label in self.table.labels()])
+        """Numbers of the pairs to look at: all, or those up to the last one that training uses, and bad labels after it."""
+        labels = self.table.labels
         is_pair = (labels != TIE) & (labels != LOW_AGREEMENT)
         used = np.cumsum(is_pair) <= (len(labels) if self.max_pairs is None else self.max_pairs)
         return np.flatnonzero(used | np.isnan(labels))
@@ -61,42 +60,47 @@ class RowSource:
         return [self.rows[i : i + ROWS_PER_TASK] for i in range(0, len(self.rows), ROWS_PER_TASK)]
 
     def inspect(self, rows: np.ndarray) -> list[InspectedPair]:
-        return [self._inspect_row(int(row)) for row in rows]
+        return [self._inspect(int(row)) for row in rows]
 
     def pair(self, key: tuple[int, int]) -> PreferencePair:
         """A good pair, winner first."""
-        row = self._read(key[1])
-        return PreferencePair(*(row.images if row.label == 1 else row.images[::-1]), row.prompt, row.agreement)
+        number = key[1]
+        images = [self.table.image(number, side) for side in self._sides(number)]
+        agreement = self.table.agreement[number]
+        return PreferencePair(*images, self.table.prompt(number), None if np.isnan(agreement) else float(agreement))
 
     def pairs(self, keys: list[tuple[int, int]]) -> Iterator[PreferencePair]:
         """Several good pairs."""
         return map(self.pair, keys)
 
     def where(self, key: tuple[int, int]) -> str:
-        column = self.table.columns.images[0]
-        image = self.table.cells(key[1], (column,))[column].as_py()
-        return f"{self.table.where(key[1])}{place_of_image(image, column, '').removeprefix(column)}"
+        """Names the pair by its row and the file of its first image."""
+        file = self.table.place_of_image(key[1], 0).rpartition(" (")
+        return self.table.where(key[1]) + (f" ({file[2]}" if file[0] else "")
 
-    def _read(self, row: int):
-        columns = self.table.columns
-        return columns.read(self.table.cells(row, columns.used), self.table.where(row), self.table.files)
+    def _sides(self, number: int) -> tuple[int, int]:
+        return (1, 0) if self.table.labels[number] == 0 else (0, 1)
 
-    def _inspect_row(self, row: int) -> InspectedPair:
-        found = self._read(row)
-        if found.label in (TIE, LOW_AGREEMENT):
-            return InspectedPair((0, row), found.label)
-        facts, problems = [], list(found.problems)
-        for column, encoded in zip(self.table.columns.images, found.images):
-            if encoded is None:
-                continue
-            image = self.table.cells(row, (column,))[column].as_py()
+    def _inspect(self, number: int) -> InspectedPair:
+        label = float(self.table.labels[number])
+        if label in (TIE, LOW_AGREEMENT):
+            return InspectedPair((0, number), label)
+        problems, facts, prompt = [], [], None
+        if bad := self.table.problems.get(number):
+            label, problems = None, [bad.within(f"{self.table.where(number)}")]
+        try:
+            prompt = self.table.prompt(number)
+        except BadPair as bad_prompt:
+            problems.append(bad_prompt)
+        for side in self._sides(number):
             try:
-                facts.append(image_facts(encoded, place_of_image(image, column, self.table.where(row)), self.decode))
-            except BadPair as bad:
-                problems.append(bad)
+                encoded = self.table.image(number, side)
+                facts.append(image_facts(encoded, self.table.place_of_image(number, side), self.decode))
+            except BadPair as bad_image:
+                problems.append(bad_image)
         if problems:
-            return InspectedPair((0, row), found.label, found.prompt, problems=tuple(problems))
-        return InspectedPair((0, row), found.label, found.prompt, *(facts if found.label == 1 else facts[::-1]))
+            return InspectedPair((0, number), label, prompt, problems=tuple(problems))
+        return InspectedPair((0, number), label, prompt, *facts)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import ray.data
 from tqdm.auto import tqdm
 
 from ..pairs.bad_pair import BadPair
-from ..pairs.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.labels import LOW_AGREEMENT, TIE
 from ..runtime.checksums import sha256_of
 from ..runtime.messages import printable
 from .manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole

@@ -5,16 +5,14 @@ Their rows are written as a parquet file first, so that any node can read any of
 
 import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features, Value
 
 from ..pairs.bad_pair import BadPair
-from ..pairs.image_files import read_image
-from ..pairs.table import Table
+from ..pairs.labels import PROBLEM
+from ..pairs.table import PairTable
 from ..runtime.durable import written_whole
 
 
@@ -29,49 +27,38 @@ def copy_folder(output_dir: str, staging_dir: str | None) -> Path:
     return Path(staging_dir or tempfile.gettempdir()) if output_dir.startswith("s3://") else Path(output_dir)
 
 
-def write_copy(table: Table, folder: Path) -> Path:
+def write_copy(table: PairTable, folder: Path) -> Path:
     """Writes a table's pairs as parquet, whole or not at all. An image that can't be read is left empty, which makes a bad row.
 
     Returns:
         The file. The same rows give the same bytes.
     """
-    file = folder / f".{table.split}-rows.parquet"
-    schema, missing = _schema(table), []
+    file, missing = folder / f".{table.split}-rows.parquet", []
+    prompts = table.dataset.data.column(table.columns.prompt)
+    schema = pa.schema(
+        [("jpg_0", pa.large_binary()), ("jpg_1", pa.large_binary()), ("label_0", pa.float64())]
+        + [(name, pa.string()) for name in PROBLEM]
+        + [(table.columns.prompt, prompts.type)]
+    )
     with written_whole(file) as partial, pq.ParquetWriter(partial, schema) as writer:
-        for batch in _batches(table, missing):
-            writer.write_table(batch.cast(schema))
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            pairs = range(start, min(start + ROWS_AT_ONCE, len(table)))
+            columns = {f"jpg_{side}": [_image(table, pair, side, missing) for pair in pairs] for side in (0, 1)} | {
+                "label_0": table.labels[start : pairs.stop]
+            }
+            problems = [table.problems.get(pair) for pair in pairs]
+            columns |= {name: [getattr(bad, name) if bad else None for bad in problems] for name in PROBLEM}
+            columns[table.columns.prompt] = prompts.take(pa.array(table.images[start : pairs.stop, 0, 0]))
+            writer.write_table(pa.table(columns, schema))
     if missing:
         more = f" And {len(missing) - SHOWN} more." if len(missing) > SHOWN else ""
         logger.warning(f"{table.name}: {len(missing)} images are missing: {'; '.join(missing[:SHOWN])}.{more}")
     return file
 
 
-def _schema(table: Table) -> pa.Schema:
-    columns, features = table.columns, table.dataset.features
-    made = {name: Value(pa_type) for name, pa_type in zip(columns.verdict, MADE_OF_RANKS)} if table.ranked else {}
-    kept = {name: made.get(name) or features[name] for name in (*columns.verdict, columns.prompt)}
-    return Features(dict.fromkeys(columns.images, Value("large_binary")) | kept).arrow_schema
-
-
-MADE_OF_RANKS = ("float64", "float64", "string")  # order_0, order_1, problem
-
-
-def _batches(table: Table, missing: list[str]) -> Iterator[pa.Table]:
-    columns = table.columns
-    for start in range(0, len(table), ROWS_AT_ONCE):
-        rows = range(start, min(start + ROWS_AT_ONCE, len(table)))
-        images = {
-            name: pa.array([_image(table, row, name, missing) for row in rows], pa.large_binary())
-            for name in columns.images
-        }
-        rest = {name: table.column(name, start, rows.stop) for name in (*columns.verdict, columns.prompt)}
-        yield pa.table(images | rest)
-
-
-def _image(table: Table, row: int, column: str, missing: list[str]) -> bytes | None:
-    cell = table.cells(row, (column,))[column]
+def _image(table: PairTable, pair: int, side: int, missing: list[str]) -> bytes | None:
     try:
-        return read_image(cell, column, table.where(row), table.files)
+        return table.image(pair, side)
     except BadPair as bad:
         missing.append(bad.summary)
         return None

@@ -15,12 +15,11 @@ from datasets import Features
 from huggingface_hub import HfFileSystem
 from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubTreeFileSystem
 
-from ..pairs.columns import Columns
-from ..pairs.files import as_given, find_builder, pick_split, split_names
+from ..pairs.columns import Columns, Reading
 from ..pairs.folders import is_pair_folders
-from ..pairs.image_files import ImageFiles, names_files
-from ..pairs.reading import Reading
-from ..pairs.table import Table, is_saved, open_table
+from ..pairs.image import ImageFiles, names_files
+from ..pairs.sources import as_given, find_builder, is_saved, open_table, pick_split, split_names
+from ..pairs.table import PairTable
 from ..runtime.messages import printable
 from ..runtime.redaction import without_secrets
 from .manifest import Source, open_folder
@@ -67,7 +66,7 @@ def list_files(
     split: str | None,
     cache_dir: str | None = None,
     reading: Reading = Reading(),
-) -> Listing | Table:
+) -> Listing | PairTable:
     """Finds the parquet files of a split, the same ones that training reads.
 
     Args:

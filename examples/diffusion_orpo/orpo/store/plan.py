@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..pairs.columns import Columns
-from ..pairs.conventions import CONVENTIONS
-from ..pairs.reading import Reading
-from ..pairs.table import Table
+from ..pairs.columns import CONVENTIONS, Columns, Reading, stored_columns
+from ..pairs.table import PairTable
 from ..runtime.messages import printable
 from .copying import copy_folder, write_copy
 from .manifest import Source
@@ -107,9 +105,9 @@ def plan_job(
     """
     listing = list_files(dataset_path, dataset_config_name, split, cache_dir, reading)
     copy = None
-    if isinstance(listing, Table):
+    if isinstance(listing, PairTable):
         table, copy = listing, write_copy(listing, copy_folder(output_dir, staging_dir))
-        listing = Listing(str(copy.parent), table.split, [copy.name], columns=table.columns)
+        listing = Listing(str(copy.parent), table.split, [copy.name], columns=stored_columns(table.columns))
     folder, files, split = open_dataset(listing.root), listing.files, listing.split
 
     with ThreadPoolExecutor(8) as pool:

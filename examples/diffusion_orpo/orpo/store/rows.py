@@ -8,9 +8,8 @@ import pyarrow as pa
 
 from ..pairs.bad_pair import BadPair
 from ..pairs.columns import Columns
-from ..pairs.image import MIN_SIDE, decode_at_least, open_image, upright_size
-from ..pairs.image_files import place_of_image
-from ..pairs.verdicts import LOW_AGREEMENT, TIE
+from ..pairs.image import MIN_SIDE, decode_at_least, open_image, place_of_image, upright_size
+from ..pairs.labels import LOW_AGREEMENT, TIE
 
 
 IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format

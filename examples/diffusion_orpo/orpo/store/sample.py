@@ -7,8 +7,8 @@ are encoded, `encoded.safetensors` takes the place of the images: see `encoded_s
 import re
 
 from ..pairs.bad_pair import BadPair
+from ..pairs.labels import parse_label
 from ..pairs.pair import PreferencePair
-from ..pairs.verdicts import parse_label
 from ..runtime.messages import printable
 from .tar import OTHERS, WANTED
 

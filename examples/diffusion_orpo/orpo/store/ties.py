@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from ..pairs.verdicts import parse_label
+from ..pairs.labels import parse_label
 from ..runtime.messages import printable
 from ..runtime.redaction import without_secrets
 from .kept_answer import KeptAnswer

@@ -79,7 +79,7 @@ def pick_a_pic(row: dict[str, object], shares: bool) -> Verdict:
         if says != verdict.label:
             found = f"best_image_uid is {best!r}, image_0_uid {uids[0]!r} and image_1_uid {uids[1]!r}"
             raise _contradiction(f"label_0 is {verdict.label:g}, and {found}")
-    votes = {name: _number(row[name]) for name in JUDGES_VOTES if row.get(name) is not None}
+    votes = {name: _number(row[name]) for name in VOTES if row.get(name) is not None}
     total = sum(votes.values())
     if verdict.label == TIE or not total > 0:
         return verdict
@@ -87,7 +87,7 @@ def pick_a_pic(row: dict[str, object], shares: bool) -> Verdict:
 
 
 # label_preferences.py writes them beside its label, which follows from them.
-JUDGES_VOTES = ("votes_0", "votes_1", "votes_tie", "votes_bad")
+VOTES = ("votes_0", "votes_1", "votes_tie", "votes_bad")
 
 
 def first_preferred(row: dict[str, object], shares: bool) -> Verdict:
@@ -120,18 +120,23 @@ def by_votes(row: dict[str, object], shares: bool, names: tuple[str, str]) -> Ve
     return _votes(*(_number(row[name]) for name in names), said)
 
 
-def by_order(
-    row: dict[str, object], shares: bool, name: str, lower_is_better: bool, yes_or_no: bool = False
-) -> Verdict:
-    """Ranks or scores of both images, from `RankedPairs`; or whether each is preferred, 1 or 0."""
-    if row["problem"] is not None:
-        raise BadPair("bad label", printable(row["problem"]), advice="Correct the ranking, or remove its images.")
-    first, second = row["order_0"], row["order_1"]
+def by_order(first: float, second: float, name: str, lower_is_better: bool, yes_or_no: bool = False) -> Verdict:
+    """Ranks or scores of both images; or whether each is preferred, 1 or 0."""
     if yes_or_no and not {first, second} <= {0.0, 1.0}:
         raise BadPair(
             "bad label", f"{name} is {first:g} and {second:g}", advice="Write 1 for the preferred image, else 0."
         )
     return Verdict(_prefer(second, first) if lower_is_better else _prefer(first, second))
+
+
+PROBLEM = ("kind", "problem", "advice")  # of a bad pair
+
+
+def stored(row: dict[str, object], shares: bool) -> Verdict:
+    """What a pair was found to be before it was written to a file."""
+    if row["kind"] is not None:
+        raise BadPair(str(row["kind"]), str(row["problem"]), advice=str(row["advice"]))
+    return Verdict(row["label_0"])
 
 
 def _votes(first: float, second: float, said: str) -> Verdict:

@@ -17,9 +17,8 @@ from PIL import Image
 from ..runtime.messages import printable
 from ..runtime.text import read_text
 from .bad_pair import BadPair
-from .folder_prompts import CAPTION_SUFFIXES, PROMPT_KEYS, entries, is_text, normal
-from .image import open_image
-from .image_files import is_inside
+from .folders import CAPTION_SUFFIXES, PROMPT_KEYS, entries, is_text, normal
+from .image import is_inside, open_image
 
 
 METADATA = "metadata.jsonl"

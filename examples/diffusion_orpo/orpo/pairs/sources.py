@@ -1,24 +1,39 @@
-"""Which files a data set's name stands for, which split each is in, and whether some are in none."""
+"""Opens a dataset by its name: from the Hub, from files, from folders of images, or as datasets saved it."""
 
+import csv
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from datasets import DatasetBuilder, load_dataset_builder
+import datasets
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    Features,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from huggingface_hub import DatasetCard
 
 from ..config import ONE_DATASET
 from ..runtime.messages import printable
+from .columns import Reading
+from .folders import METADATA, TABLE_SUFFIXES, is_pair_folders, layout_hint, load_pair_folders
+from .image import ImageFiles
+from .table import PairTable
 
 
 # The reader for a single file.
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".arrow")  # a .json may be anything
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHOWN = 5
 
 
@@ -185,3 +200,131 @@ def _is_ignored(path: Path, folder: Path) -> bool:
     """Whether a file is one that datasets never looks at, or that nobody means as data."""
     parts = path.relative_to(folder).parts
     return any(re.match(r"\.|__", part) for part in parts) or not path.is_file()
+
+
+def open_table(
+    name: str,
+    config: str | None = None,
+    split: str | None = None,
+    cache_dir: str | None = None,
+    reading: Reading = Reading(),
+) -> PairTable:
+    """All pairs of a data set.
+
+    Args:
+        name: identifier on the Hub; or a folder of parquet, JSON or CSV files, of images with metadata, of `chosen/` and
+            `rejected/`, or of `save_to_disk`; or a file.
+        config: of a data set that has several.
+        split: Default: the only one, else train.
+        cache_dir: of datasets; None for the default.
+        reading: how the flags say that rows are read.
+
+    Raises:
+        ValueError: they can't be read, or hold no pairs.
+    """
+    path = as_given(name)
+    if reading.image_root is not None and not reading.image_root.is_dir():
+        raise ValueError(f"--image_root={reading.image_root} is not a folder.")
+    if is_pair_folders(path):
+        _refuse_splits(f"{name} has chosen/ and rejected/", config, split)
+        dataset = load_pair_folders(Path(path), cache_dir)
+        return PairTable.of(dataset, f"{name} (chosen, rejected)", files=LISTED, reading=reading)
+    inner = Path(path, "pairs", "train.parquet")
+    if Path(path, "images", "metadata.jsonl").is_file() and inner.is_file():
+        raise ValueError(f"{name} holds the output of make_preferences.py: its pairs are in {inner.parent}.")
+    if os.path.isfile(path):
+        _refuse_splits(f"{name} is a file", config, split)
+        reader = _reader(path)
+        with readable(name):
+            options = csv_options(path) if reader == "csv" else {}
+            dataset = load_dataset(reader, data_files=glob.escape(path), split="train", cache_dir=cache_dir, **options)
+        try:
+            return PairTable.of(dataset, name, files=reading.files_below(Path(path).parent), reading=reading)
+        except ValueError as error:
+            raise ValueError(f"{error} {json_hint(path)}".rstrip()) from error
+    if is_saved(path):
+        dataset, shown, split = _open_saved(path, name, config, split)
+        table = PairTable.of(dataset, shown, split, reading.files_below(None), reading)
+        # datasets would write them into the saved folder, which is the user's and may be read-only.
+        return replace(table, results=Path(cache_dir or datasets.config.HF_DATASETS_CACHE, "results_on_saved"))
+    builder = find_builder(path, config, cache_dir)
+    split = pick_split(split_names(builder), split, name)
+    with readable(name):
+        tables = [str(file) for file in (builder.config.data_files or {}).get(split, ())]
+        options = csv_options(tables[0]) if tables and type(builder).__name__ == "Csv" and os.path.isdir(path) else {}
+        dataset = load_dataset(path, config, split=split, cache_dir=cache_dir, **options)
+    is_imagefolder = dataset.builder_name == "imagefolder"
+    files = LISTED if is_imagefolder else reading.files_below(common_folder(builder, split))
+    try:
+        return PairTable.of(dataset, f"{name} ({split})", split, files, reading)
+    except ValueError as error:
+        hint = layout_hint(Path(path)) if os.path.isdir(path) and is_imagefolder else ""
+        raise ValueError(f"{error} {hint}".rstrip()) from error
+
+
+LISTED = ImageFiles(listed=True)
+
+
+def json_hint(path: str) -> str:
+    """What to do about a JSON file that is one object, such as pandas' columns or rows below a key, and not rows."""
+    if not path.endswith(".json"):
+        return ""
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            is_object = isinstance(json.load(file), dict)
+        except ValueError:  # a row on each line
+            return ""
+    form = 'a list of rows, [{"jpg_0": ..., "caption": ...}, ...]'
+    return (
+        f'The file holds one JSON object. Write {form}, as pandas does by to_json(orient="records").'
+        if is_object
+        else ""
+    )
+
+
+def csv_options(path: str) -> dict:
+    """How datasets reads a CSV file whose cells are all taken as they are written, whatever separates them."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    separator = max(",;\t", key=header.count)
+    names = next(csv.reader([header], delimiter=separator), [])
+    return {
+        "sep": separator,
+        "features": Features({name: Value("string") for name in names}),
+        "keep_default_na": False,
+    }
+
+
+def is_saved(path: str) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def _open_saved(path: str, name: str, config: str | None, split: str | None) -> tuple[Dataset, str, str]:
+    """Opens what `save_to_disk` wrote: a data set or a dictionary of splits."""
+    with readable(name):
+        saved = load_from_disk(path)
+    if isinstance(saved, DatasetDict):
+        _refuse_splits(f"{name} was written by save_to_disk", config, None)
+        split = pick_split(saved, split, name)
+        return saved[split], f"{name} ({split})", split
+    _refuse_splits(f"{name} was written by save_to_disk", config, split)
+    return saved, name, "train"
+
+
+def _reader(path: str) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in READERS:
+        shard = " Shards are named by --dataset_path." if suffix == ".tar" else ""
+        raise ValueError(
+            f"{path} is not a kind of file that holds pairs: name a folder, or a file ending in {', '.join(READERS)}.{shard}"
+        )
+    return READERS[suffix]
+
+
+def _refuse_splits(what: str, config: str | None, split: str | None) -> None:
+    if config is not None or split not in (None, "train"):
+        raise ValueError(
+            f"{what}, so it has neither splits nor configurations: leave out --dataset_split_name and"
+            " --dataset_config_name, or name another folder."
+        )
