@@ -201,10 +201,10 @@ def test_cache_dir_holds_the_data_set(tmp_path):
 
 def test_held_out_pairs_are_never_trained_on(faces):
     data = open_data(faces, run_validation=True, num_validation_pairs=6)
-    train, held_out = set(data.train.rows), set(data.held_out.rows)
+    train, held_out = set(data.train.numbers), set(data.held_out.numbers)
     assert len(train) == 18 and len(held_out) == 6 and not train & held_out
     again = open_data(faces, run_validation=True, num_validation_pairs=6, seed=7)
-    assert set(again.held_out.rows) == held_out
+    assert set(again.held_out.numbers) == held_out
     assert open_data(faces, num_validation_pairs=6).held_out is None
     assert open_data(faces, run_validation=True, num_validation_pairs=0).held_out is None
 
