@@ -14,6 +14,7 @@ ALLOWED = {
     "scoring": set(),
     "models": set(),
     "training": {"scoring"},
+    "pairs": set(),
     "store": {"pairs", "models"},
     "labelling": {"pairs"},
     "generation": {"pairs", "models"},
