@@ -155,7 +155,7 @@ def test_files_of_a_split_must_have_the_same_columns(tmp_path):
         ("{}/pairs [v2]", ["wildcards", "pairs [v2]"]),
         ("{}/nothing", ["there is no such file or folder"]),
         ("~/no-such-folder-here", ["there is no such file or folder"]),
-        ("{}/train-00000.tar", ["--dataset_name", ".parquet"]),
+        ("{}/train-00000.tar", ["--dataset_path", ".parquet"]),
     ],
 )
 def test_paths_that_cannot_be_read_are_refused_in_one_sentence(tmp_path, name, words):
