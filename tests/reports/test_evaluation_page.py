@@ -50,7 +50,9 @@ def test_the_page_shows_prompts_as_text_and_images_from_itself(browse, page):
         page,
         {"js": FIRST},
         {"js": "document.title"},
-        {"js": "[...document.images].map(i => [i.complete, i.naturalWidth, i.alt.slice(0, 12)])"},
+        {
+            "js": "[...document.querySelectorAll('#pairs img')].map(i => [i.complete, i.naturalWidth, i.alt.slice(0, 12)])"
+        },
         {"js": "[document.querySelector('p b').textContent, document.querySelectorAll('i').length]"},
         {
             "js": "[...document.images].slice(0, 2).map(image => {"
@@ -141,6 +143,36 @@ def test_numbers_and_warnings_are_the_results(browse, page):
         "Fewer than 20 prompts",
         "Colours are much stronger than the base's (0.2 to 0.5)",
     ]
+
+
+def test_an_image_opens_by_a_click_and_a_click_or_key_shows_the_other(browse, page):
+    """At the size of a phone, too, where nothing is wider than the screen."""
+    shown = {
+        "js": "[large.open, large.querySelector('p').textContent, large.querySelector('img').src === document.querySelectorAll('#pairs img')[1].src]"
+    }
+    for size in ([1200, 900], [390, 844]):
+        seen = browse(
+            page,
+            {"size": size},
+            {"js": "document.documentElement.scrollWidth <= innerWidth"},
+            {"js": "document.querySelector('#pairs figure img').scrollIntoView({block: 'center'})"},
+            {"click": "#pairs figure img"},
+            shown,
+            {"click": "#large img"},
+            shown,
+            {"key": "Space"},
+            shown,
+            {
+                "js": "[large.getBoundingClientRect().width, innerWidth, large.getBoundingClientRect().height, innerHeight]"
+            },
+            {"key": "Escape"},
+            {"js": "large.open"},
+        )
+        fits, *_ = seen["values"][1:]
+        assert fits and seen["values"][4] == [True, "base", False] and seen["values"][6] == [True, "LoRA", True]
+        assert seen["values"][8] == [True, "base", False] and seen["values"][11] is False
+        width, window, height, screen = seen["values"][9]
+        assert (width, height) == (window, screen)
 
 
 @pytest.mark.parametrize("color_scheme, dark", [("0", True), ("1", False)])

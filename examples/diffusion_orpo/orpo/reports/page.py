@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import re
 from pathlib import Path
 
 import jinja2
@@ -21,14 +22,15 @@ def render_page(template: str, **values: object) -> str:
         values: by their names in the template.
 
     Returns:
-        HTML. Text is escaped, and the page's policy lets no script run but the template's own.
+        HTML. Text is escaped, and the page's policy lets no script run but the templates' own.
     """
-    _, _, script = (FOLDER / template).read_text(encoding="utf-8").partition("<script>")
-    hashed = base64.b64encode(hashlib.sha256(script.partition("</script>")[0].encode()).digest()).decode()
+    sources = [(FOLDER / name).read_text(encoding="utf-8") for name in ("page.html", template)]
+    scripts = [script for source in sources for script in re.findall(r"<script>(.*?)</script>", source, re.DOTALL)]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template(template).render(values, script_source=f"'sha256-{hashed}'")
+    return environment.get_template(template).render(values, script_source=" ".join(f"'sha256-{x}'" for x in hashes))
 
 
 def data_uri(image: Image.Image) -> str:
