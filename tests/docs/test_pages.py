@@ -44,7 +44,7 @@ PUBLISHED = {  # what commands name, and what stands for it here
     "MODEL": "{sdxl}",
     "data-is-better-together/open-image-preferences-v1-binarized": "{data}",
 }
-# Appended to a command that runs: of a flag that is given twice, the last one counts.
+# Of a command that runs, in place of its own.
 LESS = {
     "check_preferences": "--num_workers=1",
     "convert_to_webdataset": "--resolution=64 --mixed_precision=no",
@@ -58,7 +58,7 @@ LESS = {
 def commands(text: str) -> list[str]:
     """Each command of a page's blocks on one line, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    lines = re.sub(r"^(for .*?)^done; done", r"\1done; done", "\n".join(blocks), flags=re.DOTALL | re.MULTILINE)
+    lines = re.sub(r"^(for .*; do)\n *(.*)\n(done.*)$", r"\1 \2; \3", "\n".join(blocks), flags=re.MULTILINE)
     return [re.sub(r"\s+#.*", "", line) for line in lines.replace("\\\n", " ").splitlines()]
 
 
@@ -79,6 +79,16 @@ def here(flags: list[str], models, data: str = "unused") -> list[str]:
         if name != "--pretrained_vae_model_name_or_path":
             changed.append(flag)
     return changed
+
+
+def shorter(flags: list[str], less: str) -> list[str]:
+    """The flags with those of `less` in their places."""
+    names = {word.partition("=")[0] for word in less.split() if word.startswith("--")}
+    kept, keep = [], True
+    for word in flags:
+        keep = word.partition("=")[0] not in names if word.startswith("--") else keep
+        kept += [word] if keep else []
+    return kept + shlex.split(less)
 
 
 def start(script: str, flags: list[str]) -> None:
@@ -153,8 +163,8 @@ def test_the_commands_of_readme_and_shards_run(faces, models, tmp_path, monkeypa
             if "my_pairs" in line or not (found := script_and_flags(line.replace("pickapic_v2", faces))):
                 continue
             script, flags = found
-            less = "" if "--verify" in flags else LESS[script]
-            start(script, [*here(flags, models, faces), *less.split()])
+            less = "" if script == "convert_to_webdataset" and "--encode" not in flags else LESS[script]
+            start(script, shorter(here(flags, models, faces), less))
             ran.append(script)
     assert [ran.count(name) for name in LESS] == [0, 3, 1, 0, 3]
     assert (tmp_path / "evaluation" / "index.html").exists()
@@ -174,7 +184,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def label(folder: Path) -> None:
     """What a person does at the page, which tests/labelling/test_page.py tries: prefers the brighter image."""
-    at_work = Session(folder, "me", make_questions(read_listing(folder), 2)[0], Settings(2, 0.2, 0))
+    at_work = Session(folder, "me", make_questions(folder, read_listing(folder), 2)[0], Settings(2, 0.2, 0))
     while at_work.asked:
         left, right = (
             sum(Image.open(folder / i.name).resize((1, 1)).getpixel((0, 0))) for i in at_work.shown(at_work.asked)
@@ -200,7 +210,7 @@ def test_the_commands_of_own_preferences_run(folder):
                 label(Path("round1/images"))
                 continue
             less = LESS.get(script, "") if "--winners_dir=my_images" not in flags else "--num_inference_steps=2"
-            start(script, flags + shlex.split(less))
+            start(script, shorter(flags, less))
     assert len(Path("prompts.txt").read_text().splitlines()) == 12
     assert ran.count("make_preferences") == 3 and ran.count("train_diffusion_orpo_lora") == 2
     assert len(read_votes(Path("round1/images"))["me"]) == 6
