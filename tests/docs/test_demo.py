@@ -45,16 +45,24 @@ def test_the_shipped_base_is_small_and_half_precision():
             assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"F16", "I64"}
 
 
-def test_the_demo_meets_its_bars(tmp_path):
-    command = [sys.executable, DEMO / "run_demo.py", f"--output_dir={tmp_path}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+@pytest.mark.parametrize(
+    "size, bar",
+    [
+        (["--num_pairs=400", "--steps=150"], 0.55),
+        pytest.param([], 0.7, marks=pytest.mark.campaign),
+    ],
+    ids=["short", "full"],
+)
+def test_the_demo_meets_its_bars(size, bar, tmp_path):
+    command = [sys.executable, DEMO / "run_demo.py", f"--output_dir={tmp_path}", *size]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
     comparison, held_out = results["comparison"], results["held_out"]
     print(comparison)
     assert 0.05 < results["pairs"]["noise"] < 0.25
-    assert comparison["win_rate_low"] > 0.7
-    assert comparison["new_wrong"] == 0
+    assert comparison["win_rate_low"] > bar
+    assert comparison["new_wrong"] <= (2 if size else 0)
     assert held_out["eval_rewards/accuracies"] > held_out["eval_rewards/accuracies_without_lora"] + 0.1
     assert Image.open(tmp_path / "grid.png").width >= 1000
     assert f"{comparison['win_rate']:.3f}" in result.stdout

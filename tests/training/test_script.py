@@ -39,15 +39,44 @@ def moved(weights: dict) -> float:
     return max(value.abs().max().item() for name, value in weights.items() if "lora_B" in name)
 
 
-def test_only_lora_weights_are_saved_and_they_moved(tiny_sdxl, faces, output_dir):
-    weights = train(tiny_sdxl, faces, output_dir, rank=3, lora_alpha=6)
+REFERENCE = {
+    "rank": 3,
+    "lora_alpha": 6,
+    "max_train_steps": 4,
+    "checkpointing_steps": 2,
+    "report_to": "tensorboard",
+    "run_validation": True,
+    "validation_steps": 2,
+    "num_validation_pairs": 5,
+    "validation_prompts": ["a red ball", "a face | and more"],
+    "num_validation_images": 2,
+    "validation_inference_steps": 2,
+    "validation_guidance_scale": 2.0,
+}
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_sdxl, faces, tmp_path_factory) -> Path:
+    """The output of one run, which tests only read."""
+    folder = tmp_path_factory.mktemp("reference") / "lora"
+    train(tiny_sdxl, faces, folder, **REFERENCE)
+    return folder
+
+
+@pytest.fixture
+def copy(reference, output_dir) -> Path:
+    """The same, to go on from."""
+    return shutil.copytree(reference, output_dir)
+
+
+def test_only_lora_weights_are_saved_and_they_moved(reference):
+    weights = lora_weights(reference)
     assert all(name.startswith("unet.") and "lora" in name for name in weights)
     assert all(value.dtype == torch.float32 and 3 in value.shape for value in weights.values())
     assert moved(weights) > 1e-4
-    with safe_open(output_dir / "pytorch_lora_weights.safetensors", "pt") as file:
+    with safe_open(reference / "pytorch_lora_weights.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (3, 6)
-    assert not list(output_dir.glob("checkpoint-*"))
 
 
 def test_lora_layers_choose_the_modules(tiny_sdxl, faces, output_dir):
@@ -55,10 +84,12 @@ def test_lora_layers_choose_the_modules(tiny_sdxl, faces, output_dir):
     assert names and all(".to_k." in name for name in names)
 
 
-def test_a_run_is_a_function_of_its_seed(tiny_sdxl, faces, tmp_path):
-    runs = [train(tiny_sdxl, faces, tmp_path / str(i), seed=seed) for i, seed in enumerate((0, 0, 1))]
-    assert_same(runs[0], runs[1])
-    assert any(not torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+def test_a_run_is_a_function_of_its_seed(tiny_sdxl, faces, reference, tmp_path):
+    """Also where "latest" finds no checkpoint, and starts from scratch."""
+    again = train(tiny_sdxl, faces, tmp_path / "again", resume_from_checkpoint="latest", **REFERENCE)
+    assert_same(again, lora_weights(reference))
+    other = train(tiny_sdxl, faces, tmp_path / "other", seed=1, **REFERENCE)
+    assert any(not torch.equal(other[name], again[name]) for name in again)
 
 
 def test_seed_0_is_a_seed_and_no_seed_is_drawn(tiny_sdxl, faces, tmp_path):
@@ -111,15 +142,9 @@ def test_resuming_with_another_accumulation_goes_on_with_the_next_pair(tiny_sdxl
     assert_close(other, whole)
 
 
-def test_resuming_a_finished_run_trains_no_more(tiny_sdxl, faces, output_dir):
-    weights = train(tiny_sdxl, faces, output_dir, max_train_steps=2, checkpointing_steps=2)
-    again = train(tiny_sdxl, faces, output_dir, max_train_steps=2, resume_from_checkpoint="latest")
-    assert_same(again, weights)
-
-
-def test_latest_without_a_checkpoint_starts_from_scratch(tiny_sdxl, faces, tmp_path):
-    expected = train(tiny_sdxl, faces, tmp_path / "a")
-    assert_same(train(tiny_sdxl, faces, tmp_path / "b", resume_from_checkpoint="latest"), expected)
+def test_resuming_a_finished_run_trains_no_more(tiny_sdxl, faces, copy):
+    weights = lora_weights(copy)
+    assert_same(train(tiny_sdxl, faces, copy, resume_from_checkpoint="latest", **REFERENCE), weights)
 
 
 def test_checkpoints_total_limit_keeps_the_newest_and_foreign_folders(tiny_sdxl, faces, output_dir):
@@ -141,13 +166,12 @@ def test_checkpoints_total_limit_keeps_the_newest_and_foreign_folders(tiny_sdxl,
     assert names == {"checkpoint-8", "checkpoint-10"}
 
 
-def test_a_checkpoint_is_complete_and_of_loras_alone(tiny_sdxl, faces, output_dir):
-    train(tiny_sdxl, faces, output_dir, max_train_steps=2, checkpointing_steps=2)
-    names = {path.name for path in (output_dir / "checkpoint-2").iterdir()}
+def test_a_checkpoint_is_complete_and_of_loras_alone(reference):
+    names = {path.name for path in (reference / "checkpoint-4").iterdir()}
     assert {"pytorch_lora_weights.safetensors", "optimizer.bin", "random_states_0.pkl"} <= names
     assert "model.safetensors" not in names
-    assert_same(lora_weights(output_dir / "checkpoint-2"), lora_weights(output_dir))
-    assert not list(output_dir.glob(".checkpoint*"))
+    assert_same(lora_weights(reference / "checkpoint-4"), lora_weights(reference))
+    assert not list(reference.glob(".checkpoint*"))
 
 
 def test_gradient_accumulation_equals_the_larger_batch(tiny_sdxl, faces, tmp_path):
@@ -185,27 +209,21 @@ def test_swapped_labels_train_the_opposite_margin(demo_base, tmp_path, source):
 
 
 def test_epochs_when_steps_are_not_given(tiny_sdxl, faces, output_dir):
-    flags = {"max_train_steps": None, "num_train_epochs": 2, "train_batch_size": 5, "gradient_accumulation_steps": 2}
-    train(tiny_sdxl, faces, output_dir, report_to="tensorboard", **flags)
-    assert len(logged(output_dir)["loss"]) == math.ceil(2 * 24 / 10)
-
-
-def test_max_train_samples_limits_the_pairs(tiny_sdxl, faces, output_dir):
-    train(
-        tiny_sdxl,
-        faces,
-        output_dir,
-        max_train_samples=5,
-        max_train_steps=None,
-        train_batch_size=1,
-        report_to="tensorboard",
-    )
-    assert len(logged(output_dir)["loss"]) == 5
+    """Over the first pairs alone, and with the last step smaller than the others."""
+    flags = {"max_train_steps": None, "num_train_epochs": 2, "train_batch_size": 2, "gradient_accumulation_steps": 2}
+    train(tiny_sdxl, faces, output_dir, report_to="tensorboard", max_train_samples=5, **flags)
+    assert len(logged(output_dir)["loss"]) == math.ceil(2 * 5 / 4)
 
 
 def test_everything_is_logged_once_per_step_and_averaged(tiny_sdxl, faces, tmp_path):
     """One window of three micro-batches logs what one batch of all its pairs logs."""
-    flags = {"report_to": "tensorboard", "max_train_steps": 3, "learning_rate": 1e-6, "max_grad_norm": 0}
+    flags = {
+        "report_to": "tensorboard",
+        "max_train_steps": 3,
+        "learning_rate": 1e-6,
+        "max_grad_norm": 0,
+        "beta_orpo": 0.1,
+    }
     train(tiny_sdxl, faces, tmp_path / "a", train_batch_size=6, **flags)
     train(tiny_sdxl, faces, tmp_path / "b", train_batch_size=2, gradient_accumulation_steps=3, **flags)
     whole, parts = logged(tmp_path / "a"), logged(tmp_path / "b")
@@ -251,66 +269,40 @@ def test_the_gradient_norm_is_limited_and_0_is_no_limit(tiny_sdxl, faces, tmp_pa
     assert norms[0] > 1e-3
 
 
-def test_validation_measures_held_out_pairs_draws_images_and_writes_a_card(tiny_sdxl, faces, output_dir):
-    prompts = ["a red ball", "a face | and more"]
-    train(
-        tiny_sdxl,
-        faces,
-        output_dir,
-        report_to="tensorboard",
-        max_train_steps=4,
-        run_validation=True,
-        validation_steps=2,
-        num_validation_pairs=5,
-        validation_prompts=prompts,
-        num_validation_images=2,
-        validation_inference_steps=2,
-        validation_guidance_scale=2.0,
-    )
-    scalars = logged(output_dir)
+def test_validation_measures_held_out_pairs_generates_images_and_writes_a_card(tiny_sdxl, faces, reference, tmp_path):
+    scalars = logged(reference)
     for name in ("loss", *OrpoMetrics.__annotations__):
-        assert len(scalars[f"eval_{name}"]) == 2 and len(scalars[f"eval_{name}_without_lora"]) == 1
+        assert len(scalars[f"eval_{name}"]) == 3 and len(scalars[f"eval_{name}_without_lora"]) == 1
     accuracies = scalars["eval_rewards/accuracies"]
     assert all(accuracy * 5 * 12 == pytest.approx(round(accuracy * 5 * 12)) for accuracy in accuracies)
-    assert scalars["eval_loss"][0] != scalars["eval_loss"][1]
-    base = train(tiny_sdxl, faces, output_dir / "base", learning_rate=0, run_validation=True, num_validation_pairs=5)
+    assert len(set(scalars["eval_loss"])) == 3  # before the first step, in the middle, at the end
+    base = train(tiny_sdxl, faces, tmp_path / "base", learning_rate=0, run_validation=True, num_validation_pairs=5)
     assert moved(base) == 0
-    untrained = json.loads((output_dir / "base" / "eval_results.json").read_text())
+    untrained = json.loads((tmp_path / "base" / "eval_results.json").read_text())
     assert scalars["eval_loss_without_lora"][0] == pytest.approx(untrained["eval_loss"], rel=1e-6)
     assert scalars["eval_loss_without_lora"][0] != scalars["eval_loss"][-1]
 
-    images = [np.asarray(Image.open(output_dir / f"image_{i}.png"), dtype=int) for i in range(4)]
-    without = [np.asarray(Image.open(output_dir / f"image_{i}_without_lora.png"), dtype=int) for i in range(4)]
+    images = [np.asarray(Image.open(reference / f"image_{i}.png"), dtype=int) for i in range(4)]
+    without = [np.asarray(Image.open(reference / f"image_{i}_without_lora.png"), dtype=int) for i in range(4)]
     assert all(image.shape == (64, 64, 3) for image in images + without)
     assert len({image.tobytes() for image in without}) == 4  # two prompts, two seeds
 
-    card = (output_dir / "README.md").read_text()
+    card = (reference / "README.md").read_text()
     assert "eval_rewards/accuracies" in card and "a face \\| and more" in card
     for tag in ("stable-diffusion-xl-diffusers", "lora", "text-to-image", "template:sd-lora", "diffusers-training"):
         assert f"- {tag}\n" in card
-    results = json.loads((output_dir / "eval_results.json").read_text())
+    results = json.loads((reference / "eval_results.json").read_text())
     assert results["eval_rewards/accuracies"] == pytest.approx(accuracies[-1])
 
 
-def test_validation_images_are_logged_at_their_step(tiny_sdxl, faces, output_dir):
+def test_validation_images_are_logged_at_their_step(reference):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = {"validation_prompts": ["red", "ball"], "validation_inference_steps": 1, "num_validation_pairs": 2}
-    train(
-        tiny_sdxl,
-        faces,
-        output_dir,
-        report_to="tensorboard",
-        max_train_steps=4,
-        run_validation=True,
-        validation_steps=2,
-        **flags,
-    )
-    events = EventAccumulator(str(output_dir / "logs" / output_dir.name), size_guidance={"images": 0})
+    events = EventAccumulator(str(reference / "logs" / reference.name), size_guidance={"images": 0})
     events.Reload()
     steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
-    for i in range(2):
-        assert steps[f"validation/{i}"] == [2]
+    for i in range(4):
+        assert steps[f"validation/{i}"] == [0, 2]
         assert steps[f"test/{i}"] == steps[f"test_without_lora/{i}"] == [4]
 
 
@@ -367,16 +359,17 @@ def test_bad_rows_stop_before_models_load(tiny_sdxl, tmp_path, output_dir):
         train(str(model), write_parquet(tmp_path / "data", rows), output_dir)
 
 
-def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(tiny_sdxl, faces, output_dir):
-    train(tiny_sdxl, faces, output_dir, checkpointing_steps=2)
-    with pytest.raises(ValueError, match="checkpoint-2 of an earlier run.*--resume_from_checkpoint=latest"):
-        train("no/such-model", faces, output_dir)
+def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(faces, copy):
+    with pytest.raises(ValueError, match="checkpoint-4 of an earlier run.*--resume_from_checkpoint=latest"):
+        train("no/such-model", faces, copy)
+    with pytest.raises(ValueError, match="checkpoint-4 of an earlier run"):
+        train("no/such-model", faces, copy, resume_from_checkpoint="checkpoint-2")
 
 
 @pytest.mark.parametrize(
     "flags, part",
     [
-        ({"rank": 8, "lora_alpha": 4}, "--rank"),
+        ({"rank": 8}, "--rank"),
         ({"lora_alpha": 2}, "--lora_alpha"),
         ({"seed": 3}, "--seed"),
         ({"learning_rate": 1e-5}, "--learning_rate"),
@@ -386,10 +379,9 @@ def test_a_new_run_does_not_overwrite_an_old_ones_checkpoints(tiny_sdxl, faces, 
         ({"optimizer": "prodigy"}, "--optimizer"),
     ],
 )
-def test_resuming_another_run_is_refused(tiny_sdxl, faces, output_dir, flags, part):
-    train(tiny_sdxl, faces, output_dir, checkpointing_steps=2)
+def test_resuming_another_run_is_refused(tiny_sdxl, faces, copy, flags, part):
     with pytest.raises(ValueError, match=f"Cannot resume.*{part}"):
-        train(tiny_sdxl, faces, output_dir, resume_from_checkpoint="latest", max_train_steps=4, **flags)
+        train(tiny_sdxl, faces, copy, resume_from_checkpoint="latest", **REFERENCE | flags)
 
 
 @pytest.mark.parametrize(
@@ -465,18 +457,10 @@ def test_a_checkpoint_is_complete_or_absent(tiny_sdxl, faces, output_dir, monkey
     assert_same(train(tiny_sdxl, faces, output_dir, max_train_steps=3, resume_from_checkpoint="latest"), whole)
 
 
-def test_resuming_before_later_checkpoints_is_refused(tiny_sdxl, faces, output_dir):
-    train(tiny_sdxl, faces, output_dir, max_train_steps=3, checkpointing_steps=1)
-    with pytest.raises(ValueError, match="checkpoint-3 of an earlier run"):
-        train("no/such-model", faces, output_dir, resume_from_checkpoint="checkpoint-1")
-
-
-def test_resuming_on_other_pairs_is_refused(tiny_sdxl, tmp_path, output_dir):
-    rows = face_rows(8, ties=0)
-    train(tiny_sdxl, write_parquet(tmp_path / "a", rows), output_dir, checkpointing_steps=2)
+def test_resuming_on_other_pairs_is_refused(tiny_sdxl, tmp_path, copy):
+    other = write_parquet(tmp_path / "other", swap_labels(face_rows(28)))
     with pytest.raises(ValueError, match="the pairs are different"):
-        other = write_parquet(tmp_path / "b", swap_labels(rows))
-        train(tiny_sdxl, other, output_dir, resume_from_checkpoint="latest", max_train_steps=4)
+        train(tiny_sdxl, other, copy, resume_from_checkpoint="latest", **REFERENCE)
 
 
 def test_resuming_eight_bit_adam_equals_the_uninterrupted_run(tiny_sdxl, faces, tmp_path):
