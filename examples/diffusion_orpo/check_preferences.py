@@ -37,9 +37,9 @@ def main(line: list[str] | None = None) -> int:
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.reports.check import check
-    from orpo.scoring.label_agreement import LabelJudge
+    from orpo.scoring.win_rate import LabelAgreement
 
-    return check(config, LabelJudge(config.scorers) if config.scorers else None)
+    return check(config, LabelAgreement(config.scorers) if config.scorers else None)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,7 @@ def evaluate(config: EvaluationConfig) -> None:
     from orpo.reports.evaluation import evaluation_page, make_results, summary
     from orpo.runtime.durable import write_text
     from orpo.scoring.image_statistics import STATISTICS
-    from orpo.scoring.names import scorer_label
-    from orpo.scoring.scorers import check_scorer, score_together
+    from orpo.scoring.scorers import check_scorer, score_together, scorer_label
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     prompts, notes = read_prompts(config)

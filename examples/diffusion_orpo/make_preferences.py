@@ -62,8 +62,7 @@ def make(config: MakingConfig) -> None:
     from orpo.generation.prompts import read_prompts
     from orpo.generation.ranking import PairsFile, usable, write_metadata
     from orpo.pairs.image_folder import read_listing
-    from orpo.scoring.names import scorer_label
-    from orpo.scoring.scorers import check_scorer, score_together
+    from orpo.scoring.scorers import check_scorer, score_together, scorer_label
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     chosen = None if config.winners_dir is None else read_listing(Path(config.winners_dir))

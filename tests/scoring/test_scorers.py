@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from orpo.scoring.checkpoint_layouts import convert_open_clip
-from orpo.scoring.names import scorer_label
 from orpo.scoring.reward_models import CLIP_H, CLIP_L, crop_pixels, pad_pixels
-from orpo.scoring.scorers import check_scorer, load_scorer, score_images
+from orpo.scoring.scorers import check_scorer, load_scorer, score_images, scorer_label
 from PIL import Image
 from reference_models import (
     MED_CONFIG,

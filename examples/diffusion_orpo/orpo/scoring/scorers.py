@@ -18,12 +18,17 @@ import torch
 from PIL.Image import Image, new
 from tqdm.auto import tqdm
 
+from ..config import BUILT_IN
 from .image_statistics import STATISTICS
-from .names import BUILT_IN, scorer_label
 from .reward_models import REWARD_MODELS
 
 
 Scorer = Callable[[list[Image], list[str]], list[float]]
+
+
+def scorer_label(name: str) -> str:
+    """A scorer's name in results: a built-in one, or the function's."""
+    return name.rpartition(":")[2]
 
 
 def load_scorer(name: str, device: torch.device | str) -> Scorer:

@@ -1,13 +1,19 @@
-"""Does one model's image score higher than another's? Win rates and mean differences, with intervals over prompts."""
+"""Which of two images scores higher: the LoRA's or the base's, the chosen or the rejected one; with intervals over prompts."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+import torch
+from PIL.Image import Image
+
+from .scorers import load_scorer, score_images, scorer_label
 
 
 RESAMPLES, AT_ONCE = 10_000, 1000
 LOW, HIGH = 0.025, 0.975  # 95 %
+PAIRS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def compare_scores(base: np.ndarray, lora: np.ndarray) -> Comparison:
         base, lora: scores (prompts, images per prompt), of the same prompts and seeds.
     """
     difference = lora - base
-    won = (np.sign(difference) + 1) / 2
+    won = _won(difference)
     prompts = np.repeat(np.arange(len(won)), won.shape[1])
     win_rate_low, win_rate_high = interval(won.ravel(), prompts, bounds=(0, 1))
     is_known = np.ptp(difference.mean(axis=1)) > 0
@@ -67,6 +73,56 @@ def compare_scores(base: np.ndarray, lora: np.ndarray) -> Comparison:
         difference_low=difference_low,
         difference_high=difference_high,
     )
+
+
+class LabelAgreement:
+    """How often scorers prefer the image that people chose.
+
+    Args:
+        names: of the scorers, as for `load_scorer`.
+
+    Raises:
+        ValueError: one can't be loaded.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.scorers = {name: load_scorer(name, device) for name in names}
+
+    def __call__(self, pairs: Iterable[tuple[Image, Image, str]]) -> dict:
+        """
+        Args:
+            pairs: chosen image, rejected image and prompt; at least one.
+
+        Returns:
+            `pairs`, their number; `scorers`, with the share of pairs on which each agrees with the label (a tie counts
+            half) and its 95 % interval; `all_agree` and `none_agrees`, the shares of pairs on which they do.
+
+        Raises:
+            ValueError: a scorer fails, or a score is not finite.
+        """
+        pairs, prompts, won = iter(pairs), [], []
+        while batch := list(islice(pairs, PAIRS_AT_ONCE)):
+            chosen, rejected, of_batch = zip(*batch)
+            prompts += of_batch
+            scores = [score_images(*scorer, chosen + rejected, of_batch * 2) for scorer in self.scorers.items()]
+            won.append(_won(-np.diff(np.reshape(scores, (len(scores), 2, -1)), axis=1)[:, 0]))
+        agree = np.concatenate(won, axis=1)  # (scorers, pairs): 1, 0, or 0.5 for a tie
+        scorers = {}
+        for name, row in zip(self.scorers, agree):
+            low, high = interval(row, prompts, bounds=(0, 1))
+            scorers[scorer_label(name)] = {"agree": float(row.mean()), "low": low, "high": high}
+        return {
+            "pairs": len(prompts),
+            "scorers": scorers,
+            "all_agree": float((agree == 1).all(axis=0).mean()),
+            "none_agrees": float((agree == 0).all(axis=0).mean()),
+        }
+
+
+def _won(difference: np.ndarray) -> np.ndarray:
+    """1 where the first scores higher, 0 where the second does, 0.5 for a tie."""
+    return (np.sign(difference) + 1) / 2
 
 
 def interval(
