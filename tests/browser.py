@@ -9,7 +9,7 @@ The page is a file or a URL. A step is one of
 - {"click": selector}, in the middle of the first element, and a second time for {"click": selector, "again": milliseconds later};
 - {"screenshot": file}; {"size": [width, height]}; {"load": URL}; {"wait": milliseconds};
 
-and any may have {"until": expression}, which is then waited for, 20 seconds at most.
+and any may have {"until": expression}, which is then waited for, five minutes at most.
 
 Prints JSON: `values`, one for each step; `requests`, every URL the page asked for; `console`, every message of level
 warning or error. It runs in a process of its own, since Qt wants the main thread.
@@ -105,7 +105,7 @@ def main(page: str, steps: list[dict], color_scheme: str = LIGHT) -> dict:
         if "size" in step:
             view.resize(*step["size"])
         if "until" in step:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 300
             while not javascript(step["until"]):
                 if time.monotonic() > deadline:
                     sys.exit(f"never came true: {step['until']}")

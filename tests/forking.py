@@ -11,11 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 
-SECONDS = 180
+SECONDS = 1800
 
 
 def fork(function: Callable[[], object]) -> int:
-    """Runs a function in a copy of this process, for three minutes at most; returns the copy's id."""
+    """Runs a function in a copy of this process, for half an hour at most; returns the copy's id."""
     child = os.fork()
     if child == 0:
         signal.alarm(SECONDS)

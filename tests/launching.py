@@ -11,16 +11,13 @@ SCRIPT = EXAMPLE / "train_diffusion_orpo_sdxl_lora.py"
 SHARDS_SCRIPT = EXAMPLE / "train_diffusion_orpo_sdxl_lora_wds.py"
 
 
-def run(
-    launcher: list[str], line: list[str], script: Path = SCRIPT, timeout: int = 600, **environment
-) -> subprocess.CompletedProcess:
+def run(launcher: list[str], line: list[str], script: Path = SCRIPT, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *launcher, str(script), *line]
     result = subprocess.run(
         command,
         env=os.environ | {"ACCELERATE_USE_CPU": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
     )
     result.output = result.stdout + result.stderr
     return result

@@ -40,7 +40,6 @@ def run(*command, cwd: Path) -> subprocess.CompletedProcess:
         env=environment | {"ACCELERATE_USE_CPU": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
     )
 
 

@@ -27,7 +27,7 @@ sys.path[:0] = [str(REPOSITORY / "examples" / "diffusion_orpo"), str(REPOSITORY 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHARES = {"image": 0.35, "tar": 0.35, "parquet": 0.1, "manifest": 0.08, "members": 0.12}
-HANG_SECONDS = 20
+HANG_SECONDS = 120
 MEMORY_BYTES = 3 << 30  # that an input may take, on top of what the libraries have
 
 

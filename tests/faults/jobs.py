@@ -31,7 +31,7 @@ import train_diffusion_orpo_sdxl_lora_wds  # noqa: E402
 from tiny_sdxl import build_tiny_sdxl  # noqa: E402
 
 
-LIMIT = 120  # seconds after which a job counts as hanging
+LIMIT = 1800  # seconds after which a job counts as hanging, also on a busy machine
 # A checkpoint after every step, two kept, dropout, a schedule and validation: everything that a checkpoint must restore.
 FLAGS = {
     "max_train_steps": 6,

@@ -306,7 +306,7 @@ def request(url: str, data: dict | bytes | None = None, **headers: str) -> tuple
         headers = {"Content-Type": "application/json", **headers}
     asked = urllib.request.Request(url, body, {name.replace("_", "-"): value for name, value in headers.items()})
     try:
-        with urllib.request.build_opener(Stay).open(asked, timeout=20) as response:
+        with urllib.request.build_opener(Stay).open(asked, timeout=300) as response:
             return response.status, response.read(), dict(response.headers)
     except urllib.error.HTTPError as error:
         return error.code, error.read(), dict(error.headers)
@@ -382,5 +382,5 @@ def test_the_port_is_on_this_machine_only_and_one_in_use_is_said(make_images):
         listening = Path(f"/proc/{process.pid}/net/tcp").read_text()
         assert f"0100007F:{int(port):04X}" in listening and f"00000000:{int(port):04X}" not in listening
         command = [sys.executable, str(SCRIPT), f"--images_dir={make_images(2, name='others')}", f"--port={port}"]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == 1 and f"--port={port} can't be opened: Address already in use" in second.stderr

@@ -204,7 +204,7 @@ def test_one_annotator_has_one_server_on_a_folder(make_images):
     images = read_listing(folder)
     at_work = Session(folder, "ann", make_questions(folder, images, 2)[0], Settings(2, 0.2, 0))
     command = [sys.executable, str(SCRIPT), f"--images_dir={folder}", "--port=0", "--annotator=ann"]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 1
     assert f"ann is already at work in this folder, in process {os.getpid()} on " in second.stderr
     assert at_work.answer(at_work.asked.id, "tie", None, None, 1.0)

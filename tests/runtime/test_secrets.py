@@ -138,7 +138,7 @@ def test_the_converter(tmp_path, planted, monkeypatch):
     def run(*flags: str) -> subprocess.CompletedProcess:
         command = [sys.executable, convert_to_webdataset.__file__, *flags]
         environment = os.environ | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "RAY_TMPDIR": str(ray_logs)}
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert SECRET not in result.stdout + result.stderr, result.stderr[-3000:]
         assert result.returncode == 0, result.stderr[-3000:]
         return result

@@ -154,10 +154,8 @@ def test_the_reader_ends_with_the_loader_and_passes_errors_on(folder):
     next(stream)
     assert threads() == ["shard reader"]
     stream.close()
-    end = time.monotonic() + 20
-    while threads() and time.monotonic() < end:
+    while threads():  # ends, or the test never does
         time.sleep(0.01)
-    assert not threads()
 
     def fail():
         yield 1

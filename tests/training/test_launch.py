@@ -202,7 +202,7 @@ def test_torchruns_sigterm_saves_a_checkpoint_on_both_processes(tiny_sdxl, faces
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
     process.terminate()
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate()[0]
     assert output.count("Exit status 75") == 2 and "DataLoader worker" not in output, output[-4000:]
     newest = list_checkpoints(tmp_path / "lora")[-1]
     verify(newest)
