@@ -10,64 +10,71 @@ as half the pairs have.
 import argparse
 import json
 import time
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from orpo.training.optimizer import make_optimizer
-from tqdm.auto import tqdm
 
 import paths
 from diffusers.utils.logging import disable_progress_bar
-from experiment import PAIRS_PER_STEP, load_model, make_batch, train_step
+from experiment import (
+    PAIRS_PER_STEP,
+    load_model,
+    make_batch,
+    reference_errors,
+    train_step,
+    trained_parameters,
+)
 from faces import ALL_KINDS
-from objectives import ALL_OBJECTIVES, EARLIER_OBJECTIVES, OBJECTIVES
-from worlds import Pairs
+from objectives import OBJECTIVES
+from settings import Experiment
+from tasks import Pairs
 
 
 BASE = str(paths.REPOSITORY / "examples" / "demo" / "base")
 MEMORY_PAIRS = 64
-COMPARED = OBJECTIVES | EARLIER_OBJECTIVES
 
 
-class Prompts:
-    """The part of a world that a batch needs."""
+class Steps:
+    """A model that is trained on one batch of random latents.
 
-    prompts = tuple(kind.prompt for kind in ALL_KINDS)
+    Args:
+        name: of the objective.
+        num_pairs: of the batch; SFT has half as many, since it runs the winners alone.
+    """
 
+    def __init__(self, name: str, num_pairs: int, model=None) -> None:
+        torch.set_num_threads(1)
+        disable_progress_bar()
+        count = num_pairs // 2 if name == "sft" else num_pairs
+        self.objective, self.setting = OBJECTIVES[name], Experiment("smile", name, 0.4, 1e-3, steps=1, seed=0)
+        self.model = model or load_model(BASE, seed=0)
+        self.optimizer = torch.optim.AdamW(trained_parameters(self.model), lr=1e-3)
+        pairs = Pairs(*torch.randn(2, count, 4, 8, 8), np.arange(count) % len(ALL_KINDS), noise=0.0)
+        task = SimpleNamespace(prompts=[kind.prompt for kind in ALL_KINDS])
+        self.batch = make_batch(task, pairs, np.arange(count), seeds=list(range(count)))
 
-def setup(num_pairs: int):
-    """A model, its optimizer and one batch of random latents."""
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    args, model = load_model(BASE, 1e-3, seed=0)
-    parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
-    latents_w, latents_l = torch.randn(2, num_pairs, 4, 8, 8)
-    pairs = Pairs(latents_w, latents_l, torch.ones(num_pairs), np.arange(num_pairs) % len(ALL_KINDS), noise=0.0)
-    batch = make_batch(Prompts, pairs, [(0, i) for i in range(num_pairs)], seed=0)
-    return model, make_optimizer(args, parameters, num_pairs), parameters, batch
-
-
-def pairs_of(name: str, num_pairs: int) -> int:
-    """How many pairs have as many images as the objective must run for `num_pairs`: SFT, the winners alone."""
-    return num_pairs // 2 if name == "sft" else num_pairs
+    def __call__(self) -> None:
+        reference = reference_errors(self.model, self.batch) if self.objective.has_reference else None
+        loss = partial(self.objective.loss, setting=self.setting)
+        train_step(self.model, self.batch, loss, self.optimizer, reference=reference)
 
 
 def seconds_per_step(rounds: int) -> dict[str, float]:
     """Median seconds of a step, by objective."""
-    model, optimizer, parameters, batch = setup(PAIRS_PER_STEP)
-    *_, half = setup(pairs_of("sft", PAIRS_PER_STEP))
-    seconds: dict[str, list[float]] = {name: [] for name in COMPARED}
-    for _ in tqdm(range(rounds), desc="Timing"):
-        for name, objective in COMPARED.items():
+    model = load_model(BASE, seed=0)
+    steps = {name: Steps(name, PAIRS_PER_STEP, model) for name in OBJECTIVES}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
             started = time.perf_counter()
-            train_step(
-                model, half if name == "sft" else batch, objective, objective.strengths[0], optimizer, parameters
-            )
+            step()
             seconds[name].append(time.perf_counter() - started)
-    return {name: median(values[3:]) for name, values in seconds.items()}
+    return {name: median(values[1:]) for name, values in seconds.items()}
 
 
 def memory_kib(field: str) -> int:
@@ -83,52 +90,37 @@ def reset_peak() -> None:
 
 def peak_memory(name: str) -> float:
     """Peak MiB of some steps, beyond the memory held after loading."""
-    model, optimizer, parameters, batch = setup(pairs_of(name, MEMORY_PAIRS))
-    objective = ALL_OBJECTIVES[name]
+    step = Steps(name, MEMORY_PAIRS)
     reset_peak()
     before = memory_kib("VmRSS")
     for _ in range(4):
-        train_step(model, batch, objective, objective.strengths[0], optimizer, parameters)
+        step()
     return (memory_kib("VmHWM") - before) / 1024
-
-
-def relative(values: dict[str, float], names: tuple[str, str]) -> dict[str, dict[str, float]]:
-    """Values by objective, and the same relative to SFT under another name."""
-    unit, ratio = names
-    return {
-        objective: {unit: round(value, 4), ratio: round(value / values["sft"], 3)}
-        for objective, value in values.items()
-    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="Steps of each objective.")
-    parser.add_argument(
-        "--what",
-        nargs="+",
-        choices=["time", "memory"],
-        default=["time", "memory"],
-        help="The rest stays as it is stored.",
-    )
+    parser.add_argument("--output_file", type=Path, default=paths.HERE / "results" / "cost.json")
     args = parser.parse_args()
-    file = paths.HERE / "results" / "cost.json"
-    cost = json.loads(file.read_text()) if file.exists() else {name: {} for name in COMPARED}
-    measured = []
-    if "time" in args.what:
-        measured.append(relative(seconds_per_step(args.rounds), ("seconds_per_step", "time")))
-    if "memory" in args.what:
-        memory = {}
-        for name in COMPARED:
-            with get_context("spawn").Pool(1) as pool:
-                memory[name] = pool.apply(peak_memory, (name,))
-        measured.append(relative(memory, ("memory_mib", "memory")))
-    for values in measured:
-        for name, value in values.items():
-            cost[name] |= value
-    text = json.dumps(cost, indent=2) + "\n"
-    file.write_text(text)
-    print(text)
+    memory = {}
+    for name in OBJECTIVES:
+        with get_context("fork").Pool(
+            1
+        ) as pool:  # a process each, from one that holds no model: freed memory stays in a heap
+            memory[name] = pool.apply(peak_memory, (name,))
+    seconds = seconds_per_step(args.rounds)
+    cost = {
+        name: {
+            "seconds_per_step": round(seconds[name], 4),
+            "time": round(seconds[name] / seconds["sft"], 3),
+            "memory_mib": round(memory[name], 1),
+            "memory": round(memory[name] / memory["sft"], 3),
+        }
+        for name in OBJECTIVES
+    }
+    args.output_file.write_text(json.dumps(cost, indent=2) + "\n")
+    print(args.output_file.read_text())
 
 
 if __name__ == "__main__":

@@ -1,146 +1,89 @@
-"""The runs, most important first. Results decide what comes next, so the plan is made again after each run."""
+"""The runs, most important first: what `run_all.py` runs, decided before any of their results was seen. See `PROTOCOL.md`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-import search
-from experiment import Experiment
-from objectives import OBJECTIVES, VARIANTS, VOTES
-from search import FINAL_MARKS, MARKS, Choice, Task, choose, needed_following
-from store import Run
+from settings import Experiment
 
 
-WORLDS = ("prompt", "smile", "digits")
-ORDER = ("orpo", "dpo", "scaled", "mapo", "sft")
-LONG_MARK = 2000
-RECOMMENDED_BETA = 0.5  # in docs/choosing.md, for errors as these models have them
-SEEDS = (1, 2, 3, 4, 5)
-FLIPS = (0.3, 0.1)
-BETAS = (0.05, 0.15, 0.5, 1.5, 5.0, 15.0)  # on test images
-VOTE_COUNTS = (3, 10)
-VOTED = {"strength": 5.0, "split": "validation"}  # ORPO's setting when the votes were compared
+STEPS = {"digits": 2000, "prompt": 1000, "smile": 1000}
+MARKS = {"digits": (400, 1000, 2000), "prompt": (400, 1000), "smile": (400, 1000)}
+FIRST_SEEDS, MORE_SEEDS = (41, 42, 43), (44, 45)
+MAIN, OTHER = ("even", "dpo", "orpo", "sft"), ("scaled", "mapo")
+Setting = tuple[float, float, float]  # strength, learning rate, temperature
 
-Runs = dict[str, dict[Experiment, Run]]  # by world
-
-
-def chosen(runs: Runs, bases: dict[str, dict], world: str, objective: str) -> Choice | None:
-    """An objective's choice in a world, see `search.chosen`."""
-    return search.chosen(runs[world], bases[world], world, objective) if world in bases else None
-
-
-def tasks(runs: Runs, bases: dict[str, dict], worlds: tuple[str, ...] = WORLDS) -> Iterator[Task]:
-    """Everything that is to be run and can be now, done or not, in order."""
-    faces = [world for world in worlds if world != "digits"]
-    has_prompt = "prompt" in worlds
-    yield from _search(runs, bases, worlds)
-    yield from _compare(runs, bases, worlds)
-    yield from _lengthen(runs, bases, faces)
-    yield from _flatten(runs, bases, worlds)
-    for flipped in FLIPS if has_prompt else ():
-        yield from _flip(runs, bases, flipped)
-    if has_prompt:
-        yield from _vary(runs, bases)
-    yield from _betas(runs, bases, faces, BETAS)
-    if has_prompt:
-        yield from _vote(runs, bases)
-
-
-def _search(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
-    """The search for each objective's setting."""
-    for world in worlds:
-        for objective in ORDER:
-            yield from search.missing(runs[world], bases[world], world, objective)
-
-
-def _compare(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
-    """Each objective at its best, on test images, with fresh seeds."""
-    for seed in SEEDS:
-        for world in worlds:
-            for objective in ORDER:
-                if choice := chosen(runs, bases, world, objective):
-                    yield replace(choice.experiment, split="test", seed=seed), FINAL_MARKS
-
-
-def _flatten(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
-    """ORPO with a flatter sigmoid, at ORPO's own setting."""
-    for seed in SEEDS:
-        for world in worlds:
-            if choice := chosen(runs, bases, world, "orpo"):
-                marks = FINAL_MARKS if world == "digits" else (*FINAL_MARKS, LONG_MARK)
-                yield replace(choice.experiment, objective="flat", split="test", seed=seed), marks
+# Two settings for every objective in every task, from what earlier runs at constant rates had shown to be its best region.
+SETTINGS: dict[str, dict[str, tuple[Setting, Setting]]] = {
+    "digits": {
+        "even": ((0.375, 1e-3, 1), (0.4, 1e-3, 4)),
+        "dpo": ((1000, 2e-3, 1), (300, 2e-3, 1)),
+        "orpo": ((5, 2.5e-4, 1), (0.5, 5e-4, 1)),
+        "sft": ((0, 1e-3, 1), (0, 2.5e-4, 1)),
+        "scaled": ((30, 5e-4, 1), (30, 2.5e-4, 1)),
+        "mapo": ((30, 1e-3, 1), (1, 5e-4, 1)),
+    },
+    "prompt": {
+        "even": ((0.4, 2e-3, 4), (0.475, 2e-3, 1)),
+        "dpo": ((30, 2e-3, 1), (300, 2e-3, 1)),
+        "orpo": ((15, 2e-3, 1), (0.5, 2e-3, 1)),
+        "sft": ((0, 2e-3, 1), (0, 1e-3, 1)),
+        "scaled": ((30, 2e-3, 1), (100, 2e-3, 1)),
+        "mapo": ((10, 2e-3, 1), (1, 2e-3, 1)),
+    },
+    "smile": {
+        "even": ((0.4, 2e-3, 4), (0.475, 2e-3, 1)),
+        "dpo": ((1000, 4e-3, 1), (300, 4e-3, 1)),
+        "orpo": ((1.5, 2e-3, 1), (0.5, 2e-3, 1)),
+        "sft": ((0, 4e-3, 1), (0, 2e-3, 1)),
+        "scaled": ((100, 4e-3, 1), (30, 4e-3, 1)),
+        "mapo": ((1, 4e-3, 1), (3, 4e-3, 1)),
+    },
+}
+# A second look at the digits with one seed: again two settings for each.
+MORE_DIGITS: dict[str, tuple[Setting, Setting]] = {
+    "even": ((0.375, 1e-3, 4), (0.3, 1e-3, 1)),
+    "dpo": ((1000, 4e-3, 1), (300, 4e-3, 1)),
+    "orpo": ((0.1, 1e-3, 1), (1.5, 2.5e-4, 1)),
+}
+ABLATIONS = ({"clip": 1e9}, {"ema": 0.995}, {"cap": 2.0})
+FLIPPED = 0.3
+FIRST = (  # with each of the first seeds: task, objectives, first or second setting
+    ("digits", ("even", "dpo"), 0),
+    ("prompt", ("even", "dpo", "orpo"), 0),
+    ("digits", ("even", "dpo"), 1),
+    ("digits", ("orpo",), 0),
+    ("smile", ("even", "dpo", "orpo"), 0),
+    ("prompt", ("even", "dpo"), 1),
+    ("smile", ("even", "dpo"), 1),
+    *((task, ("sft",), 0) for task in STEPS),
+)
 
 
-def _vary(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
-    """Changes to ORPO's loss on prompt-following, at ORPO's learning rate."""
-    if choice := chosen(runs, bases, "prompt", "orpo"):
-        for seed in SEEDS:
-            for name, variant in VARIANTS.items():
-                for strength in variant.strengths:
-                    setting = {"objective": name, "strength": strength, "split": "test", "seed": seed}
-                    yield replace(choice.experiment, **setting), MARKS[:3]
+def experiments() -> Iterator[Experiment]:
+    """Everything that is to be run, in order."""
+    for seed in FIRST_SEEDS:
+        for task, objectives, place in FIRST:
+            yield from settings(task, objectives, seed, place)
+        for e in settings("prompt", MAIN[:3], seed, 0):
+            yield replace(e, flipped=FLIPPED)
+    for task in STEPS:
+        yield from (e for seed in FIRST_SEEDS for e in settings(task, MAIN[2:], seed, 1))
+        yield from settings(task, OTHER, FIRST_SEEDS[0], 0)
+        yield from settings(task, OTHER, FIRST_SEEDS[0], 1)
+    for changes in ABLATIONS:
+        yield replace(make("digits", "even", SETTINGS["digits"]["even"][0], FIRST_SEEDS[0]), **changes)
+    yield from (make("digits", name, each, FIRST_SEEDS[0]) for name, both in MORE_DIGITS.items() for each in both)
+    for task in STEPS:
+        yield from (e for seed in FIRST_SEEDS[1:] for place in (0, 1) for e in settings(task, OTHER, seed, place))
+    for task in STEPS:
+        yield from (e for seed in MORE_SEEDS for place in (0, 1) for e in settings(task, MAIN, seed, place))
 
 
-def _flip(runs: Runs, bases: dict[str, dict], flipped: float) -> Iterator[Task]:
-    """Wrong labels on prompt-following, for every objective, and for ORPO with a flatter sigmoid."""
-    changes = [("orpo", {"objective": "flat", "flipped": flipped})]
-    yield from _tune_and_test(runs, bases, [*changes, *((name, {"flipped": flipped}) for name in ORDER)])
+def settings(task: str, objectives: tuple[str, ...], seed: int, place: int) -> Iterator[Experiment]:
+    """The first or the second setting of each objective."""
+    yield from (make(task, name, SETTINGS[task][name][place], seed) for name in objectives)
 
 
-def _vote(runs: Runs, bases: dict[str, dict]) -> Iterator[Task]:
-    """Several votes on each pair of prompt-following, and what ORPO does with them."""
-    for votes in VOTE_COUNTS:
-        changes = [("orpo", VOTED | {"objective": name, "votes": votes}) for name in VOTES]
-        yield from _tune_and_test(runs, bases, changes)
-
-
-def _tune_and_test(runs: Runs, bases: dict[str, dict], changes: list[tuple[str, dict]]) -> Iterator[Task]:
-    """With other data, what `candidates` has is chosen from again, on the final's images for wrong labels, then tested."""
-    for name, changed in changes:
-        yield from ((experiment, MARKS) for experiment in candidates(runs, bases, name, changed))
-    for seed in SEEDS:
-        for name, changed in changes:
-            if choice := tuned(runs, bases, name, changed):
-                yield replace(choice.experiment, split="test", seed=seed), MARKS
-
-
-def candidates(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> list[Experiment]:
-    """The setting that an objective has on prompt-following, with something changed, at its rate, half and a quarter of it.
-
-    Under wrong labels also every strength of the grid, at the best of these rates, once that is known.
-    """
-    choice = chosen(runs, bases, "prompt", objective)
-    if choice is None:
-        return []
-    experiment = replace(choice.experiment, **changed)
-    rates = [replace(experiment, learning_rate=experiment.learning_rate / divisor) for divisor in (1, 2, 4)]
-    best = _best(runs, bases, rates) if "flipped" in changed else None
-    strengths = [replace(best.experiment, strength=s) for s in OBJECTIVES[objective].strengths] if best else []
-    return rates + [experiment for experiment in strengths if experiment not in rates]
-
-
-def tuned(runs: Runs, bases: dict[str, dict], objective: str, changed: dict) -> Choice | None:
-    """The best of the candidates, once all are run."""
-    return _best(runs, bases, candidates(runs, bases, objective, changed))
-
-
-def _best(runs: Runs, bases: dict[str, dict], wanted: list[Experiment]) -> Choice | None:
-    """Of runs on prompt-following; None before all are done."""
-    done = [run for e in wanted if (run := runs["prompt"].get(e)) and set(MARKS) <= set(run.evaluations)]
-    if not wanted or len(done) < len(wanted):
-        return None
-    return choose(done, needed_following(bases["prompt"], wanted[0].split))
-
-
-def _lengthen(runs: Runs, bases: dict[str, dict], worlds: Iterable[str]) -> Iterator[Task]:
-    """Each objective at its own setting, and ORPO at the beta that is recommended."""
-    for experiment, marks in (*_compare(runs, bases, worlds), *_betas(runs, bases, worlds, (RECOMMENDED_BETA,))):
-        yield experiment, (*marks, LONG_MARK)
-
-
-def _betas(runs: Runs, bases: dict[str, dict], worlds: Iterable[str], strengths: tuple[float, ...]) -> Iterator[Task]:
-    """ORPO's strengths at its learning rate."""
-    for seed in SEEDS:
-        for world in worlds:
-            if choice := chosen(runs, bases, world, "orpo"):
-                for strength in strengths:
-                    yield replace(choice.experiment, strength=strength, split="test", seed=seed), FINAL_MARKS
+def make(task: str, objective: str, setting: Setting, seed: int) -> Experiment:
+    strength, learning_rate, temperature = setting
+    return Experiment(task, objective, float(strength), learning_rate, STEPS[task], seed, float(temperature))

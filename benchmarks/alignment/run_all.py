@@ -1,15 +1,14 @@
-"""Runs the benchmark of alignment: finds each objective's best setting, then compares them there. Resumable.
+"""Runs the benchmark of alignment: every experiment of `plan.py` that has no stored result yet. Resumable.
 
-    python benchmarks/alignment/run_all.py --work work      # once for each core, all with the same folder
+    python benchmarks/alignment/run_all.py --work work
     python benchmarks/alignment/report.py
 
-Each finished stretch of training is a line of `results/<world>.jsonl`; what is there already is not run again. `work` also keeps
-where each run was left, from which it is continued.
+Each measurement is a line of `results/<task>.jsonl`. `work` keeps the pairs and where each run was left.
 """
 
 import argparse
-import os
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,124 +17,79 @@ import torch
 
 import plan
 from diffusers.utils.logging import disable_progress_bar
-from experiment import Experiment, load_model, measure, run, save_aside
-from plan import WORLDS
-from store import append, load_base, load_runs
-from worlds import NUM_HELD_OUT, NUM_PAIRS, draw_pairs, make_world
+from experiment import Training, load_model, measure, run, save_aside
+from objectives import OBJECTIVES
+from settings import TASKS
+from store import append, append_line, load_base, load_runs
+from tasks import NUM_HELD_OUT, NUM_PAIRS, make_pairs, make_task
 
 
-SAME_BASE = 0.05  # of the spread of rewards: how far a base that was trained again may be from the stored results'
-
-
-@lru_cache
-def world_of(name: str):
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    return make_world(name)
+SAME_BASE = (
+    0.05  # how far the mean reward of a base that was trained again may be from the stored one, relative to its spread
+)
 
 
 @lru_cache
-def prepare(name: str, work: Path, votes: int = 1):
-    """The world and its pairs. The pairs are drawn once and kept in `work`; those held out have one vote."""
-    world, file = world_of(name), work / f"{name}-pairs-{votes}.pt"
+def prepare(name: str, work: Path, num_pairs: int = NUM_PAIRS, num_held_out: int = NUM_HELD_OUT):
+    """The task, its pairs and the held-out ones. They are generated once and kept in `work`."""
+    task, file = make_task(name), work / f"{name}-pairs-{num_pairs}.pt"
     if not file.exists():
-        pairs = draw_pairs(world, NUM_PAIRS, votes=votes), draw_pairs(world, NUM_HELD_OUT, seed=1)
-        save_aside(pairs, file)
-    return world, *torch.load(file, weights_only=False)
-
-
-def measure_base(name: str, work: Path) -> dict:
-    """The base on every split, and what is to be known about world and pairs."""
-    world, train, held_out = prepare(name, work)
-    _, model = load_model(world.base, 1e-3, seed=0)  # a fresh LoRA changes nothing
-    return {
-        "objective": "base",
-        "noise": train.noise,
-        "checks": world.checks,
-        "splits": {split: measure(world, model, held_out, split) for split in world.classes},
-    }
+        save_aside((make_pairs(task, num_pairs), make_pairs(task, num_held_out, seed=1)), file)
+    return task, *torch.load(file, weights_only=False)
 
 
 def check_base(name: str, work: Path) -> None:
-    """Stores the base, or refuses to add to results of another one."""
-    now, stored = measure_base(name, work), load_base(name)
+    """Stores what the base measures, or refuses to add to results of another one."""
+    task, train, held_out = prepare(name, work)
+    now, stored = (
+        measure(task, load_model(task.base, seed=0), held_out),
+        load_base(name),
+    )  # a fresh LoRA changes nothing
     if stored is None:
-        append(name, now)
-        return
-    before, after = (np.array(line["splits"]["test"]["rewards"]) for line in (stored, now))
-    if abs(before.mean() - after.mean()) > SAME_BASE * before.std():
+        append_line(name, {"objective": "base", "measured": now | {"noise": round(train.noise, 4)}})
+    elif abs(np.mean(now["rewards"]) - np.mean(stored["rewards"])) > SAME_BASE * np.std(stored["rewards"]):
         raise SystemExit(
-            f"The base's mean reward on {name} is {after.mean():.3f}, and {before.mean():.3f} in results/{name}.jsonl, which is of"
-            " another base. Take that one, or move the stored results away."
+            f"The base's mean reward on {name} is {np.mean(now['rewards']):.3f}, and {np.mean(stored['rewards']):.3f} in"
+            f" results/{name}.jsonl, which is of another base. Take that one, or move the stored results away."
         )
 
 
-def claim(experiment: Experiment, work: Path) -> Path | None:
-    """Takes an experiment for this process; None where another process has it."""
-    file = work / "claims" / experiment.name
-    file.parent.mkdir(exist_ok=True)
-    try:
-        with open(file, "x") as opened:
-            opened.write(str(os.getpid()))
-        return file
-    except FileExistsError:
-        if not is_alive(int(file.read_text() or os.getpid())):
-            file.unlink()  # of a process that was killed
-            return claim(experiment, work)
-        return None
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return True
-    except ProcessLookupError:
-        return False
-
-
-def lacking(experiment: Experiment, marks: tuple[int, ...], runs: dict) -> list[int]:
-    """The steps at which an experiment is not measured yet."""
-    known = runs.get(experiment)
-    return [step for step in marks if known is None or step not in known.evaluations]
-
-
-def next_task(worlds: tuple[str, ...], work: Path) -> tuple[Experiment, list[int], Path] | None:
-    """The first experiment of the plan that is not done and that nobody runs, the steps that it lacks, and its claim."""
-    runs = {world: load_runs(world) for world in worlds}
-    bases = {world: load_base(world) for world in worlds}
-    for experiment, marks in plan.tasks(runs, bases, worlds):
-        if lacking(experiment, marks, runs[experiment.world]) and (claimed := claim(experiment, work)):
-            if steps := lacking(experiment, marks, load_runs(experiment.world)):
-                return experiment, steps, claimed
-            claimed.unlink()  # it was finished in between
-    return None
-
-
-def wait_for_quiet(max_load: float | None) -> None:
-    while max_load is not None and os.getloadavg()[0] > max_load:
-        time.sleep(20)
+def rehearse(name: str, work: Path) -> None:
+    """Trains every objective for two steps, and measures once."""
+    task, pairs, held_out = prepare(name, work, num_pairs=32, num_held_out=8)
+    for objective in OBJECTIVES:
+        setting = plan.SETTINGS[name][objective][0]
+        training = Training(replace(plan.make(name, objective, setting, seed=0), steps=2), task, pairs)
+        training.train_to(2)
+    print(training.measure(held_out))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, type=Path, help="Folder of the pairs, and of where runs were left.")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument(
-        "--work", required=True, type=Path, help="Folder of the drawn pairs, and of where runs were left."
-    )
-    parser.add_argument("--worlds", nargs="+", default=WORLDS, choices=WORLDS)
-    parser.add_argument(
-        "--max_load", type=float, help="Starts an experiment only while the machine's load is below this."
+        "--rehearse", action="store_true", help="Train each objective for two steps on few pairs; store nothing."
     )
     args = parser.parse_args()
-    worlds = tuple(world for world in WORLDS if world in args.worlds)
-    for world in worlds:
-        check_base(world, args.work)
-    while task := (wait_for_quiet(args.max_load), next_task(worlds, args.work))[1]:
-        experiment, marks, claimed = task
-        pairs = prepare(experiment.world, args.work, experiment.votes)
-        result = run(experiment, *pairs, marks, args.work / "states")
-        append(experiment.world, result)
-        claimed.unlink()
-        print(time.strftime("%H:%M:%S"), experiment.name, experiment.split, marks, result["seconds"], flush=True)
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    if args.rehearse:
+        return rehearse(args.tasks[0], args.work)
+    checked = set()
+    for experiment in plan.experiments():
+        name, marks = experiment.task, plan.MARKS[experiment.task]
+        known = load_runs(name).get(experiment, {})
+        if name not in args.tasks or set(marks) <= set(known):
+            continue
+        if name not in checked:
+            check_base(name, args.work)
+            checked.add(name)
+        started = time.perf_counter()
+        for step, measured in run(experiment, *prepare(name, args.work), marks, args.work):
+            if step not in known:
+                append(experiment, step, measured)
+        print(time.strftime("%H:%M:%S"), experiment.name, f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

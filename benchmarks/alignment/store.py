@@ -1,59 +1,51 @@
-"""The stored results: one file for each world, one line for each stretch of a training run."""
+"""The stored results: one line for each measurement."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 
 import numpy as np
 
 import paths
-from experiment import Experiment
+from settings import Experiment
 
 
 RESULTS = paths.HERE / "results"
+DEFAULTS = {name: field.default for name, field in Experiment.__dataclass_fields__.items()}
+Runs = dict[Experiment, dict[int, dict]]  # step to what `measure` returned there
 
 
-@dataclass
-class Run:
-    """What is known of an experiment.
-
-    Attributes:
-        experiment: what was trained.
-        evaluations: step to what `measure` returned there.
-    """
-
-    experiment: Experiment
-    evaluations: dict[int, dict] = field(default_factory=dict)
-
-    def mean(self, step: int, name: str) -> float:
-        return float(np.mean(self.evaluations[step][name]))
-
-
-def load_lines(world: str) -> list[dict]:
-    file = RESULTS / f"{world}.jsonl"
+def load_lines(name: str) -> list[dict]:
+    file = RESULTS / f"{name}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def load_runs(world: str) -> dict[Experiment, Run]:
-    """All runs; a run that was taken up again is one."""
-    names, runs = [f.name for f in fields(Experiment)], {}
-    for line in load_lines(world):
+def load_runs(name: str) -> Runs:
+    """The runs of a task; those of "constant_rate" are of all tasks, and their `steps` are 0 since their rate did not fall."""
+    runs: Runs = {}
+    for line in load_lines(name):
         if line["objective"] != "base":
-            experiment = Experiment(**{name: line[name] for name in names if name in line})
-            evaluations = {int(step): e for step, e in line["evaluations"].items()}
-            runs.setdefault(experiment, Run(experiment)).evaluations |= evaluations
-    return {experiment: Run(experiment, dict(sorted(run.evaluations.items()))) for experiment, run in runs.items()}
+            setting = {"task": name} | {key: value for key, value in line.items() if key not in ("step", "measured")}
+            runs.setdefault(Experiment(**setting), {})[line["step"]] = line["measured"]
+    return runs
 
 
-def load_base(world: str) -> dict | None:
-    """What the base model draws on every split, and what is to be known about world and pairs."""
-    return next((line for line in load_lines(world) if line["objective"] == "base"), None)
+def load_base(name: str, task: str | None = None) -> dict | None:
+    """What the base of a task measures; in "constant_rate" the task is to be named."""
+    bases = (line for line in load_lines(name) if line["objective"] == "base")
+    return next((line["measured"] for line in bases if line.get("task") == task), None)
 
 
-def append(world: str, line: dict) -> None:
+def append(experiment: Experiment, step: int, measured: dict) -> None:
+    setting = {name: value for name, value in asdict(experiment).items() if value != DEFAULTS[name]}
+    append_line(setting.pop("task"), setting | {"step": step, "measured": measured})
+
+
+def append_line(task: str, line: dict) -> None:
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / f"{world}.jsonl", "a") as file:
+    with open(RESULTS / f"{task}.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def as_line(experiment: Experiment, evaluations: dict[int, dict]) -> dict:
-    return asdict(experiment) | {"evaluations": evaluations}
+def values(runs: list[dict[int, dict]], step: int, name: str) -> np.ndarray:
+    """What the runs measured at a step, one row each: by prompt, or by quarter of the noise levels."""
+    return np.array([np.atleast_1d(run[step][name]) for run in runs], dtype=float)

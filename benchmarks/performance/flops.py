@@ -10,7 +10,7 @@ import argparse
 from dataclasses import dataclass
 
 
-import measuring  # noqa: F401, isort: skip
+import measuring  # isort: skip
 
 import torch
 from peft import LoraConfig
@@ -19,10 +19,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from performance_page import COUNTED_BEFORE, NAMES
 
 
 LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
+NAMES = {
+    "forward": "U-Net, forward alone",
+    "unet": "U-Net with LoRA, forward and backward",
+    "unet_checkpointed": "the same with gradient checkpointing",
+    "vae": "VAE, encoding both images",
+    "text": "text encoders, once for both images",
+}
 
 
 @dataclass(frozen=True)
@@ -180,16 +186,16 @@ def weights(configs: Configs) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=1024, help="Pixels a side.")
+    measuring.add_output(parser)
     args = parser.parse_args()
     configs = sdxl_configs()
     flops, parameters = pair_flops(configs, args.resolution), weights(configs)
     measuring.print_table(
-        ["module", "TFLOP per pair", "counted before", "weights in fp16"],
+        ["module", "TFLOP per pair", "weights in fp16"],
         [
             [
                 title,
                 f"{flops[name] / 1e12:.2f}",
-                COUNTED_BEFORE.get(name, ""),
                 f"{parameters[name] * 2 / 2**30:.2f} GiB" if name in parameters else "",
             ]
             for name, title in NAMES.items()
@@ -197,6 +203,7 @@ def main() -> None:
     )
     print(f"bound: {bound(flops):.3f}, with checkpointing {bound(flops, 'unet_checkpointed'):.3f}")
     measuring.store(
+        args.output_dir,
         "flops",
         {
             "resolution": args.resolution,

@@ -16,7 +16,7 @@ from itertools import cycle
 from pathlib import Path
 
 
-import measuring  # noqa: F401, isort: skip
+import measuring  # isort: skip
 
 import numpy as np
 import torch
@@ -56,6 +56,9 @@ class Interleaved:
 
     def __str__(self) -> str:
         return f"{', '.join(self.sources)} in turn"
+
+    def pairs_of(self, *args) -> int:
+        return PAIRS
 
     def training_batches(self, *args) -> "Interleaved":
         self.batches = {name: iter(source.training_batches(*args)) for name, source in self.sources.items()}
@@ -179,3 +182,4 @@ def add_model_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--train_batch_size", type=int, default=1, help="Pairs a step.")
     parser.add_argument("--resolution", type=int, default=scaled_sdxl.RESOLUTION, help="Pixels a side.")
     parser.add_argument("--pretrained_model_name_or_path", help="An SDXL. Default: the scaled one, made on the spot.")
+    measuring.add_output(parser)

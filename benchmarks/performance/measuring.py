@@ -1,5 +1,6 @@
 """Shared by all benchmarks here: the examples on the import path, a clock that waits for the device, stored rows."""
 
+import argparse
 import json
 import os
 import platform
@@ -86,10 +87,14 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def store(name: str, result: dict) -> None:
-    """Writes a benchmark's result, with the machine, to `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+def add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output_dir", type=Path, default=RESULTS, help="Folder for the result, as JSON.")
+
+
+def store(output_dir: Path, name: str, result: dict) -> None:
+    """Writes a benchmark's result, with the machine, to `<name>.json`."""
+    output_dir.mkdir(exist_ok=True)
+    (output_dir / f"{name}.json").write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
 
 
 def stored(name: str) -> dict:

@@ -9,6 +9,10 @@ switched off, which costs no memory for a second model: the cheapest reference t
 import argparse
 import sys
 from collections import defaultdict
+from functools import partial
+
+
+import measuring  # noqa: F401, isort: skip
 
 from orpo.training.optimizer import make_optimizer
 
@@ -17,39 +21,46 @@ from measuring import REPOSITORY, milliseconds, paired_ratio, print_table, secon
 
 
 sys.path.append(str(REPOSITORY / "benchmarks" / "alignment"))
-from experiment import train_step  # noqa: E402
+from experiment import reference_errors, train_step  # noqa: E402
 from objectives import OBJECTIVES  # noqa: E402
+from settings import Experiment  # noqa: E402
 
 
 def measure(args) -> dict:
     times: dict[str, list[float]] = defaultdict(list)
+    setting = Experiment("", "", strength=0.4, learning_rate=0.0, steps=1, seed=0)
     with start(args) as run:
         run.model.denoiser.train()
         optimizer = make_optimizer(run.args, run.parameters)
         batch = next(iter(run.cached.training_batches(args.train_batch_size, 0, None, 0, 1)))
+
+        def step(name: str) -> None:
+            reference = reference_errors(run.model, batch) if OBJECTIVES[name].has_reference else None
+            loss = partial(OBJECTIVES[name].loss, setting=setting)
+            train_step(run.model, batch, loss, optimizer, reference=reference)
+
         for _ in range(args.rounds + WARM_UP):
-            for name in ("orpo", "dpo"):
-                objective = OBJECTIVES[name]
+            for name in ("even", "dpo"):
                 with run.accelerator.autocast():
-                    step = (run.model, batch, objective, objective.strengths[0], optimizer, run.parameters)
-                    times[name].append(seconds(train_step, *step))
+                    times[name].append(seconds(step, name))
     times = {name: values[WARM_UP:] for name, values in times.items()}
     return {
         "pairs": args.train_batch_size,
         "resolution": args.resolution,
         "milliseconds": {name: milliseconds(values) for name, values in times.items()},
-        "orpo over dpo": paired_ratio(times["orpo"], times["dpo"]),
+        "orpo over dpo": paired_ratio(times["even"], times["dpo"]),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, rounds=10)
-    result = measure(parser.parse_args())
+    args = parser.parse_args()
+    result = measure(args)
     print_table(["step", "ms"], [[name, value] for name, value in result["milliseconds"].items()])
     ratio = result["orpo over dpo"]
     print(f"ORPO takes {ratio['median']} of the time ({ratio['low']} to {ratio['high']})")
-    store("reference_forward", result)
+    store(args.output_dir, "reference_forward", result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 
-import measuring  # noqa: F401, isort: skip
+import measuring  # isort: skip
 
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument(
         "--search", action="store_true", help="Search for the VAE's width and the layers again, and print them."
     )
-    if parser.parse_args().search:
+    measuring.add_output(parser)
+    args = parser.parse_args()
+    if args.search:
         print("found:", search(), "in use:", (VAE_WIDTH, TEXT_LAYERS))
     real, scaled = pair_flops(sdxl_configs(), 1024), pair_flops(scaled_configs(), RESOLUTION)
     rows = [[name, f"{real[name] / 1e12:.2f} T", f"{scaled[name] / 1e9:.2f} G"] for name in real]
@@ -135,7 +137,7 @@ def main() -> None:
         [f"{name} / unet", f"{ratios(real)[name]:.4f}", f"{ratios(scaled)[name]:.4f}"] for name in ("vae", "text")
     ]
     measuring.print_table(["operations per pair", "SDXL, 1024 pixels", f"scaled, {RESOLUTION} pixels"], rows)
-    measuring.store("scaled_sdxl", {"resolution": RESOLUTION, "real": real, "scaled": scaled})
+    measuring.store(args.output_dir, "scaled_sdxl", {"resolution": RESOLUTION, "real": real, "scaled": scaled})
 
 
 if __name__ == "__main__":

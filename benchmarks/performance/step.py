@@ -11,6 +11,9 @@ On CUDA the same with bfloat16, and the micro-step is run once under `torch.cuda
 import argparse
 from collections import defaultdict
 
+
+import measuring  # noqa: F401, isort: skip
+
 import torch
 import torch.nn.functional as F
 from orpo.training.optimizer import make_optimizer
@@ -129,7 +132,7 @@ def main() -> None:
         bound = (scaled["unet"] + scaled["vae"] + scaled["text"]) / scaled["unet"]
         result["bound"] = round(bound, 4)
         print(f"bound by operations: {bound:.3f}")
-    store("step", result)
+    store(args.output_dir, "step", result)
 
 
 if __name__ == "__main__":
