@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "examples" / "diffusion_orpo")]
 import published  # noqa: E402
 from diffusion_orpo_loss import orpo_loss  # noqa: E402
+from orpo.config import ModelConfig  # noqa: E402
 from orpo.models.checks import find_modules  # noqa: E402
 from orpo.models.registry import FLUX, FLUX2_KLEIN, QWEN_IMAGE, SD3, SDXL, Z_IMAGE  # noqa: E402
 
@@ -84,7 +85,7 @@ def build(name: str, rank: int) -> tuple[torch.nn.Module, dict]:
     with torch.device("meta"):
         model, given = published.denoiser(name), inputs(name)
         model.to(torch.bfloat16).requires_grad_(False)
-        layers = FAMILIES[name].lora_layers.split(",")
+        layers = FAMILIES[name].defaults.get("lora_layers", ModelConfig.lora_layers).split(",")
         model.add_adapter(
             LoraConfig(r=rank, target_modules=[module for layer in layers for module in find_modules(model, layer)])
         )

@@ -235,19 +235,32 @@ def readme_table(results: dict[str, list[Result]], cost: dict) -> str:
     lines.append(["base", "", *bases, ""])
     for name in plan.MAIN + plan.OTHER:
         for place in (0, 1):
-            shown = [readme_cell(task, found, name, place) for task, found in results.items()]
+            shown = [readme_cell(planned(found, task, name, place)) for task, found in results.items()]
             if any(shown):
                 time = f"{cost[name]['time']:.2f}" if name in cost else ""
                 lines.append([OBJECTIVES[name].label, ("first", "second")[place], *shown, time])
     return table(["objective", "setting", *(TITLES[task] for task in results), "time of a step"], lines)
 
 
-def readme_cell(task: str, found: list[Result], name: str, place: int) -> str:
-    wanted = replace(plan.make(task, name, plan.SETTINGS[task][name][place], 0), seed=0)
-    for result in found:
-        if result.setting == wanted:
-            return f"{result.gain(result.last).mean:{SIGNED[task]}}; {result.adherence(result.last):.2f}"
-    return ""
+def planned(found: list[Result], task: str, name: str, place: int) -> Result | None:
+    """The result of an objective's first or second setting."""
+    wanted = plan.make(task, name, plan.SETTINGS[task][name][place], seed=0)
+    return next((result for result in found if result.setting == wanted), None)
+
+
+def readme_cell(result: Result | None) -> str:
+    if result is None:
+        return ""
+    return f"{result.gain(result.last).mean:{SIGNED[result.setting.task]}}; {result.adherence(result.last):.2f}"
+
+
+def sentence(result: Result | None) -> str:
+    """Gain, prompt adherence and the number of seeds, for the pages' sentences."""
+    if result is None:
+        return "(not run yet)"
+    seeds = len(result.runs)
+    gain, adherence = readme_cell(result).split("; ")
+    return f"{gain} with {adherence} right ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
 def pages() -> dict[str, str]:
@@ -268,6 +281,8 @@ def pages() -> dict[str, str]:
         parts[f"steps_{task}"] = steps_table([result for result in results[task] if is_main(result.setting)])
         parts[f"constant_{task}"] = constant_table([r for r in constant[task] if not r.setting.flipped])
     parts["constant_wrong"] = constant_table([r for r in constant["prompt"] if r.setting.flipped])
+    for task, found in results.items():
+        parts |= {f"{name}_{i}_{task}": sentence(planned(found, task, name, i)) for name in OBJECTIVES for i in (0, 1)}
     templates = {"docs/results.md": "results"} | {
         f"docs/results/{name}.md": name for name in ("all_steps", "constant_rate")
     }
