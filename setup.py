@@ -57,7 +57,6 @@ setup(
         + LABEL
         + BENCHMARK
         + [
-            "atelier-diffusion",
             "awscli",
             "hypothesis",
             "lightning",

@@ -2,21 +2,16 @@
 
 import copy
 import functools
-import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from datasets import Dataset, Features, Value
-from peft import LoraConfig
 from PIL import Image, ImageOps
 from plug_in.scripts import apply_diff, current_script, functions, packaged_script, training_step
 
@@ -298,67 +293,3 @@ def test_diffusers_lora_step_has_the_gradients_of_a_direct_loop(lora_script, tin
         torch.testing.assert_close(
             parameter - moved, parameter.grad, rtol=1e-2, atol=1e-5, msg=lambda m: f"{name}: {m}"
         )
-
-
-def test_atelier_trains_an_sdxl_lora_with_this_loss(demo_base, tmp_path):
-    """Its trainer, SDXL adapter, data set and pair of errors, with this loss; whose twin in the package agrees."""
-    from atelier import AtelierTrainer, TrainerCallback, TrainingConfig
-    from atelier.adapters.sdxl import SDXLAdapter
-    from atelier.data.generation import GenerationDataset
-    from atelier.losses import DiffusionORPOLoss
-
-    class Record(TrainerCallback):
-        def __init__(self):
-            self.steps = []
-
-        def on_step_end(self, trainer, step, loss, metrics):
-            self.steps.append({"loss": loss} | metrics)
-
-    names, record = {}, Record()
-    exec(block("A trainer that takes a loss: atelier"), names)
-    faces = face_pairs(ALL_KINDS[1:16:2])
-    rows = Dataset.from_dict(
-        faces | {"chosen": faces["rejected"], "rejected": faces["chosen"]},  # what the base draws is not preferred
-        features=Features(chosen=datasets.Image(), rejected=datasets.Image(), prompt=Value("string")),
-    )
-    adapter = SDXLAdapter(demo_base, device="cpu", dtype=torch.float32)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = AtelierTrainer(
-        adapter=adapter,
-        config=TrainingConfig(
-            output_dir=str(tmp_path),
-            num_epochs=10,
-            batch_size=4,
-            learning_rate=5e-3,
-            mixed_precision="no",
-            gradient_checkpointing=False,
-            save_on_epoch_end=False,
-        ),
-        loss_fn=names["Orpo"](),
-        train_dataset=GenerationDataset(rows, adapter.tokenizer, adapter.tokenizer_2, image_size=64),
-        peft_config=LoraConfig(r=8, target_modules=["to_k", "to_q", "to_v", "to_out.0"]),
-        callbacks=[record],
-    )
-    batch = next(iter(trainer.train_dataloader))
-    results = []
-    for loss_fn in (names["Orpo"](), DiffusionORPOLoss(beta=0.1)):
-        torch.manual_seed(3)
-        loss, metrics = loss_fn(adapter, trainer.model, batch)
-        loss.backward()
-        gradients = [parameter.grad.clone() for parameter in trainer.model.parameters() if parameter.requires_grad]
-        trainer.model.zero_grad()
-        results.append((loss, metrics, gradients))
-    (loss, metrics, gradients), (other_loss, other_metrics, other_gradients) = results
-    torch.testing.assert_close(loss, other_loss)
-    assert metrics["log_odds_chosen"] == pytest.approx(other_metrics["log_odds_ratio"], abs=1e-5)
-    torch.testing.assert_close(gradients, other_gradients, rtol=1e-3, atol=1e-6)
-    assert sum(gradient.abs().sum() for gradient in gradients) > 0
-
-    trainer.train()
-    assert len(record.steps) == 20 and all(math.isfinite(step["loss"]) for step in record.steps)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        loss_after, metrics_after = names["Orpo"]()(adapter, trainer.model, batch)
-    assert loss_after < loss
-    assert metrics_after["log_odds_chosen"] > metrics["log_odds_chosen"] + 0.4
-    assert metrics_after["rewards/margins"] > metrics["rewards/margins"]
