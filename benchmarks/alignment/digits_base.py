@@ -22,7 +22,7 @@ PROMPTS = tuple(f"a handwritten {name}" for name in NAMES)
 
 
 def digit_images() -> tuple[torch.Tensor, np.ndarray]:
-    """The digits, dark on white, at the size that the tiny SDXL draws: uint8 (1797, 3, 64, 64), and their classes."""
+    """The digits, dark on white, at the size that the tiny SDXL generates: uint8 (1797, 3, 64, 64), and their classes."""
     digits = load_digits()
     ink = torch.from_numpy(digits.images / 16).float().unsqueeze(1)
     ink = interpolate(ink, size=64, mode="bicubic").clamp(0, 1)

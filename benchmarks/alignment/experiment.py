@@ -122,8 +122,8 @@ class Quarter:
 
     def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
         length = self.process.scheduler.config.num_train_timesteps // QUARTERS
-        drawn = torch.cat([torch.randint(length, (1,), generator=generator) for generator in generators])
-        return self.index * length + drawn
+        sampled = torch.cat([torch.randint(length, (1,), generator=generator) for generator in generators])
+        return self.index * length + sampled
 
     def __getattr__(self, name: str):
         return getattr(self.process, name)

@@ -1,4 +1,4 @@
-"""Makes a base that often draws the wrong thing: the demo's model, trained on where two captions in five are wrong.
+"""Makes a base that often generates the wrong thing: the demo's model, trained further on captions of which two in five are wrong.
 
     python benchmarks/alignment/noisy_base.py --output_dir benchmarks/alignment/bases/noisy-base
 

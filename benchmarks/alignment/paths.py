@@ -1,4 +1,4 @@
-"""Puts the examples on the import path: the benchmark trains with their own step and draws with their own sampler."""
+"""Puts the examples on the import path: the benchmark trains with their own step and generates with their own sampler."""
 
 import sys
 from pathlib import Path

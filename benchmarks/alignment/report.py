@@ -228,18 +228,26 @@ def draw_frontier(results: dict[str, list[Result]], file: Path) -> None:
     plt.close(figure)
 
 
-def readme_table(results: dict[str, list[Result]], cost: dict) -> str:
-    """Both settings of each objective, in the plan's order: gain and prompt adherence at the last step."""
-    lines = []
-    bases = [f"0; {np.mean(found[0].base['adherence']):.2f}" if found else "" for found in results.values()]
-    lines.append(["base", "", *bases, ""])
-    for name in plan.MAIN + plan.OTHER:
-        for place in (0, 1):
+def readme_table(results: dict[str, list[Result]], constant: dict[str, list[Result]], cost: dict) -> str:
+    """Gain and prompt adherence: of the plan's runs at their last step, and of the earlier ones at a constant rate after 1,000."""
+    lines = [["base", "", *(f"0; {np.mean(found[0].base['adherence']):.2f}" for found in constant.values()), ""]]
+    for name in (*plan.MAIN, *plan.OTHER):
+        time = f"{cost[name]['time']:.2f}" if name in cost else f"{cost['orpo']['time']:.2f}"
+        for place, title in enumerate(("falling", "falling, second setting")):
             shown = [readme_cell(planned(found, task, name, place)) for task, found in results.items()]
-            if any(shown):
-                time = f"{cost[name]['time']:.2f}" if name in cost else ""
-                lines.append([OBJECTIVES[name].label, ("first", "second")[place], *shown, time])
-    return table(["objective", "setting", *(TITLES[task] for task in results), "time of a step"], lines)
+            lines += [[OBJECTIVES[name].label, title, *shown, time]] if any(shown) else []
+    for name in plan.MAIN[1:] + plan.OTHER:
+        shown = [readme_cell(at_constant_rate(found, task, name), 1000) for task, found in constant.items()]
+        lines.append([OBJECTIVES[name].label, "constant, five seeds", *shown, f"{cost[name]['time']:.2f}"])
+    return table(["objective", "learning rate", *(TITLES[task] for task in results), "time of a step"], lines)
+
+
+def at_constant_rate(found: list[Result], task: str, name: str) -> Result:
+    """An objective's earlier runs at the strength of its first setting."""
+    strength, *_ = plan.SETTINGS[task][name][0]
+    wanted = (name, strength, 1, 0)
+    settings = ((r.setting.objective, r.setting.strength, r.setting.temperature, r.setting.flipped) for r in found)
+    return found[list(settings).index(wanted)]
 
 
 def planned(found: list[Result], task: str, name: str, place: int) -> Result | None:
@@ -248,10 +256,11 @@ def planned(found: list[Result], task: str, name: str, place: int) -> Result | N
     return next((result for result in found if result.setting == wanted), None)
 
 
-def readme_cell(result: Result | None) -> str:
+def readme_cell(result: Result | None, step: int | None = None) -> str:
     if result is None:
         return ""
-    return f"{result.gain(result.last).mean:{SIGNED[result.setting.task]}}; {result.adherence(result.last):.2f}"
+    step = step or result.last
+    return f"{result.gain(step).mean:{SIGNED[result.setting.task]}}; {result.adherence(step):.2f}"
 
 
 def sentence(result: Result | None) -> str:
@@ -291,7 +300,7 @@ def pages() -> dict[str, str]:
         for page, name in templates.items()
     }
     readme = (paths.REPOSITORY / "README.md").read_text()
-    return made | {"README.md": between(readme, "alignment", readme_table(results, cost))}
+    return made | {"README.md": between(readme, "alignment", readme_table(results, constant, cost))}
 
 
 def between(text: str, name: str, part: str) -> str:

@@ -56,8 +56,8 @@ def paired_ratio(numerators: list[float], denominators: list[float]) -> dict[str
         The median of the pairs' ratios, its 95 % interval by bootstrap, and the smallest and the largest ratio.
     """
     ratios = np.array(numerators) / np.array(denominators)
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    resampled = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
     summary = {"median": np.median(ratios), "low": low, "high": high, "min": ratios.min(), "max": ratios.max()}
     return {name: round(float(value), 4) for name, value in summary.items()} | {"rounds": len(ratios)}
 

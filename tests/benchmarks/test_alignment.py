@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from orpo.config import LossConfig
 
 import plan
 from classifier import FrechetDistance
@@ -177,14 +178,15 @@ def test_the_pages_show_the_stored_results():
 
 
 @pytest.mark.campaign
-def test_digits_stay_digits_at_an_even_share_and_do_not_at_a_large_beta():
-    """600 steps of the published rates: adherence near the base's beside a fifth of it."""
+def test_digits_stay_digits_at_the_default_share_and_do_not_at_a_large_beta():
+    """600 steps, the same rate: most of the base's 0.92 beside less than half of it."""
     task = make_task("digits")
-    pairs, held_out = make_pairs(task, 960), make_pairs(task, 16, seed=1)
-    even = Experiment("digits", "even", 0.4, 1e-3, steps=600, seed=1, temperature=4.0)
+    pairs, held_out = make_pairs(task, 480), make_pairs(task, 16, seed=1)
+    even = Experiment("digits", "even", LossConfig().loser_share, 5e-4, steps=600, seed=1)
     adherence = {}
-    for experiment in (even, replace(even, objective="orpo", strength=5.0, learning_rate=2.5e-4, temperature=1.0)):
+    for experiment in (even, replace(even, objective="orpo", strength=5.0)):
         training = Training(experiment, task, pairs)
         training.train_to(600)
         adherence[experiment.objective] = np.mean(measure(task, training.model, held_out)["adherence"])
-    assert adherence["even"] > 0.75 and adherence["orpo"] < 0.55, adherence
+    print(adherence)
+    assert adherence["even"] > 0.7 and adherence["orpo"] < 0.45
