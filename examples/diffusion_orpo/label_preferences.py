@@ -34,7 +34,6 @@ from pathlib import Path
 from orpo.cli import read_flags, run
 from orpo.config import LabellingConfig
 from orpo.labelling.agreement import agreements, as_json
-from orpo.labelling.export import export, labelled_pairs
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_annotator, find_copies, read_votes
@@ -91,6 +90,8 @@ def label(config: LabellingConfig) -> None:
 
 def export_votes(config: LabellingConfig) -> None:
     """Writes the dataset, and says what is in it."""
+    from orpo.labelling.export import export, labelled_pairs  # imports datasets, which the page does not need
+
     folder, output_dir = Path(config.images_dir), Path(config.export)
     votes = read_votes(folder)
     report_copies(folder)

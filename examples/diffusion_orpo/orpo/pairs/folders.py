@@ -19,12 +19,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from ..runtime.messages import printable
 from .bad_pair import BadPair
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +70,7 @@ class PairFolders:
     def add_problem(self, kind: str, problem: str, where: str = "", advice: str = "") -> None:
         self.problems.append(BadPair(kind, problem, where, advice))
 
-    def dataset(self, cache_dir: str | None) -> Dataset:
+    def dataset(self, cache_dir: str | None) -> "Dataset":
         """The pairs as rows with the columns chosen, rejected, prompt; images as paths. datasets caches the listing."""
         rows = [
             {side: str(self.images[side][name].absolute()) for side in SIDES} | {"prompt": self.prompts.get(name, "")}
@@ -74,6 +78,8 @@ class PairFolders:
         ]
         # Other contents of the same names must be another data set to datasets' cache of checked images.
         stamps = [[self.images[side][name].stat() for side in SIDES] for name in self.names]
+        from datasets import Dataset, Features, Image, Value  # takes seconds, and labelling needs only the captions
+
         return Dataset.from_generator(
             _give_rows,
             features=Features(chosen=Image(), rejected=Image(), prompt=Value("string")),
@@ -115,7 +121,7 @@ def is_pair_folders(name: str) -> bool:
     return True
 
 
-def load_pair_folders(folder: Path, cache_dir: str | None) -> Dataset:
+def load_pair_folders(folder: Path, cache_dir: str | None) -> "Dataset":
     """Rows of `chosen`, `rejected`, `prompt` from the two folders.
 
     Raises:
