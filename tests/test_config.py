@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 from orpo import config
-from orpo.cli import REPLACED, make_parser, read_flags, training_config, training_flags
-from orpo.config import Config, setting
+from orpo.cli import REPLACED, make_parser, parse_training_flags, read_flags, training_config, training_flags
+from orpo.config import CheckConfig, Config, setting
 from orpo.models.registry import FAMILIES, SD3, SDXL
 
 from flags_page import PAGE, flags_page
@@ -73,6 +73,7 @@ def test_the_home_folder_is_found_after_an_equals_sign(monkeypatch):
         (["--rnak=1"], "Did you mean --rank?"),
         (["--something_else"], "there is no --something_else. --help lists all flags."),
         (["--name=n", "stray"], "stray belongs to no flag."),
+        (["--name=n", "--rank=1", "--rank=2"], "--rank is given twice, and only the last one would count. Keep one."),
         (["--name=n", "--scale_lr"], f"there is no --scale_lr: {REPLACED['scale_lr']}."),
     ],
 )
@@ -81,6 +82,24 @@ def test_a_mistake_is_one_line_and_status_2(line, said, capsys):
         read(*line)
     (error,) = capsys.readouterr().err.splitlines()
     assert said in error and exit.value.code == 2
+
+
+def test_eight_bit_adam_by_the_flag_of_diffusers_scripts(capsys):
+    line = ["--pretrained_model_name_or_path=x", "--dataset_name=y", "--use_8bit_adam"]
+    families = (SDXL,)
+    assert parse_training_flags(None, families, line).optimizer == "AdamW8bit"
+    with pytest.raises(SystemExit):
+        parse_training_flags(None, families, [*line, "--optimizer=prodigy"])
+    assert "choose one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--dataset_name=b"], ["b.parquet"]])
+def test_two_datasets_are_refused_with_the_way_out(more, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.parquet").touch()
+    with pytest.raises(SystemExit):
+        read_flags(CheckConfig, None, ["--dataset_name=a", *more])
+    assert "concatenate_datasets" in capsys.readouterr().err
 
 
 def test_python_gets_the_same_messages_as_a_command_line():

@@ -21,7 +21,6 @@ from .runtime.start import begin
 # Flags that there were, or that scripts like these have, and what takes their place.
 REPLACED = {
     "quantize_base": "use --bnb_quantization_config_path=8bit or =nf4",
-    "use_8bit_adam": "use --optimizer=AdamW8bit",
     "scale_lr": "multiply --learning_rate yourself",
     "lr_num_cycles": "--lr_scheduler is linear, cosine, constant or constant_with_warmup",
     "lr_power": "--lr_scheduler is linear, cosine, constant or constant_with_warmup",
@@ -65,6 +64,8 @@ class Parser(argparse.ArgumentParser):
             if given.count(flag) > 1:
                 several = f" {ONE_DATASET}" if flag == "--dataset_name" else " Keep one."
                 self.error(f"{flag} is given twice, and only the last one would count.{several}")
+        if {"--optimizer", "--use_8bit_adam"} <= set(given):
+            self.error("--optimizer and --use_8bit_adam set the same: choose one.")
         values, rest = self.parse_known_args(line, namespace)
         if rest:
             self.error(f"{rest[0]} belongs to no flag.{f' {ONE_DATASET}' if os.path.exists(rest[0]) else ''}")
@@ -102,6 +103,10 @@ def make_parser(
         for name in names:
             if name not in hidden:
                 _add_flag(group, config, name, (defaults or {}).get(name, config.default(name)))
+    if "optimizer" in config.settings():  # as diffusers' scripts call it
+        parser.add_argument(
+            "--use_8bit_adam", dest="optimizer", action="store_const", const="AdamW8bit", help="--optimizer=AdamW8bit."
+        )
     parser.add_argument("--debug", action="store_true", help="Show where an error arose.")
     return parser
 
