@@ -10,7 +10,6 @@ so that other work on the machine counts less. The bar: from 1024 to 512 pixels,
 
 import argparse
 import io
-import json
 import tarfile
 import tempfile
 import time
@@ -53,15 +52,17 @@ def write_shard(path: Path, size: int) -> float:
                 entry = tarfile.TarInfo(f"{i:06d}.{name}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    manifest = {"version": 1, "shards": [{"name": path.name, "samples": PAIRS}]}
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+    from orpo.store.folder import write_manifest
+    from orpo.store.index import Manifest, scan
+
+    write_manifest(str(path.parent), Manifest([scan(str(path), str(path.parent / "cache"))]))
     return total / PAIRS / 2 / 1e3
 
 
 def ours(shard: Path, resolution: int):
     from orpo.pairs.pair import PairTransform
     from orpo.runtime.shapes import square
-    from orpo.store.listing import find_shards
+    from orpo.store.index import find_shards
     from orpo.store.stream import ShardData
 
     data = ShardData(find_shards([str(shard)]), 0, PairTransform(square(resolution)), 0, 1, 0.0)

@@ -1,9 +1,9 @@
 """What several tests need: preference rows, files of them, runs of the script, and what the runs logged."""
 
 import io
-import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset, Features, Value
@@ -71,7 +71,7 @@ def write_shards(
 ) -> Path:
     """Writes `train-00000.tar` and so on with webdataset's own writer, and a manifest; leaves out members by row."""
     Path(folder).mkdir(exist_ok=True, parents=True)
-    sizes = {}
+    written = []
     for i in range(0, len(rows), per_shard):
         name = f"train-{first_shard + i // per_shard:05d}.tar"
         with TarWriter(str(Path(folder) / name)) as writer:
@@ -86,10 +86,13 @@ def write_shards(
                 }
                 sample.pop((leave_out or {}).get(i + j), None)
                 writer.write(sample)
-        sizes[name] = len(rows[i : i + per_shard])
+        written.append(str(Path(folder) / name))
     if manifest:
-        shards = [{"name": name, "samples": size} for name, size in sizes.items()]
-        (Path(folder) / "manifest.json").write_text(json.dumps({"version": 1, "shards": shards}))
+        from orpo.store.folder import write_manifest
+        from orpo.store.index import Manifest, scan
+
+        with TemporaryDirectory() as cache:
+            write_manifest(str(folder), Manifest([scan(path, cache) for path in written]))
     return Path(folder)
 
 

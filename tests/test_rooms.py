@@ -15,7 +15,7 @@ ALLOWED = {
     "models": set(),
     "training": {"scoring"},
     "pairs": set(),
-    "store": {"pairs", "models"},
+    "store": {"pairs"},
     "labelling": {"pairs"},
     "generation": {"pairs", "models"},
     "reports": {"store", "pairs", "scoring", "generation"},

@@ -72,7 +72,7 @@ def run_mutations(target: str, seed: int, count: int) -> tuple[Counter, list[str
 
 def run_child(target: str, seed: int, first: int, count: int, progress: mmap.mmap, report: str) -> None:
     """The child: runs the inputs from `first` on, notes each outcome, and ends."""
-    logging.getLogger("orpo.store.listing").setLevel(logging.ERROR)  # a broken shard is logged for every input
+    logging.getLogger("orpo.store.tar").setLevel(logging.ERROR)  # a broken shard is logged for every input
     from faults.targets import TARGETS
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -132,7 +132,7 @@ def run_rows(seed: int, count: int) -> tuple[Counter, list[str]]:
 
 
 def main() -> None:
-    logging.getLogger("orpo.store.listing").setLevel(logging.ERROR)
+    logging.getLogger("orpo.store.tar").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000, help="Over all targets together.")
     parser.add_argument("--seed", type=int, default=0, help="Decides all inputs.")

@@ -10,7 +10,7 @@ from faults.mutations import mutate
 from hypothesis import strategies as st
 from orpo.pairs.columns import Columns
 from orpo.pairs.table import PairTable, PreferencePairs
-from orpo.store.rows import read_pair
+from orpo.store.convert import read_pair
 
 
 LABELS = st.one_of(

@@ -127,6 +127,8 @@ def manifests() -> dict[str, bytes]:
         "samples": 4,
         "bytes": 10240,
         "sha256": "0" * 64,
+        "ties": [],
+        "sizes": ["4 * 64 48 64 48"],
         "labels": {"jpg_0": 2, "jpg_1": 2, "tie": 0},
         "source": [{"file": "train.parquet", "first_row": 0, "rows": 5}],
         "bad_rows": [{"file": "train.parquet", "row": 4, "reason": "it is bad"}],

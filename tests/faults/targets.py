@@ -17,14 +17,14 @@ from pathlib import Path
 from faults import samples
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
-from orpo.store.converting import convert_unit
+from orpo.store.convert import convert_unit
 from orpo.store.finish import check_totals
-from orpo.store.listing import read_listing
-from orpo.store.manifest import Shard, read_manifest
+from orpo.store.folder import read_manifest
+from orpo.store.index import Shard
 from orpo.store.plan import plan_job
+from orpo.store.reader import read_samples
 from orpo.store.sample import to_pair
-from orpo.store.shard import read_samples
-from orpo.store.tar import WANTED, walk_samples
+from orpo.store.tar import WANTED, open_tar, walk_samples
 
 
 WORK = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
@@ -112,7 +112,8 @@ def tar(data: bytes) -> str:
 def as_far_as_it_goes(data: bytes, mode: str, count: int) -> list:
     found = []
     try:
-        found.extend(walk_samples(io.BytesIO(data), mode, 0, count))
+        with open_tar(io.BytesIO(data), mode) as archive:
+            found.extend(walk_samples(archive, 0, count))
     except (tarfile.TarError, EOFError):
         pass
     return found
@@ -244,20 +245,14 @@ def manifest(data: bytes) -> str:
     folder.mkdir(exist_ok=True)
     path = folder / "manifest.json"
     path.write_bytes(data)
-    refusals = 0
-    for read in (lambda: read_listing(str(path)), lambda: read_manifest(str(folder))):
-        try:
-            found = read()
-        except ValueError as error:
-            require(str(path) in str(error), f"message without place: {error}")
-            refusals += 1
-            continue
-        if isinstance(found, dict):
-            counts = [entry.samples for entry in found.values()]
-            require(all(type(n) is int and 0 <= n <= 10**7 for n in counts), f"samples {found}")
-        else:
-            require(all(Path(shard.name).name == shard.name for shard in found.shards), "a name leads elsewhere")
-    return "refused" if refusals == 2 else "accepted"
+    try:
+        found = read_manifest(str(folder))
+    except ValueError as error:
+        require(str(path) in str(error), f"message without place: {error}")
+        return "refused"
+    require(all(type(s.samples) is int and 0 <= s.samples <= 10**7 for s in found.shards), f"samples {found}")
+    require(all(Path(shard.name).name == shard.name for shard in found.shards), "a name leads elsewhere")
+    return "accepted"
 
 
 # Members of one sample, as text between separators

@@ -29,16 +29,14 @@ from orpo.pairs import rows as rows_module
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.pairs.image import MAX_FILE_BYTES, decode_image
+from orpo.pairs.order import in_one_bucket
 from orpo.pairs.pair import PairTransform, crop_image
 from orpo.runtime.shapes import square
-from orpo.store.converting import convert_unit
-from orpo.store.listing import find_shards
-from orpo.store.manifest import Shard
-from orpo.store.order import Share, count_lanes
+from orpo.store.convert import convert_unit
+from orpo.store.index import Shard, find_shards
 from orpo.store.plan import plan_job
-from orpo.store.reader import read_share
+from orpo.store.reader import PairReader, read_samples
 from orpo.store.sample import to_pair
-from orpo.store.shard import read_samples
 from orpo.store.stream import ShardData
 from PIL import Image
 
@@ -626,7 +624,8 @@ def test_keys_and_shards_in_messages_are_printable(tmp_path, caplog):
 @pytest.mark.parametrize("samples_said", ["-1", "2.5", "true", "null", '"7"', "1e9", str(10**12), "[]"])
 def test_a_manifest_with_other_than_a_number_of_samples_is_refused(tmp_path, samples_said):
     (tmp_path / "train-00000.tar").write_bytes(GOOD)
-    manifest = f'{{"version": 1, "shards": [{{"name": "train-00000.tar", "samples": {samples_said}}}]}}'
+    rest = f'"bytes": 1, "sha256": "{"0" * 64}", "ties": [], "sizes": []'
+    manifest = f'{{"version": 1, "shards": [{{"name": "train-00000.tar", "samples": {samples_said}, {rest}}}]}}'
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(ValueError, match="manifest.json is not a manifest of shards.*convert the data again"):
         find_shards([str(tmp_path)])
@@ -641,8 +640,9 @@ def test_processes_stay_in_step_when_one_of_them_meets_bad_samples(tiny_sdxl, tm
     data = face_rows(24, ties=0)
     folder = write_shards(tmp_path / "shards", data, per_shard=6)
     shards = find_shards([str(folder)])
-    share = Share(num_pairs=24, lanes=count_lanes(4), batch_size=2, rank=0, world_size=2, start=0)
-    for arrival in islice(chain.from_iterable(read_share(shards, shards.pairs(), 0, 1024, share)), 5):
+    buckets = [np.zeros(6, dtype=int)] * 4
+    batches = PairReader(shards, shards.pairs(), buckets, 0, 1024).batches(in_one_bucket(24, 2), 0, 2)
+    for arrival in islice(chain.from_iterable(batches), 5):
         row = data[6 * arrival.shard + arrival.ordinal]
         row["jpg_0"] = row["jpg_0"][:500]
     write_shards(folder, data, per_shard=6)

@@ -13,8 +13,8 @@ from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.columns import CONVENTIONS, Columns, Reading, stored_columns
 from orpo.pairs.table import PairTable, PreferencePairs
 from orpo.reports.sources import RowSource
+from orpo.store.convert import read_pair
 from orpo.store.copying import write_copy
-from orpo.store.rows import read_pair
 
 
 GOOD = [row["jpg_0"] for row in face_rows(6, ties=0)]

@@ -20,10 +20,10 @@ from orpo.pairs.image import decode_image
 from orpo.pairs.sources import open_table
 from orpo.pairs.table import PreferencePairs
 from orpo.reports.sources import RowSource
-from orpo.store.converting import convert_unit
+from orpo.store.convert import convert_unit
 from orpo.store.plan import plan_job
+from orpo.store.reader import read_samples
 from orpo.store.sample import to_pair
-from orpo.store.shard import read_samples
 from PIL import Image
 
 from train_diffusion_orpo_sdxl_lora import parse_args

@@ -23,7 +23,7 @@ from orpo.reports.inspection import image_facts
 from orpo.reports.repeated_pairs import find_repeated
 from orpo.reports.sources import RowSource
 from orpo.runtime.shapes import square
-from orpo.store.listing import find_shards
+from orpo.store.index import find_shards
 from orpo.store.stream import ShardData
 from PIL import Image
 from transformers import AutoTokenizer
@@ -206,7 +206,7 @@ def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Cou
     logged = set()
     handler = logging.Handler()
     handler.emit = lambda record: logged.add(record.getMessage())
-    logging.getLogger("orpo.store.tolerance").addHandler(handler)
+    logging.getLogger("orpo.store.stream").addHandler(handler)
     try:
         data = ShardData(find_shards([str(folder)]), 0, PairTransform(square(8)), 0, 1, max_bad_samples)
         stream = data.training_batches(1, seed=0, position=None, rank=0, world_size=1)
@@ -216,7 +216,7 @@ def what_training_reads(folder: Path, max_bad_samples: float) -> tuple[bool, Cou
     except (ValueError, OSError):
         accepted = False
     finally:
-        logging.getLogger("orpo.store.tolerance").removeHandler(handler)
+        logging.getLogger("orpo.store.stream").removeHandler(handler)
     return accepted, Counter(message.split(": ")[1] for message in logged)
 
 

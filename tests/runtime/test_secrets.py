@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from orpo.config import TrainingConfig
 from orpo.runtime.redaction import argument_without_secrets, without_secrets
-from orpo.store.manifest import read_manifest
+from orpo.store.folder import read_manifest
 from orpo.training.model_card import save_model_card
 from PIL import Image
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import face_rows, write_parquet
-from orpo.store.manifest import read_manifest
+from orpo.store.folder import read_manifest
 
 import convert_to_webdataset
 

@@ -9,10 +9,10 @@ from datasets import Dataset, DatasetDict
 from helpers import FEATURES, face_rows, write_parquet
 from orpo.pairs.sources import open_table
 from orpo.pairs.table import PreferencePairs
-from orpo.store.converting import convert_unit
+from orpo.store.convert import convert_unit
 from orpo.store.plan import plan_job
+from orpo.store.reader import read_samples
 from orpo.store.sample import to_pair
-from orpo.store.shard import read_samples
 
 
 ROWS = face_rows(6, ties=1)

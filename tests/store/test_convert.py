@@ -26,13 +26,12 @@ from datasets import Image as ImageFeature
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from helpers import encode, write_parquet
-from moto.server import ThreadedMotoServer
 from orpo.store import parquet
-from orpo.store.converting import convert_unit, ray_session
+from orpo.store.convert import convert_unit
 from orpo.store.finish import check_totals
-from orpo.store.manifest import Manifest, Shard, read_manifest, write_manifest
+from orpo.store.folder import read_manifest, write_manifest
+from orpo.store.index import Manifest, Shard, unpack_sizes
 from orpo.store.plan import plan_job
-from orpo.store.sizes import unpack_sizes
 from PIL import Image
 
 import convert_to_webdataset
@@ -46,19 +45,11 @@ EXIF_ROTATED = 274
 
 
 @pytest.fixture(scope="module", autouse=True)
-def services():
-    """Ray and an S3 on loopback, once for all tests here. Ray's workers know the S3 by their environment."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+def services(ray):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        with ray_session(None):
-            yield
-    server.stop()
+        for name, value in ray.items():
+            patch.setenv(name, value)
+        yield
 
 
 def noise(seed: int, side: int = 24) -> Image.Image:
@@ -307,7 +298,7 @@ def test_manifest_survives_the_round_trip_and_other_versions_are_refused(tmp_pat
     assert (tmp_path / "manifest.json").read_bytes() == (tmp_path / "out" / "manifest.json").read_bytes()
     for broken in ('{"version": 2, "shards": []}', '{"version": 1}', "[]", "{"):
         (tmp_path / "manifest.json").write_text(broken)
-        with pytest.raises(ValueError, match="manifest.json can't be read"):
+        with pytest.raises(ValueError, match="manifest.json is not a manifest of shards"):
             read_manifest(str(tmp_path))
 
 

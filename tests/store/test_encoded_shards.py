@@ -19,31 +19,26 @@ from orpo.models.sdxl import StableDiffusionXL
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.pair import PairTransform
 from orpo.runtime.shapes import square
-from orpo.store.converting import ray_session
-from orpo.store.encoded_sample import read_encoded
-from orpo.store.encoder import plan_encoding
-from orpo.store.listing import find_shards
-from orpo.store.manifest import read_manifest
-from orpo.store.sample import to_pair
-from orpo.store.shard import read_samples
+from orpo.store.folder import read_manifest
+from orpo.store.index import find_shards
+from orpo.store.reader import read_samples
+from orpo.store.sample import read_encoded, to_pair
 from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
 from bases import base_folder
-from convert_to_webdataset import main
+from convert_to_webdataset import main, plan_encoding
 from convert_to_webdataset import parse_args as converter_flags
 from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
 
 
 ROWS = 28
+PLAIN = PairTransform(square(64))
 BROKEN = 5  # its header is good, its tail is gone
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray():
-    with ray_session(None):
-        yield
+pytestmark = pytest.mark.usefixtures("ray")
 
 
 def convert(data, output, *flags) -> Path:
@@ -105,7 +100,10 @@ def test_samples_hold_what_the_encoders_say_of_the_centre_crops_and_of_the_promp
     assert len(originals) == len(found) == 15
     for i in range(0, 15, 2):
         pair = to_pair(originals[i])
-        expected, sample = PairTransform(square(64))(pair, 0, 7, "row 0"), read_encoded(encoding, found[i], 0, 7)
+        expected, sample = (
+            PairTransform(square(64))(pair, 0, 7, "row 0"),
+            read_encoded(encoding, found[i], 0, PLAIN, 7),
+        )
         moments = model.encode_images(expected["pixel_values"].permute(0, 3, 1, 2))
         torch.testing.assert_close(sample["moments"], moments, rtol=1e-4, atol=1e-4)
         for name, value in model.encode_prompts([pair.prompt]).items():
@@ -225,6 +223,7 @@ def test_a_hostile_encoding_is_a_bad_sample(encoded, damage):
             find_shards([str(encoded)]).encoding,
             sample | {"encoded.safetensors": DAMAGE[damage](sample["encoded.safetensors"])},
             bucket=0,
+            transform=PLAIN,
             seed=0,
         )
     assert raised.value.kind == "bad encoding" and len(str(raised.value)) < 1000
@@ -235,14 +234,14 @@ def test_labels_decide_the_order_and_ties_are_passed_over(encoded):
     tensors = load(sample["encoded.safetensors"])
     for label, first in (("1", 0), ("0", 1)):
         texts = {"label_0.txt": label.encode(), "label_1.txt": str(1 - float(label)).encode()}
-        read = read_encoded(encoding, sample | texts, 0, 0)
+        read = read_encoded(encoding, sample | texts, 0, PLAIN, 0)
         assert torch.equal(read["moments"][0], tensors[f"moments_{first}"])
         assert torch.equal(read["moments"][1], tensors[f"moments_{1 - first}"])
         assert torch.equal(read["original_sizes"][0], tensors["original_sizes"][first])
         assert torch.equal(read["crop_top_lefts"][1], tensors["crop_top_lefts"][1 - first])
-    assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0, 0) is None
+    assert read_encoded(encoding, sample | {"label_0.txt": b"0.5", "label_1.txt": b"0.5"}, 0, PLAIN, 0) is None
     with pytest.raises(BadPair, match="has only .*needs original_prompt.txt, encoded.safetensors, label_0.txt"):
-        read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0, 0)
+        read_encoded(encoding, {name: value for name, value in sample.items() if name != "label_0.txt"}, 0, PLAIN, 0)
 
 
 def test_bad_samples_of_a_stream_are_counted_and_the_others_train(tiny_sdxl, encoded, tmp_path, capsys):
@@ -328,6 +327,6 @@ def test_a_resolution_that_the_family_cannot_train_at_is_refused():
         config = converter_flags([*flags, f"--pretrained_model_name_or_path={base_folder(family)}"])
         return plan_encoding(encoding_config(config))
 
-    assert plan("sdxl").options.lora_layers
+    assert plan("sdxl").shapes == ((72, 72),)
     with pytest.raises(ValueError, match="--resolution must be a multiple of 16"):
         plan("sd3")

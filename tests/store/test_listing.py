@@ -1,10 +1,12 @@
 """Where shards are, how many samples they hold, which of these are ties, and what is refused before a model loads."""
 
+import hashlib
 import http.server
 import io
 import json
 import logging
 import os
+import shutil
 import tarfile
 from functools import partial
 from itertools import islice
@@ -15,9 +17,9 @@ import pytest
 from helpers import face_rows, write_shards
 from orpo.pairs.pair import PairTransform
 from orpo.runtime.shapes import square
-from orpo.store import opening, ties
-from orpo.store.listing import Shards, find_shards
-from orpo.store.shard import read_samples
+from orpo.store import index, locate
+from orpo.store.index import Shards, find_shards
+from orpo.store.reader import read_samples
 from orpo.store.stream import ShardData
 
 
@@ -40,6 +42,12 @@ def test_folders_braces_wildcards_and_several_patterns(folder, tmp_path):
     two = find_shards([f"{folder}/train-{{00003..00004}}.tar", f"{folder}/train-00000.tar"])
     assert list(two.urls) == [expected[3], expected[4], expected[0]] and list(two.counts) == [7, 6, 7]
     assert list(find_shards([f"pipe:cat {folder}/train-{{00001..00002}}.tar"]).counts) == [7, 7]
+
+
+def test_a_tilde_is_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for pattern in (f"~/{folder.name}", f"~/{folder.name}/train-*.tar", f"~/{folder.name}/train-{{00000..00004}}.tar"):
+        assert len(find_shards([pattern]).urls) == 5
 
 
 def test_a_folder_of_several_splits_is_not_mixed(tmp_path):
@@ -91,7 +99,7 @@ def test_a_shard_that_the_manifest_does_not_know_is_an_error(folder, tmp_path):
 
 
 def test_wds_secure_refuses_commands(folder, monkeypatch):
-    monkeypatch.setattr(opening, "enforce_security", True)  # what WDS_SECURE=1 sets when webdataset is imported
+    monkeypatch.setattr(locate, "enforce_security", True)  # what WDS_SECURE=1 sets when webdataset is imported
     with pytest.raises(ValueError, match="WDS_SECURE.*refusing to run pipe:cat"):
         find_shards([f"pipe:cat {folder}/train-00000.tar"])
     assert find_shards([str(folder)]).counts.sum() == 34
@@ -153,16 +161,9 @@ def test_a_shard_that_is_named_twice_is_refused(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match="same shard twice: .*train-00001.tar and .*train-00001.tar"):
             find_shards(list(map(str, patterns)))
-    entry = {"name": "train-00001.tar", "samples": 7, "ties": [], "sha256": "0" * 64}
-    for path in (folder, copied):
-        (copied if path is copied else tmp_path).mkdir(exist_ok=True)
-    for number in (0, 1):
-        path = tmp_path / str(number)
-        path.mkdir()
-        (path / "train-00001.tar").write_bytes(shard.read_bytes())
-        (path / "manifest.json").write_text(json.dumps({"version": 1, "shards": [entry]}))
+    (copied / "train-00009.tar").write_bytes(shard.read_bytes())
     with pytest.raises(ValueError, match="same shard twice"):  # a copy, by its checksum
-        find_shards([str(tmp_path / "0"), str(tmp_path / "1")])
+        find_shards([str(folder), str(copied)])
 
 
 # Ties
@@ -176,22 +177,27 @@ def manifest_with(folder: Path, **entries) -> Path:
     return folder
 
 
-def test_ties_are_those_of_the_manifest_or_of_the_labels(folder, tmp_path, monkeypatch):
-    found = find_shards([str(folder)])  # the manifest of `write_shards` says nothing of ties
-    assert [list(places) for places in found.ties] == [[], [], [], [], [2, 3, 4, 5]]
-    assert sum(map(len, found.pairs())) == 30
-    monkeypatch.setattr(ties, "walk_shard", lambda *args: pytest.fail("a shard was read again"))
-    assert find_shards([str(folder)]).num_ties == 4  # the answer was kept
-    one = write_shards(tmp_path, face_rows(6), per_shard=6)
-    assert find_shards([str(manifest_with(one, ties=[2, 3, 4, 5]))]).num_ties == 4
-    manifest_with(one, ties=None, labels={"jpg_0": 4, "jpg_1": 2, "tie": 9})  # the converter left the ties out
-    assert find_shards([str(one)]).num_ties == 0
+def test_what_is_in_a_shard_is_what_the_manifest_says_or_what_reading_finds(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "listed", face_rows(34), per_shard=7)
+    unlisted = shutil.copytree(folder, tmp_path / "unlisted", ignore=shutil.ignore_patterns("*.json"))
+    told, found = find_shards([str(folder)]), find_shards([str(unlisted)])
+    assert [list(places) for places in told.ties] == [[], [], [], [], [2, 3, 4, 5]]
+    assert sum(map(len, told.pairs())) == 30 and list(told.counts) == [7, 7, 7, 7, 6]
+    digests = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar")))
+    assert told.contents == digests
+    with pytest.raises(ValueError, match="same shard twice"):
+        find_shards([str(folder), str(unlisted)])
+    assert found.contents == digests
+    assert [list(a) == list(b) for a, b in zip(told.ties, found.ties)] == [True] * 5
+    monkeypatch.setattr(index, "open_shard", lambda *args: pytest.fail("a shard was read again"))
+    assert find_shards([str(unlisted)]).num_ties == 4  # the answer was kept
+    assert find_shards([str(manifest_with(folder, ties=[0, 1]))]).num_ties == 6
 
 
 def test_another_file_in_the_place_of_a_shard_is_looked_at_again(tmp_path):
-    folder = write_shards(tmp_path, face_rows(6, ties=1), per_shard=6)
+    folder = write_shards(tmp_path, face_rows(6, ties=1), per_shard=6, manifest=False)
     assert find_shards([str(folder)]).num_ties == 1
-    write_shards(tmp_path, face_rows(6, ties=2), per_shard=6)
+    write_shards(tmp_path, face_rows(6, ties=2), per_shard=6, manifest=False)
     assert find_shards([str(folder)]).num_ties == 2
 
 
@@ -253,14 +259,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("manifest", [False, True])
-def test_shards_of_other_conventions_say_what_they_hold_and_what_is_needed(tmp_path, name, manifest):
+def test_shards_of_other_conventions_say_what_they_hold_and_what_is_needed(tmp_path, name):
     content, message = FOREIGN[name]
     path = pack(tmp_path / "train-00000.tar", content)
-    if manifest:
-        samples = len({name.partition(".")[0] for name, _ in content})
-        entry = {"name": path.name, "samples": samples if name != "sorted by member" else len(content)}
-        (tmp_path / "manifest.json").write_text(json.dumps({"shards": [entry]}))
     with pytest.raises(ValueError, match=f"train-00000.tar: none of its \\d+ samples is complete.*{message}"):
         find_shards([str(path)])
 

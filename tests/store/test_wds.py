@@ -55,6 +55,29 @@ def test_resuming_on_other_shards_or_another_buffer_is_refused(tiny_sdxl, folder
         train(tiny_sdxl, None, tmp_path / "lora", **flags | {"dataset_path": f"{folder}/train-{{00000..00002}}.tar"})
 
 
+CHANGES = {
+    "labels": lambda row: row | {"label_0": 1 - row["label_0"]},
+    "captions": lambda row: row | {"caption": row["caption"].swapcase()},
+    "images": lambda row: row | {"jpg_0": row["jpg_0"][:-2] + b"\0\0"},  # in its last bytes, of the same size
+}
+
+
+def test_resuming_on_shards_of_the_same_names_and_sizes_is_refused_where_their_content_is_another(tiny_sdxl, tmp_path):
+    rows = face_rows(8, ties=0)
+    flags = {"dataset_path": tmp_path / "shards", "checkpointing_steps": 2, "cache_dir": tmp_path / "cache"}
+    for manifest in (False, True):
+        output = tmp_path / f"lora-{manifest}"
+        write_shards(tmp_path / "shards", rows, 4, manifest=manifest)
+        train(tiny_sdxl, None, output, **flags)
+        kept = shutil.copytree(tmp_path / "shards", tmp_path / f"kept-{manifest}")
+        resume = flags | {"resume_from_checkpoint": "latest", "max_train_steps": 3}
+        for change in CHANGES.values():
+            write_shards(tmp_path / "shards", [*rows[:7], change(rows[7])], 4, manifest=manifest)
+            with pytest.raises(ValueError, match="the pairs are different"):
+                train(tiny_sdxl, None, output, **resume)
+        train(tiny_sdxl, None, output, **resume | {"dataset_path": kept})  # the same, in another folder
+
+
 def test_an_epoch_counts_pairs_not_ties_and_no_more_than_asked_for(tiny_sdxl, folder, tmp_path):
     flags = {"dataset_path": folder, "max_train_steps": None, "report_to": "tensorboard"}
     train(

@@ -10,9 +10,10 @@ from helpers import arguments, logged, shaped_rows, train, write_parquet, write_
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.buckets import assign
-from orpo.store.encoded_sample import read_encoded
-from orpo.store.listing import find_shards
-from orpo.store.shard import read_samples
+from orpo.pairs.pair import PairTransform
+from orpo.store.index import find_shards
+from orpo.store.reader import read_samples
+from orpo.store.sample import read_encoded
 from orpo.training import loop
 from PIL import Image
 
@@ -30,7 +31,7 @@ def shaped(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def encoded(shaped, tiny_sdxl, tmp_path_factory) -> str:
+def encoded(shaped, tiny_sdxl, ray, tmp_path_factory) -> str:
     """The same as encoded shards."""
     folder = tmp_path_factory.mktemp("encoded")
     flags = [
@@ -74,20 +75,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, shaped, encoded, tiny_
     assert max(value.abs().max() for key, value in whole.items() if "lora_B" in key) > 1e-4
 
 
+PLAIN = PairTransform(((64, 64), (48, 80), (80, 48)))
+
+
 def test_an_encoding_of_a_shape_that_the_manifest_does_not_list_there_is_bad(encoded):
-    found = find_shards([encoded], with_sizes=True)
+    found = find_shards([encoded])
     buckets = assign(found.sizes[0].reshape(-1, 2, 2), ((64, 64), (48, 80), (80, 48))).buckets
     assert found.encoding.moments == ((8, 8, 8), (8, 6, 10), (8, 10, 6)) and set(buckets.tolist()) == {0, 1, 2}
     for ordinal, members in read_samples(found.urls[0], 0, 6, int(found.counts[0])):
         for bucket in range(3):
             if bucket == buckets[ordinal]:
                 assert (
-                    read_encoded(found.encoding, members, bucket, 0)["moments"].shape[2:]
+                    read_encoded(found.encoding, members, bucket, PLAIN, 0)["moments"].shape[2:]
                     == found.encoding.moments[bucket][1:]
                 )
             else:
                 with pytest.raises(BadPair, match="moments_0 is"):
-                    read_encoded(found.encoding, members, bucket, 0)
+                    read_encoded(found.encoding, members, bucket, PLAIN, 0)
 
 
 def test_encodings_train_as_the_images_do(shaped, tiny_sdxl, tmp_path):

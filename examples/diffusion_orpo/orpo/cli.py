@@ -274,11 +274,9 @@ def load_pairs(config: TrainingConfig, accelerator, family: type, dtype):
         ValueError, OSError: see `load_pairs` of the dataset, and `load_shards`.
     """
     if config.dataset_path:
-        from .store.stream import ShardOptions, load_shards
+        from .store.stream import load_shards
 
-        return load_shards(
-            ShardOptions.from_config(config), accelerator, lambda: family.encoding_identity(config, dtype)
-        )
+        return load_shards(config, accelerator, lambda: family.encoding_identity(config, dtype))
     from .pairs.dataset import DataOptions, load_pairs
     from .runtime.processes import main_process_first
 
@@ -289,7 +287,7 @@ def load_pairs(config: TrainingConfig, accelerator, family: type, dtype):
 
 def encode_pairs(data, config: TrainingConfig, accelerator, family: type, dtype):
     """The same pairs, encoded by the family's VAE and text encoders or found in the cache: see `cache_encodings`."""
-    from .pairs.encoding_cache import cache_encodings
+    from .store.encode import cache_encodings
 
     return cache_encodings(
         data,

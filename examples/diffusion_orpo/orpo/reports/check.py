@@ -17,7 +17,7 @@ from ..pairs.pair import PairTransform, PreferencePair
 from ..pairs.sources import LISTED, as_given
 from ..pairs.table import PairTable
 from ..runtime.redaction import without_secrets
-from ..store.listing import find_shards
+from ..store.index import find_shards
 from ..store.stream import ShardData
 from .contact_sheet import contact_sheet
 from .filtering import write_filtered
@@ -118,8 +118,7 @@ def check_shards(config: CheckConfig, counts: PreferenceReport) -> tuple[dict, S
     """
     report = {"data": " ".join(map(without_secrets, config.dataset_path))}
     try:
-        with_sizes = PairTransform.from_config(config).depends_on_sizes
-        source = ShardSource(find_shards(list(config.dataset_path), config.cache_dir, with_sizes))
+        source = ShardSource(find_shards(list(config.dataset_path), config.cache_dir))
     except (ValueError, OSError) as error:
         return report | {"accepted": False, "reason": str(error)}, None
     if source.shards.encoding is not None:

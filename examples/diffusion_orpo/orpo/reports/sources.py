@@ -16,9 +16,9 @@ from ..pairs.labels import LOW_AGREEMENT, TIE
 from ..pairs.pair import PreferencePair
 from ..pairs.table import PairTable
 from ..runtime.redaction import without_secrets
-from ..store.listing import Shards
+from ..store.index import Shards
+from ..store.reader import read_samples
 from ..store.sample import read_label, to_pair
-from ..store.shard import read_samples
 from .inspection import InspectedPair, image_facts
 
 

@@ -7,17 +7,11 @@ import sys
 from pyarrow.fs import FileSelector
 from tqdm.auto import tqdm
 
-from .manifest import (
-    MANIFEST,
-    Encoding,
-    Manifest,
-    Shard,
-    find_damage,
-    open_folder,
-    read_manifest,
-    write_manifest,
-)
+from .folder import find_damage, open_folder, read_manifest, write_manifest
+from .index import MANIFEST, Manifest, Shard
 from .plan import Job
+from .sample import ENCODED, Encoding
+from .tar import open_tar, walk_samples
 
 
 def find_finished(job: Job) -> tuple[dict[str, Shard], bool]:
@@ -88,13 +82,12 @@ def finish(job: Job, shards: list[Shard]) -> None:
 
 def describe_encoding(job: Job, shards: list[Shard]) -> Encoding:
     """The manifest's entry for the encoding: every sample must hold the same as the very first."""
-    from .encoder import describe
-    from .tar import walk_samples  # these import torch and diffusers
+    from .encode import describe
 
     first = next(shard for shard in shards if shard.samples)
     with open_folder(job.output_dir).open_input_stream(first.name) as file:
-        _, members = next(walk_samples(file, "r|", 0, 1))
-    return describe(job.encoding, members["encoded.safetensors"])
+        _, members = next(walk_samples(open_tar(file, "r|"), 0, 1))
+    return describe(job.encoding, members[ENCODED])
 
 
 def verify(output_dir: str) -> None:

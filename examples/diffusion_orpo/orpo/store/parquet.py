@@ -22,7 +22,8 @@ from ..pairs.sources import as_given, find_builder, is_saved, open_table, pick_s
 from ..pairs.table import PairTable
 from ..runtime.messages import printable
 from ..runtime.redaction import without_secrets
-from .manifest import Source, open_folder
+from .folder import open_folder
+from .index import Source
 
 
 SPLIT_OF_HUB_FILE = re.compile(r"(\w+?)-\d+-of-\d+(-\w+)?\.parquet")

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..config import ModelConfig
 from ..pairs.columns import CONVENTIONS, Columns, Reading, stored_columns
 from ..pairs.table import PairTable
 from ..runtime.messages import printable
 from .copying import copy_folder, write_copy
-from .manifest import Source
+from .index import Source
 from .parquet import Footer, Listing, list_files, open_dataset, read_footer
 
 
@@ -26,23 +25,6 @@ class Unit:
     @property
     def rows(self) -> int:
         return sum(run.rows for run in self.source)
-
-
-@dataclass(frozen=True)
-class EncodingJob:
-    """How samples are encoded.
-
-    Attributes:
-        family: of the model.
-        options: of the model; also resolution and batch size.
-        precision: of the encoders: "no", "fp16" or "bf16".
-        identity: everything that an encoding depends on.
-    """
-
-    family: type
-    options: ModelConfig
-    precision: str
-    identity: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class Job:
     columns: dict[str, Columns]
     units: list[Unit]
     plan: str
-    encoding: EncodingJob | None = None
+    encoding: "EncodingJob | None" = None  # noqa: F821
     copy: Path | None = None
 
     @property
@@ -85,7 +67,7 @@ def plan_job(
     keep_ties: bool = False,
     cache_dir: str | None = None,
     staging_dir: str | None = None,
-    encoding: EncodingJob | None = None,
+    encoding: "EncodingJob | None" = None,  # noqa: F821
     reading: Reading = Reading(),
 ) -> Job:
     """Divides the rows of the split into shards. The same files and settings give the same plan, on any machine.

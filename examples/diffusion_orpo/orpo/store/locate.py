@@ -1,12 +1,16 @@
-"""Opens a shard: a file, a URL that `curl` or `aws` reads, or the output of a command."""
+"""Where shards are, and how one is opened: a file, a URL that `curl` or `aws` reads, or the output of a command."""
 
+import glob
+import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+import braceexpand
 from webdataset.gopen import Pipe, gopen
 from webdataset.utils import enforce_security
 
@@ -15,6 +19,7 @@ from ..runtime.signals import SIGNALS
 
 
 BUFFER_BYTES = 1 << 20
+COMPRESSED = ("*.tar.gz", "*.tgz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")
 
 
 def is_remote(url: str) -> bool:
@@ -28,6 +33,48 @@ def shard_name(url: str) -> str:
     if not found:
         raise ValueError(f"--dataset_path={without_secrets(url)} names no *.tar shard.")
     return found[-1]
+
+
+def expand(pattern: str) -> list[str]:
+    """The URLs of a folder, a path with braces or wildcards, a URL with braces, or a command; local ones must exist."""
+    if is_remote(pattern):
+        return list(braceexpand.braceexpand(pattern))
+    pattern = os.path.expanduser(pattern)
+    if Path(pattern).is_dir():
+        return _files_of_folder(Path(pattern))
+    paths = list(braceexpand.braceexpand(pattern))
+    found = [path for one in paths for path in ([one] if Path(one).is_file() else sorted(glob.glob(one)) or [one])]
+    missing = [path for path in found if not Path(path).is_file()]
+    if missing:
+        raise ValueError(
+            f"--dataset_path={pattern}: there is no {missing[0]} ({len(missing)} of {len(found)} missing)."
+        )
+    _refuse_compressed(pattern, found)
+    return found
+
+
+def _files_of_folder(folder: Path) -> list[str]:
+    found = sorted(str(path) for path in folder.iterdir() if path.suffix == ".tar")
+    if not found:
+        _refuse_compressed(str(folder), [str(path) for path in folder.iterdir()])
+        raise ValueError(f"--dataset_path={folder} is a folder without *.tar files.")
+    splits = {re.sub(r"-?\d*\.tar$", "", Path(path).name) for path in found}
+    if len(splits) > 1:
+        raise ValueError(
+            f"--dataset_path={folder} holds shards of several splits, {', '.join(sorted(splits))}: name one, as in"
+            f" '{folder / min(splits)}-*.tar'."
+        )
+    return found
+
+
+def _refuse_compressed(pattern: str, paths: Iterable[str]) -> None:
+    compressed = [path for path in paths if any(Path(path).match(kind) for kind in COMPRESSED)]
+    if compressed:
+        raise ValueError(
+            f"--dataset_path={pattern} has compressed shards ({compressed[0]}), and shards are read as plain tar archives:"
+            " unpack them with `gunzip`, `bunzip2`, `unxz` or `unzstd`. That costs little space, as images are"
+            " compressed already."
+        )
 
 
 @contextmanager
@@ -53,17 +100,6 @@ def open_url(url: str) -> Iterator[BinaryIO | Pipe]:
         pipe.stream.close()
 
 
-def read_to_end(pipe: Pipe) -> None:
-    """Waits for a command to end: one that fails may have ended its output early, or after the archive.
-
-    Raises:
-        OSError: it failed.
-    """
-    while pipe.read(BUFFER_BYTES):
-        pass
-    pipe.wait_for_child()
-
-
 def _start(url: str) -> Pipe:
     """Starts the command that reads a URL. A signal to the whole process group does not reach it: the last step needs its data."""
     if url.startswith("pipe:") and enforce_security:
@@ -76,10 +112,8 @@ def _start(url: str) -> Pipe:
     own_session = {"mode": "rb", "bufsize": BUFFER_BYTES, "start_new_session": True}
     if url.startswith("s3:"):
         return Pipe(["aws", "s3", "cp", "--only-show-errors", url, "-"], **own_session)
-    if url.startswith("pipe:"):
-        return Pipe(
-            url.removeprefix("pipe:"), shell=True, ignore_status=[141], **own_session
-        )  # 141: we closed it early
+    if url.startswith("pipe:"):  # status 141: we closed it early
+        return Pipe(url.removeprefix("pipe:"), shell=True, ignore_status=[141], **own_session)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which `curl`, unlike a shell, keeps
     try:
         pipe = gopen(url, "rb", bufsize=BUFFER_BYTES)

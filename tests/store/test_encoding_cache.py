@@ -11,33 +11,34 @@ from orpo.cli import encode_pairs
 from orpo.models.identity import encoding_identity, module_identity
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.sdxl import StableDiffusionXL
-from orpo.pairs import encoding_cache
 from orpo.pairs.dataset import DataOptions, TransformedPairs, load_pairs
-from orpo.pairs.encoding_cache import Encoder
+from orpo.store import encode
 
 import train_diffusion_orpo_sdxl_lora
 from diffusers import AutoencoderKL
 
 
-CPU = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, is_local_main_process=True)
+CPU = SimpleNamespace(
+    device=torch.device("cpu"), process_index=0, num_processes=1, is_local_main_process=True, is_main_process=True
+)
 
 
 @pytest.fixture
-def encoded(monkeypatch) -> dict[str, list]:
-    """What is encoded for the cache."""
-    seen = {"images": [], "prompts": []}
-    encode_images, encode_prompts = Encoder.encode_images, Encoder.encode_prompts
+def encoded(monkeypatch) -> dict[str, int]:
+    """How many images and prompts the model encodes."""
+    seen = {"images": 0, "prompts": 0}
+    encode_images, encode_prompts = StableDiffusionXL.encode_images, StableDiffusionXL.encode_prompts
 
-    def record_images(self, places, flipped):
-        seen["images"] += [(index, side, flipped) for (_, index, side), _ in places]
-        return encode_images(self, places, flipped)
+    def count_images(self, pixel_values):
+        seen["images"] += len(pixel_values)
+        return encode_images(self, pixel_values)
 
-    def record_prompts(self, prompts):
-        seen["prompts"] += prompts
+    def count_prompts(self, prompts):
+        seen["prompts"] += len(prompts)
         return encode_prompts(self, prompts)
 
-    monkeypatch.setattr(Encoder, "encode_images", record_images)
-    monkeypatch.setattr(Encoder, "encode_prompts", record_prompts)
+    monkeypatch.setattr(StableDiffusionXL, "encode_images", count_images)
+    monkeypatch.setattr(StableDiffusionXL, "encode_prompts", count_prompts)
     return seen
 
 
@@ -45,7 +46,7 @@ def open_encoded(model: str, data: str, cache_dir, accelerator=CPU, **flags):
     flags = {"cache_latents": True, "cache_dir": cache_dir} | flags
     args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(model, data, "unused", **flags))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding_cache, "on_main_process", lambda accelerator, function, *args: function(*args))
+        patch.setattr(encode, "on_main_process", lambda accelerator, function, *args: function(*args))
         return encode_pairs(
             load_pairs(DataOptions.from_config(args)), args, accelerator, StableDiffusionXL, torch.float32
         )
@@ -84,20 +85,29 @@ def test_vae_and_text_encoders_are_there_for_validation_images_only(tiny_sdxl, f
     assert set(seen) == {("step", False), ("draw", True)}
 
 
-def test_each_image_and_each_prompt_is_encoded_once(tiny_sdxl, tmp_path, encoded):
-    """Images stand in several pairs, as in Pick-a-Pic, and so do prompts."""
+def samples(data) -> list[dict]:
+    cached = data.encodings.samples(data.train, data.transform, 0)
+    return [cached[0, index] for index in range(data.num_pairs)]
+
+
+def equal(one: list[dict], other: list[dict]) -> bool:
+    return all(torch.equal(a["moments"], b["moments"]) for a, b in zip(one, other, strict=True))
+
+
+def test_images_and_prompts_that_come_again_in_the_next_pairs_are_encoded_once(tiny_sdxl, tmp_path, encoded):
+    """Images stand in several pairs, as ranked ones and those of Pick-a-Pic do, and so do prompts."""
     rows = face_rows(6, ties=0)
     rows += [row | {"jpg_0": rows[0]["jpg_0"]} for row in rows[1:]]
     rows[3]["caption"] = rows[0]["caption"]
     data = open_encoded(tiny_sdxl, write_parquet(tmp_path / "data", rows), tmp_path / "cache")
     assert data.num_pairs == 11
-    assert len(encoded["images"]) == len({row[name] for row in rows for name in ("jpg_0", "jpg_1")})
-    assert sorted(encoded["prompts"]) == sorted({row["caption"] for row in rows})
+    assert encoded["images"] == len({row[name] for row in rows for name in ("jpg_0", "jpg_1")})
+    assert encoded["prompts"] == len({row["caption"] for row in rows})
     args = train_diffusion_orpo_sdxl_lora.parse_args(arguments(tiny_sdxl, "unused", "unused"))
     model = StableDiffusionXL.load(args, torch.device("cpu"), torch.float32, denoiser=False)
-    cached, plain = (make(data.train, data.transform, 0) for make in (data.encodings.samples, TransformedPairs))
-    for index in range(11):
-        sample, expected = cached[0, index], plain[0, index]
+    plain = TransformedPairs(data.train, data.transform, 0)
+    for index, sample in enumerate(samples(data)):
+        expected = plain[0, index]
         assert torch.equal(sample["original_sizes"], expected["original_sizes"])
         moments = model.encode_images(expected["pixel_values"].permute(0, 3, 1, 2))
         torch.testing.assert_close(sample["moments"], moments, rtol=1e-3, atol=1e-4)
@@ -105,12 +115,20 @@ def test_each_image_and_each_prompt_is_encoded_once(tiny_sdxl, tmp_path, encoded
 
 def test_what_is_cached_is_not_encoded_again(tiny_sdxl, faces, tmp_path, encoded):
     first = open_encoded(tiny_sdxl, faces, tmp_path)
-    assert (len(encoded["images"]), len(encoded["prompts"])) == (48, 24)
-    again = open_encoded(tiny_sdxl, faces, tmp_path, train_batch_size=7, seed=5)
-    assert (len(encoded["images"]), len(encoded["prompts"])) == (48, 24)
-    assert first.encodings.images[False][:]["encoded"] == again.encodings.images[False][:]["encoded"]
+    assert encoded == {"images": 48, "prompts": 24}
+    held_out = {"run_validation": True, "num_validation_pairs": 5, "validation_prompts": "a"}
+    again = open_encoded(tiny_sdxl, faces, tmp_path, train_batch_size=7, seed=5, **held_out)
+    assert encoded == {"images": 48, "prompts": 24} and again.num_pairs == 19
+    assert equal(samples(first), samples(open_encoded(tiny_sdxl, faces, tmp_path)))
     open_encoded(tiny_sdxl, faces, tmp_path, random_flip=True)  # asks for the mirrored ones, too
-    assert [flipped for _, _, flipped in encoded["images"][48:]] == [True] * 48
+    assert encoded["images"] == 48 + 96
+
+
+def test_of_more_pairs_those_that_are_new_are_encoded(tiny_sdxl, tmp_path, encoded, monkeypatch):
+    monkeypatch.setattr(encode, "PAIRS_PER_SHARD", 4)
+    open_encoded(tiny_sdxl, write_parquet(tmp_path / "8", face_rows(8, ties=0)), tmp_path / "cache")
+    open_encoded(tiny_sdxl, write_parquet(tmp_path / "12", face_rows(12, ties=0)), tmp_path / "cache")
+    assert encoded["images"] == 16 + 8
 
 
 def with_other_weights(model: str, folder, module: str) -> str:
@@ -135,50 +153,52 @@ def test_what_would_be_encoded_otherwise_is_encoded_anew(tiny_sdxl, faces, tmp_p
         rows[0]["jpg_0"] = rows[1]["jpg_0"]
         data = write_parquet(tmp_path / "data", rows)
     else:
-        monkeypatch.setitem(encoding_cache.LIBRARIES, "torch", "99.0")
+        monkeypatch.setitem(encode.LIBRARIES, "torch", "99.0")
     open_encoded(model, data, tmp_path / "cache", **flags)
-    assert len(encoded["images"]) == (48 + 47 if what == "image" else 2 * 48)
+    assert encoded["images"] == (48 + 47 if what == "image" else 2 * 48)
 
 
 def test_a_copy_of_the_model_is_the_same_model(tiny_sdxl, faces, tmp_path, encoded):
     open_encoded(tiny_sdxl, faces, tmp_path / "cache")
     open_encoded(shutil.copytree(tiny_sdxl, tmp_path / "copy"), faces, tmp_path / "cache")
-    assert len(encoded["images"]) == 48
+    assert encoded["images"] == 48
 
 
 def test_an_encoding_that_was_stopped_goes_on_where_it_was(tiny_sdxl, faces, tmp_path, encoded, monkeypatch):
-    monkeypatch.setattr(encoding_cache, "CHUNK", 10)
-    encode = AutoencoderKL.encode
-    calls = iter(range(4))  # of 8 images: the fourth one ends within the second chunk of 10
-    monkeypatch.setattr(AutoencoderKL, "encode", lambda *args: (next(calls), encode(*args))[1])
-    monkeypatch.setattr(encoding_cache, "WRITTEN_AT_ONCE", 2)
+    monkeypatch.setattr(encode, "PAIRS_PER_SHARD", 5)
+    encode_batch = AutoencoderKL.encode
+    calls = iter(range(4))  # of 4 images: the fifth one ends within the second shard of 10
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda *args: (next(calls), encode_batch(*args))[1])
     with pytest.raises(RuntimeError, match="StopIteration"):
         open_encoded(tiny_sdxl, faces, tmp_path, vae_encode_batch_size=4)
-    assert len(encoded["images"]) == 20
-    monkeypatch.setattr(AutoencoderKL, "encode", encode)
+    monkeypatch.setattr(AutoencoderKL, "encode", encode_batch)
+    encoded["images"] = 0
     stopped = open_encoded(tiny_sdxl, faces, tmp_path, vae_encode_batch_size=4)
-    assert len(encoded["images"]) == 20 + 38
-    whole = open_encoded(tiny_sdxl, faces, tmp_path / "another", vae_encode_batch_size=4)
-    assert stopped.encodings.images[False][:]["encoded"] == whole.encodings.images[False][:]["encoded"]
+    assert encoded["images"] == 38
+    assert equal(
+        samples(stopped), samples(open_encoded(tiny_sdxl, faces, tmp_path / "another", vae_encode_batch_size=4))
+    )
 
 
 def test_processes_share_the_work(tiny_sdxl, faces, tmp_path, encoded, monkeypatch):
-    """Each of three processes encodes its own chunks; waiting is where the others do theirs."""
-    monkeypatch.setattr(encoding_cache, "CHUNK", 10)
+    """Each of three processes encodes its own shards; waiting is where the others do theirs."""
+    monkeypatch.setattr(encode, "PAIRS_PER_SHARD", 5)
     shares = []
 
     def run_others(accelerator):
-        monkeypatch.setattr(encoding_cache, "wait_for_reading", lambda accelerator: None)
-        shares.append(len(encoded["images"]))
+        monkeypatch.setattr(encode, "wait_for_reading", lambda accelerator: None)
+        shares.append(encoded["images"])
         for rank in (1, 2):
-            open_encoded(
-                tiny_sdxl, faces, tmp_path, SimpleNamespace(**vars(CPU) | {"process_index": rank, "num_processes": 3})
-            )
+            other = vars(CPU) | {"process_index": rank, "num_processes": 3, "is_main_process": False}
+            with pytest.MonkeyPatch.context() as patch:  # of the last of them only all shards are there
+                patch.setattr(encode, "describe", lambda *args: None)
+                patch.setattr(encode, "read_at", lambda *args: {"encoded.safetensors": b""})
+                open_encoded(tiny_sdxl, faces, tmp_path, SimpleNamespace(**other))
 
-    monkeypatch.setattr(encoding_cache, "wait_for_reading", run_others)
+    monkeypatch.setattr(encode, "wait_for_reading", run_others)
     data = open_encoded(tiny_sdxl, faces, tmp_path, SimpleNamespace(**vars(CPU) | {"num_processes": 3}))
-    assert shares == [20]  # chunks 0 and 3 of 5
-    assert data.encodings.images[False].num_rows == 48
+    assert shares == [20] and encoded["images"] == 48  # shards 0 and 3 of 5
+    assert len(samples(data)) == 24
 
 
 def test_a_module_on_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -15,24 +15,29 @@ from pathlib import Path
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+import pyarrow as pa
 import ray
 import ray.data
 from tqdm.auto import tqdm
 
 from ..pairs.bad_pair import BadPair
+from ..pairs.columns import Columns
+from ..pairs.image import MIN_SIDE, decode_at_least, open_image, place_of_image, upright_size
 from ..pairs.labels import LOW_AGREEMENT, TIE
 from ..runtime.checksums import sha256_of
+from ..runtime.cores import num_cores
 from ..runtime.messages import printable
-from .manifest import CHUNK_BYTES, BadRow, Shard, open_folder, written_whole
+from .folder import CHUNK_BYTES, open_folder, written_whole
+from .index import BadRow, Shard, pack_sizes
 from .parquet import read_rows
 from .plan import Job, Unit
-from .rows import add_sample, attempt, read_pair, sizes_of
-from .sizes import pack_sizes
+from .tar import add_sample
 
 
 logger = logging.getLogger(__name__)
 
 LABELS = {1.0: "jpg_0", 0.0: "jpg_1", TIE: "tie", LOW_AGREEMENT: "low_agreement"}
+IMAGE_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}  # others: Pillow's name of the format
 OBJECT_STORE_BYTES = 200 << 20  # no image goes through it
 
 
@@ -96,12 +101,14 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
     Args:
         row: `item`, the unit's number.
         job: the conversion.
-        encoder: a `RowEncoder`, where samples are encoded.
+        encoder: a `PairEncoder`, where samples are encoded.
 
     Returns:
         `shard`: the manifest's entry, as JSON.
     """
     unit, folder = job.units[row["item"]], open_folder(job.output_dir)
+    if encoder is not None:
+        encoder.start_shard()
     labels, bad_rows, ties, sizes = Counter(jpg_0=0, jpg_1=0, tie=0), [], [], []
     with written_whole(folder, unit.name, job.staging_dir) as path:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, copybufsize=CHUNK_BYTES) as tar:
@@ -118,7 +125,7 @@ def convert_unit(row: dict, job: Job, encoder=None) -> dict[str, str]:
         with open(path, "rb") as file:
             digest, size = sha256_of(file), file.tell()
     shard = Shard(
-        unit.name, job.split, len(sizes), size, digest, dict(labels), unit.source, bad_rows, ties, pack_sizes(sizes)
+        unit.name, len(sizes), size, digest, ties, pack_sizes(sizes), job.split, dict(labels), unit.source, bad_rows
     )
     with written_whole(folder, f".{unit.name[:-4]}.json", job.staging_dir) as path:
         path.write_text(json.dumps({"plan": job.plan, "shard": asdict(shard)}), encoding="utf-8")
@@ -133,9 +140,12 @@ class UnitEncoder:
     """
 
     def __init__(self, job: Job) -> None:
-        from .encoder import RowEncoder  # imports torch and diffusers
+        import torch
 
-        self.job, self.encoder = job, RowEncoder(job.encoding)
+        from .encode import PairEncoder
+
+        torch.set_num_threads(num_cores())  # Ray sets it to 1
+        self.job, self.encoder = job, PairEncoder(job.encoding)
 
     def __call__(self, row: dict) -> dict[str, str]:
         return convert_unit(row, self.job, self.encoder)
@@ -169,3 +179,51 @@ def convert_rows(
 def is_sample(result: tuple | BadPair, job: Job) -> bool:
     """Whether a row is written: it is good, enough votes agree, and it is not a tie unless these are kept."""
     return not isinstance(result, BadPair) and result[0] != LOW_AGREEMENT and (result[0] != TIE or job.keep_ties)
+
+
+def read_pair(
+    columns: Columns, cells: Mapping[str, pa.Scalar], where: str, keep_ties: bool = False
+) -> tuple[float, dict[str, bytes]]:
+    """Checks a row as training does; images are decoded at a small scale, to see whether they can be.
+
+    Args:
+        columns: of the table.
+        cells: of the columns that are used.
+        where: names the row in errors.
+        keep_ties: whether a tie becomes a sample, too. Else it has no members, as a pair of low agreement has none, and
+            is not looked at.
+
+    Returns:
+        The label, and the sample's members by extension: images as they are, labels and prompt as text.
+
+    Raises:
+        BadPair: label, image or prompt is bad; says which and why.
+    """
+    row = columns.read(cells, where, ties_too=keep_ties)
+    if row.problems:
+        raise row.problems[0]
+    if row.label == LOW_AGREEMENT or row.label == TIE and not keep_ties:
+        return row.label, {}
+    members = {"original_prompt.txt": row.prompt.encode()}
+    for name, column, image in zip(("jpg_0", "jpg_1"), columns.images, row.images):
+        place = place_of_image(cells[column].as_py(), column, where)
+        decode_at_least(image, place, (MIN_SIDE, MIN_SIDE))
+        format = open_image(image, place).format
+        members[f"{name}.{IMAGE_EXTENSIONS.get(format, format.lower())}"] = image
+    members["label_0.txt"] = str(row.label).encode()
+    members["label_1.txt"] = str(1 - row.label).encode()
+    return row.label, members
+
+
+def sizes_of(members: dict[str, bytes]) -> tuple[int, ...]:
+    """Heights and widths of a sample's images, upright."""
+    images = [members[name] for name in sorted(members) if name.startswith("jpg_")]
+    return tuple(side for image in images for side in upright_size(open_image(image, "")))
+
+
+def attempt(function, *args):
+    """The result, or the BadPair that was raised."""
+    try:
+        return function(*args)
+    except BadPair as bad:
+        return bad
