@@ -25,7 +25,7 @@ from faults.row_properties import check_rows
 from faults.samples import picture, save
 from helpers import arguments, encode, face_rows, train, write_parquet, write_shards
 from launching import SHARDS_SCRIPT, assert_ok, two_processes
-from orpo.pairs import rows as rows_module
+from orpo.pairs import table as table_module
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.dataset import DataOptions, PreferenceData, load_pairs
 from orpo.pairs.image import MAX_FILE_BYTES, decode_image
@@ -361,9 +361,9 @@ def test_a_check_that_passed_is_remembered_until_other_images_are_refused(faces,
     def refuse(encoded, where):
         raise ValueError("checked again")
 
-    monkeypatch.setattr(rows_module, "decode_image", refuse)
+    monkeypatch.setattr(table_module, "decode_image", refuse)
     open_data(faces)
-    monkeypatch.setattr(rows_module, "DECODER", "another")
+    monkeypatch.setattr(table_module, "DECODER", "another")
     with pytest.raises(ValueError, match="checked again"):
         open_data(faces)
 
