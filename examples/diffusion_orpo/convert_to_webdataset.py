@@ -31,8 +31,7 @@ import time
 from functools import partial
 
 from orpo import cli
-from orpo.config import ConversionConfig, ModelConfig
-from orpo.models.registry import find_family
+from orpo.config import ConversionConfig
 from orpo.runtime.start import begin
 
 
@@ -67,7 +66,7 @@ def main(line: list[str] | None = None) -> None:
         keep_ties=config.keep_ties,
         cache_dir=config.cache_dir,
         staging_dir=config.staging_dir,
-        encoding=plan_encoding(cli.encoding_config(config)) if config.encode else None,
+        encoding=cli.plan_encoding(config) if config.encode else None,
         reading=Reading.from_config(config),
     )
     try:
@@ -86,30 +85,6 @@ def main(line: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     samples = sum(shard.samples for shard in new.values())
     print(f"{samples} pairs in {len(new)} shards, {seconds:.1f} s, {samples / seconds:.1f} pairs/s. {summary}")
-
-
-def plan_encoding(config: ModelConfig) -> "EncodingJob":  # noqa: F821
-    """Checks that the model can encode, and identifies its encodings.
-
-    Raises:
-        ValueError: the model can't be used.
-    """
-    from orpo.models.identity import encoding_identity  # these import torch and diffusers
-    from orpo.runtime.precision import DTYPES
-    from orpo.store.encode import EncodingJob
-
-    family, dtype = find_family(config).load_class(), DTYPES[config.mixed_precision or "no"]
-    family.check(config)
-    load, identity = partial(load_encoders, family, config, dtype), encoding_identity(family, config, dtype)
-    return EncodingJob(load, identity, config.shapes, config.vae_encode_batch_size)
-
-
-def load_encoders(family: type, config: ModelConfig, dtype: "torch.dtype"):  # noqa: F821
-    """VAE and text encoders of a model, on the GPU where there is one."""
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return family.load(config, device, dtype, denoiser=False)
 
 
 if __name__ == "__main__":

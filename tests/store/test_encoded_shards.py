@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments, face_rows, logged, train, write_parquet, write_shards
-from orpo.cli import encoding_config
+from orpo.cli import plan_encoding
 from orpo.config import TrainingConfig
 from orpo.models.latent_diffusion import LatentDiffusion
 from orpo.models.sdxl import StableDiffusionXL
@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from transformers import CLIPTextModel
 
 from bases import base_folder
-from convert_to_webdataset import main, plan_encoding
+from convert_to_webdataset import main
 from convert_to_webdataset import parse_args as converter_flags
 from diffusers import AutoencoderKL
 from train_diffusion_orpo_sdxl_lora_wds import parse_args
@@ -325,7 +325,7 @@ def test_a_resolution_that_the_family_cannot_train_at_is_refused():
     def plan(family: str):
         flags = ["--dataset_name=a", "--output_dir=b", "--encode", "--resolution=72"]
         config = converter_flags([*flags, f"--pretrained_model_name_or_path={base_folder(family)}"])
-        return plan_encoding(encoding_config(config))
+        return plan_encoding(config)
 
     assert plan("sdxl").shapes == ((72, 72),)
     with pytest.raises(ValueError, match="--resolution must be a multiple of 16"):

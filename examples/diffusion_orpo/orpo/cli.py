@@ -9,6 +9,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -231,6 +232,31 @@ def encoding_config(config: ConversionConfig) -> ModelConfig:
     model = ModelConfig(**_part_of(ModelConfig, family.fill_in(settings)))
     family.check(model)
     return model
+
+
+def plan_encoding(config: ConversionConfig) -> "EncodingJob":  # noqa: F821
+    """How `--encode` encodes.
+
+    Raises:
+        ValueError: see `encoding_config`, or the model can't be used.
+    """
+    from .models.identity import encoding_identity
+    from .runtime.precision import DTYPES
+    from .store.encode import EncodingJob
+
+    model = encoding_config(config)
+    family, dtype = find_family(model).load_class(), DTYPES[model.mixed_precision or "no"]
+    family.check(model)
+    load, identity = partial(_load_encoders, family, model, dtype), encoding_identity(family, model, dtype)
+    return EncodingJob(load, identity, model.shapes, model.vae_encode_batch_size)
+
+
+def _load_encoders(family: type, config: ModelConfig, dtype):
+    """VAE and text encoders of a model, on the GPU where there is one."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return family.load(config, device, dtype, denoiser=False)
 
 
 def _part_of(config: type[Config], settings: dict[str, Any]) -> dict[str, Any]:
