@@ -250,11 +250,8 @@ def cache_encodings(
     encodings = CachedEncodings(
         describe(job, read_at(str(paths[0]), 0)[ENCODED]),
         load_file(empty_prompt) if empty_prompt else None,
-        {
-            int(rows.numbers[index]): (str(path), ordinal)
-            for path, chunk in zip(paths, chunks)
-            for ordinal, (rows, index, _) in enumerate(chunk)
-        },
+        np.array([rows.numbers[index] for chunk in chunks for rows, index, _ in chunk]),
+        tuple(map(str, paths)),
     )
     return replace(data, encodings=encodings)
 
@@ -306,12 +303,19 @@ class CachedEncodings:
     Attributes:
         encoding: what each of them holds.
         empty_prompt: its embeddings, where prompts may be empty.
-        places: of each row the shard, and the sample in it.
+        numbers: of the pairs, rising.
+        paths: of the shards, which hold `PAIRS_PER_SHARD` of them each.
     """
 
     encoding: Encoding
     empty_prompt: dict[str, torch.Tensor] | None
-    places: dict[int, tuple[str, int]]
+    numbers: np.ndarray
+    paths: tuple[str, ...]
+
+    def find(self, number: int) -> tuple[str, int]:
+        """The shard of a pair, and its place in it."""
+        shard, ordinal = divmod(int(np.searchsorted(self.numbers, number)), PAIRS_PER_SHARD)
+        return self.paths[shard], ordinal
 
     def samples(self, pairs: PreferencePairs, transform: PairTransform, seed: int) -> "EncodedPairs":
         """The same pairs as `TransformedPairs`, under the same keys, with the same random choices."""
@@ -330,7 +334,7 @@ class EncodedPairs(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
         seed, bucket = sample_seed(self.seed, epoch, index), int(self.pairs.buckets[index])
-        path, ordinal = self.encodings.places[int(self.pairs.numbers[index])]
+        path, ordinal = self.encodings.find(self.pairs.numbers[index])
         members = read_at(path, ordinal)
         try:
             if members is None:
