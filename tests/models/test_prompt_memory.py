@@ -21,7 +21,7 @@ def load(name: str, folder: str, **options):
 
 
 def draw(model, prompt: str) -> np.ndarray:
-    with model.drawing([prompt]) as draw_images:
+    with model.generating([prompt]) as draw_images:
         return np.asarray(draw_images([prompt], [1], steps=2, guidance_scale=3.0)[0])
 
 
@@ -30,7 +30,7 @@ def test_the_second_drawing_needs_no_text_encoder_and_is_the_same(name, models):
     expected = {prompt: draw(load(name, models[name]), prompt) for prompt in ("red", "ball")}
     model = load(name, models[name], encoders=False)
     np.testing.assert_array_equal(draw(model, "red"), expected["red"])
-    with model.drawing(["red"]):
+    with model.generating(["red"]):
         assert model.pipeline.vae is not None
         assert not any(getattr(model.pipeline, encoder) for encoder in model.text_encoder_names)
     np.testing.assert_array_equal(draw(model, "red"), expected["red"])

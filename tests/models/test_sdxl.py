@@ -138,7 +138,7 @@ def test_a_vae_that_overflows_in_half_precision_stays_float32(tiny_sdxl, tmp_pat
     assert model.pipeline.vae.dtype == torch.float32
     assert model.denoiser.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):  # as accelerate wraps the U-Net's forward pass
-        (image,) = model.draw(["a red ball"], [0], steps=2, guidance_scale=3.0)
+        (image,) = model.generate(["a red ball"], [0], steps=2, guidance_scale=3.0)
     assert image.size == (64, 64)
 
 
@@ -212,7 +212,7 @@ def test_gradient_checkpointing_is_switched_on_and_changes_no_gradient(tiny_sdxl
 
 def test_drawing_is_a_function_of_prompt_and_seed(tiny_sdxl):
     model = load(tiny_sdxl)
-    images = [np.asarray(model.draw(["a red ball"], [seed], steps=2, guidance_scale=3.0)[0]) for seed in (0, 0, 1)]
+    images = [np.asarray(model.generate(["a red ball"], [seed], steps=2, guidance_scale=3.0)[0]) for seed in (0, 0, 1)]
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
 
@@ -228,7 +228,7 @@ def test_drawing_equals_the_pipeline(tiny_sdxl):
         guidance_scale=4.0,
         generator=torch.Generator().manual_seed(5),
     ).images[0]
-    (drawn,) = model.draw(["a red ball"], [5], steps=3, guidance_scale=4.0)
+    (drawn,) = model.generate(["a red ball"], [5], steps=3, guidance_scale=4.0)
     assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
 
 

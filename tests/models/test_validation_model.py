@@ -92,16 +92,16 @@ def test_it_needs_validation_and_must_exist(models, capsys):
 def test_text_encoders_are_loaded_for_the_first_drawing_only(models, monkeypatch):
     base, other = models
     loaded = FAMILIES[NAME].load(base, validation_model_path=other, run_validation=True)
-    with loaded.drawing(["a red ball"]) as draw:
-        first = draw(["a red ball"], [5], 2, 1.0)
+    with loaded.generating(["a red ball"]) as generate:
+        first = generate(["a red ball"], [5], 2, 1.0)
     load, encoders = type(loaded)._load_pipeline, []
     monkeypatch.setattr(
         type(loaded),
         "_load_pipeline",
         lambda self, **given: encoders.append(given["text_encoder"]) or load(self, **given),
     )
-    with loaded.drawing(["a red ball"]) as draw:
+    with loaded.generating(["a red ball"]) as generate:
         assert not validation_model.lora_is_off(loaded.validation_model.denoiser)
-        assert draw(["a red ball"], [5], 2, 1.0) == first
+        assert generate(["a red ball"], [5], 2, 1.0) == first
     assert encoders == [None]
     assert not hasattr(loaded.validation_model, "pipeline")  # its memory is given back

@@ -387,8 +387,8 @@ def test_no_other_watermark_and_the_vae_of_the_flag(run, tiny_sdxl, tmp_path):
 
 def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, tmp_path, monkeypatch):
     """The base's images are drawn once; training goes on as it would without a scorer."""
-    draw_one, drawn = StableDiffusionXL.draw, []
-    monkeypatch.setattr(StableDiffusionXL, "draw", lambda *args: drawn.append(args[1:]) or draw_one(*args))
+    generate, generated = StableDiffusionXL.generate, []
+    monkeypatch.setattr(StableDiffusionXL, "generate", lambda *args: generated.append(args[1:]) or generate(*args))
     (tmp_path / "mine.py").write_text(
         "from orpo.scoring.image_statistics import saturation\n"
         "CALLS = []\n"
@@ -409,7 +409,7 @@ def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, t
         "report_to": "tensorboard",
     }
     scored = train(tiny_sdxl, faces, tmp_path / "scored", validation_scorer=f"{tmp_path}/mine.py:mine", **flags)
-    assert len(drawn) == 4 * (3 + 1)  # at steps 2, 4 and after training; and the base's
+    assert len(generated) == 4 * (3 + 1)  # at steps 2, 4 and after training; and the base's
     plain = train(tiny_sdxl, faces, tmp_path / "plain", **flags)
     assert all(torch.equal(scored[name], plain[name]) for name in plain)
 

@@ -137,9 +137,9 @@ def test_training_is_the_same_run(tiny_sdxl, rows, encoded, plain, tmp_path, wor
 
 def test_neither_vae_nor_text_encoders_are_loaded_but_to_draw(tiny_sdxl, encoded, tmp_path, monkeypatch):
     drawing, loaded = [], []
-    draw = LatentDiffusion.draw
+    generate = LatentDiffusion.generate
     monkeypatch.setattr(
-        LatentDiffusion, "draw", lambda self, *args: drawing.append(self.has_encoders) or draw(self, *args)
+        LatentDiffusion, "generate", lambda self, *args: drawing.append(self.has_encoders) or generate(self, *args)
     )
     for module in (AutoencoderKL, CLIPTextModel):
         original = module.from_pretrained.__func__

@@ -70,19 +70,21 @@ def test_it_is_the_same_run(tiny_sdxl, faces, tmp_path, flags):
 
 def test_vae_and_text_encoders_are_there_for_validation_images_only(tiny_sdxl, faces, tmp_path, monkeypatch):
     seen = []
-    predict, draw = StableDiffusionXL.predict, LatentDiffusion.draw
+    predict, generate = StableDiffusionXL.predict, LatentDiffusion.generate
     monkeypatch.setattr(
         StableDiffusionXL,
         "predict",
         lambda self, *args: seen.append(("step", self.has_encoders)) or predict(self, *args),
     )
     monkeypatch.setattr(
-        LatentDiffusion, "draw", lambda self, *args: seen.append(("draw", self.has_encoders)) or draw(self, *args)
+        LatentDiffusion,
+        "generate",
+        lambda self, *args: seen.append(("generate", self.has_encoders)) or generate(self, *args),
     )
     flags = {"run_validation": True, "num_validation_pairs": 2, "validation_steps": 1, "validation_prompts": "a"}
     flags |= {"validation_inference_steps": 1, "cache_dir": tmp_path / "cache"}
     train(tiny_sdxl, faces, tmp_path / "lora", cache_latents=True, **flags)
-    assert set(seen) == {("step", False), ("draw", True)}
+    assert set(seen) == {("step", False), ("generate", True)}
 
 
 def samples(data) -> list[dict]:

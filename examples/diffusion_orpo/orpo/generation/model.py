@@ -166,4 +166,4 @@ class Generator:
         """An image of each prompt from its seed."""
         if self.settings.lora_weights is not None:
             (self.model.pipeline.enable_lora if with_lora else self.model.pipeline.disable_lora)()
-        return self.model.draw(prompts, seeds, self.settings.num_inference_steps, self.settings.guidance_scale)
+        return self.model.generate(prompts, seeds, self.settings.num_inference_steps, self.settings.guidance_scale)

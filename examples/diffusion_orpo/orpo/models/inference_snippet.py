@@ -1,14 +1,14 @@
-"""The Python code of a model card: how to draw with the trained LoRA."""
+"""The Python code of a model card: how to generate with the trained LoRA."""
 
 
 def inference_snippet(trained, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
-    """Python code that draws an image as training's validation does.
+    """Python code that generates an image as training's validation does.
 
     Args:
-        trained: the model family, with another one to draw with or without.
+        trained: the model family, with another one to generate with or without.
         lora: its folder, or name on the Hub.
-        prompt: what to draw.
-        steps, guidance_scale: of the validation, for another model to draw with.
+        prompt: of the image.
+        steps, guidance_scale: of the validation, for another model to generate with.
     """
     model = trained.validation_model or trained
     options, pipeline = model.options, model.pipeline_class.__name__

@@ -60,7 +60,7 @@ class LatentDiffusion(FamilyPipeline):
 
     @cached_property
     def validation_model(self) -> "LatentDiffusion | None":
-        """The model that draws, where that is another one; loaded while it draws, and only then."""
+        """The model that generates, where that is another one; loaded while it generates, and only then."""
         if self.options.validation_model_path is None:
             return None
         return type(self)(validation_options(self.options), self.device, self.dtype)
@@ -118,7 +118,7 @@ class LatentDiffusion(FamilyPipeline):
             read_initial_lora(options, cls.pipeline_class, cls.denoiser_name, model.empty_denoiser)
 
     def check_trainable(self) -> None:
-        """Checks what training needs besides drawing.
+        """Checks what training needs besides generation.
 
         Raises:
             ValueError: the noise or the denoiser can't be trained, --lora_layers names no modules of it, or
@@ -167,14 +167,14 @@ class LatentDiffusion(FamilyPipeline):
         return self.patch_size**2 * self.vae.channels
 
     @contextmanager
-    def drawing(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
-        """In the block, which gets `draw` of the model that draws, these prompts can be drawn, as users will draw them."""
+    def generating(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
+        """In the block, which gets `generate` of the model that generates, these prompts can be used, as users will use them."""
         if self.validation_model is None:
-            with as_loaded(self.denoiser, self.dtype), super().drawing(prompts) as draw:
-                yield draw
+            with as_loaded(self.denoiser, self.dtype), super().generating(prompts) as generate:
+                yield generate
         else:
-            with loaded_with_lora(self.validation_model, self), self.validation_model.drawing(prompts) as draw:
-                yield draw
+            with loaded_with_lora(self.validation_model, self), self.validation_model.generating(prompts) as generate:
+                yield generate
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -244,7 +244,7 @@ class LatentDiffusion(FamilyPipeline):
         write_for_other_programs(directory / LORA_FILE, directory / COMFYUI_FILE)
 
     def inference_snippet(self, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
-        """Python code that draws an image with the trained LoRA."""
+        """Python code that generates an image with the trained LoRA."""
         return inference_snippet(self, lora, prompt, steps, guidance_scale)
 
 

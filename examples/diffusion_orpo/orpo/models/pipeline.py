@@ -1,6 +1,6 @@
-"""The pipeline of a model family: which one it is, how it is loaded, and the one place where it draws an image.
+"""The pipeline of a model family: which one it is, how it is loaded, and the one place where it generates an image.
 
-Training's validation, `evaluate_lora.py` and `make_preferences.py` all draw here. What trains is in `latent_diffusion.py`.
+Training's validation, `evaluate_lora.py` and `make_preferences.py` all generate here. What trains is in `latent_diffusion.py`.
 """
 
 import logging
@@ -124,14 +124,14 @@ class FamilyPipeline:
                 getattr(self.pipeline, name).requires_grad_(False)
 
     @contextmanager
-    def drawing(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
-        """In the block, which gets `draw`, these prompts can be drawn.
+    def generating(self, prompts: list[str]) -> Iterator[Callable[..., list[Image]]]:
+        """In the block, which gets `generate`, images of these prompts can be generated.
 
         VAE and text encoders that are not loaded are loaded for it and freed after: the text encoders the first time
         only, since what they say of these prompts is remembered.
         """
         if self.has_encoders:
-            yield self.draw
+            yield self.generate
             return
         vae = self.vae.load(self.dtype)
         if self._prompt_memory.has(prompts):
@@ -140,7 +140,7 @@ class FamilyPipeline:
             self._load_pipeline(vae=vae, **{self.denoiser_name: self.denoiser})
             self._prompt_memory.attach(self.pipeline)
         try:
-            yield self.draw
+            yield self.generate
             self._prompt_memory.add(prompts)
         finally:
             self.free_encoders()
@@ -152,13 +152,13 @@ class FamilyPipeline:
             torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self, prompts: list[str], seeds: list[int], steps: int, guidance_scale: float, shape: Shape | None = None
     ) -> list[Image]:
-        """Draws an image of each prompt, from noise that neither the batch nor the device changes.
+        """Generates an image of each prompt, from noise that neither the batch nor the device changes.
 
         Args:
-            prompts: what to draw.
+            prompts: of the images.
             seeds: of the initial noise, one for each image.
             steps: of the sampler.
             guidance_scale: of classifier-free guidance.
@@ -185,7 +185,7 @@ class FamilyPipeline:
 
     @property
     def call_options(self) -> dict:
-        """More arguments for drawing with the pipeline, so that it reads prompts as training does."""
+        """More arguments for generating with the pipeline, so that it reads prompts as training does."""
         return {}
 
     @staticmethod
@@ -199,7 +199,7 @@ class FamilyPipeline:
 
 
 class PromptMemory:
-    """Remembers what pipelines' `encode_prompt` returned. Every pipeline of diffusers calls it to draw.
+    """Remembers what pipelines' `encode_prompt` returned. Every pipeline of diffusers calls it to generate.
 
     Its content is on the device: 0.6 MB per prompt for SDXL.
     """
@@ -224,7 +224,7 @@ class PromptMemory:
         pipeline.encode_prompt = remembered
 
     def add(self, prompts: list[str]) -> None:
-        """Notes that these were drawn with a pipeline that `attach` was called for."""
+        """Notes that these were used with a pipeline that `attach` was called for."""
         self._prompts.update(prompts)
 
 

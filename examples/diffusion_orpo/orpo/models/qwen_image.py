@@ -40,7 +40,7 @@ class QwenImage(FlowTransformer):
     tags = ("qwen-image", "qwen-image-diffusers")
     license = "apache-2.0"
     patch_size = 2
-    negative_prompt = " "  # Without one, the pipeline draws without guidance.
+    negative_prompt = " "  # Without one, the pipeline generates without guidance.
 
     def check_denoiser(self, config: dict) -> None:
         super().check_denoiser(config)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def validation_options(options: ModelConfig) -> ModelConfig:
-    """The options of the model that draws: those of the one that trains, except those that belong to its checkpoint."""
+    """The options of the model that generates: those of the one that trains, except those that belong to its checkpoint."""
     return replace(
         options,
         pretrained_model_name_or_path=options.validation_model_path,
@@ -31,11 +31,11 @@ def validation_options(options: ModelConfig) -> ModelConfig:
     )
 
 
-def check_same_lora(trained: "LatentDiffusion", drawn: "LatentDiffusion") -> None:
+def check_same_lora(trained: "LatentDiffusion", other: "LatentDiffusion") -> None:
     """Checks that a LoRA of one model is a LoRA of the other.
 
     Args:
-        trained, drawn: model families whose denoisers may be on the meta device.
+        trained, other: model families whose denoisers may be on the meta device.
 
     Raises:
         ValueError: the other has other modules, or of other shapes.
@@ -46,37 +46,37 @@ def check_same_lora(trained: "LatentDiffusion", drawn: "LatentDiffusion") -> Non
             for layer in trained.options.lora_layer_names
             for name, module in find_modules(model.empty_denoiser, layer).items()
         }
-        for model in (trained, drawn)
+        for model in (trained, other)
     )
     different = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
     if different:
         name = different[0]
         found, needed = (f"of shape {of[name]}" if name in of else "missing" for of in (others, shapes))
         raise ValueError(
-            f"{drawn.options.named_source} does not take this LoRA: {len(different)} of the modules that --lora_layers"
+            f"{other.options.named_source} does not take this LoRA: {len(different)} of the modules that --lora_layers"
             f" names differ from those of {trained.options.pretrained_model_name_or_path}, such as {name}, which is {found}"
-            f" there and {needed} in the model that trains. Draw with a checkpoint of the same architecture."
+            f" there and {needed} in the model that trains. Generate with a checkpoint of the same architecture."
         )
 
 
 @contextmanager
-def loaded_with_lora(drawn: "LatentDiffusion", trained: "LatentDiffusion") -> Iterator[None]:
-    """In the block, the model that draws has its denoiser, with the LoRA as it is in the one that trains.
+def loaded_with_lora(other: "LatentDiffusion", trained: "LatentDiffusion") -> Iterator[None]:
+    """In the block, the model that generates has its denoiser, with the LoRA as it is in the one that trains.
 
     Args:
-        drawn: a model family of which nothing is loaded; VAE and text encoders it loads in its own `drawing`.
+        other: a model family of which nothing is loaded; VAE and text encoders it loads in its own `generating`.
         trained: the model family that trains. Where its LoRA is off, so is the other.
     """
-    drawn.load_modules(encoders=False)
-    add_lora(drawn.denoiser, drawn.options)
-    set_peft_model_state_dict(drawn.denoiser, get_peft_model_state_dict(trained.denoiser))
+    other.load_modules(encoders=False)
+    add_lora(other.denoiser, other.options)
+    set_peft_model_state_dict(other.denoiser, get_peft_model_state_dict(trained.denoiser))
     if lora_is_off(trained.denoiser):
-        drawn.denoiser.disable_adapters()
-    drawn.denoiser.eval()
+        other.denoiser.disable_adapters()
+    other.denoiser.eval()
     try:
         yield
     finally:
-        del drawn.pipeline
+        del other.pipeline
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

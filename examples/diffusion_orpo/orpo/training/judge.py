@@ -1,4 +1,4 @@
-"""How `--validation_scorer` compares the images that a run draws with those of the base."""
+"""How `--validation_scorer` compares the images that a run generates with those of the base."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Judge:
         self.scores_without_lora = self._score(images_without_lora)
 
     def compare(self, images: list[Image]) -> dict[str, float]:
-        """Compares images drawn with the LoRA with the base's.
+        """Compares images generated with the LoRA with the base's.
 
         Returns:
             `eval_win_rate`, from 0 to 1, ties counting half, and `eval_score_difference`, the mean difference of the

@@ -63,10 +63,10 @@ class ModelFamily(Protocol):
     def base_identity(self) -> dict[str, str]:
         """Identifies the base of this run's LoRA: its modules by content, and the prediction type."""
 
-    def drawing(self, prompts: list[str]) -> AbstractContextManager[Callable[..., list[Image]]]:
-        """In the block, everything needed to draw these prompts is loaded.
+    def generating(self, prompts: list[str]) -> AbstractContextManager[Callable[..., list[Image]]]:
+        """In the block, everything needed to generate images of these prompts is loaded.
 
-        The block gets a function of prompts, seeds, steps, guidance scale, and height and width, that draws an image of
+        The block gets a function of prompts, seeds, steps, guidance scale, and height and width, that generates an image of
         each prompt.
         """
 
@@ -83,4 +83,4 @@ class ModelFamily(Protocol):
         """Writes the LoRA of `save_lora` once more, for programs that don't read diffusers' metadata."""
 
     def inference_snippet(self, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
-        """Python code that draws with the LoRA."""
+        """Python code that generates an image with the LoRA."""

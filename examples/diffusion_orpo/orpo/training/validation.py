@@ -77,7 +77,7 @@ class Validator:
 
     def during_training(self, step: int) -> dict[str, float]:
         """Logs held-out metrics, which it returns, images, and their scores against the base's. Every process must call it."""
-        metrics, images = self.measure(), self.draw()
+        metrics, images = self.measure(), self.generate()
         self.accelerator.log(metrics | self.compare(images), step=step)
         self._log_images("validation", images, step)
         self._say(metrics, step)
@@ -113,7 +113,7 @@ class Validator:
             step: the last one.
             more: joins the metrics that are written.
         """
-        metrics, images = self.measure(), self.draw()
+        metrics, images = self.measure(), self.generate()
         results = ValidationResults(
             metrics, self.metrics_without_lora, images, self.images_without_lora, self.compare(images) | more
         )
@@ -135,7 +135,7 @@ class Validator:
             logger.warning("No held-out sample holds a readable preference: there are no eval_* metrics")
         return metrics
 
-    def draw(self) -> list[Image]:
+    def generate(self) -> list[Image]:
         """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt.
 
         With aspect-ratio buckets, they take the shapes in turn, the most frequent first.
@@ -145,9 +145,9 @@ class Validator:
         self.model.denoiser.eval()
         config, shapes = self.config, self.data.shapes
         steps, guidance_scale = config.validation_inference_steps, config.validation_guidance_scale
-        with self.model.drawing(list(config.validation_prompts)) as draw:
+        with self.model.generating(list(config.validation_prompts)) as generate:
             return [
-                draw([prompt], [self.config.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
+                generate([prompt], [self.config.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
                 for prompt in config.validation_prompts
                 for i in range(config.num_validation_images)
             ]
@@ -162,9 +162,9 @@ class Validator:
 
     @cached_property
     def images_without_lora(self) -> list[Image]:
-        """The base's images of the same prompts and seeds. They never change, so they are drawn once."""
+        """The base's images of the same prompts and seeds. They never change, so they are generated once."""
         self.model.denoiser.disable_adapters()
-        images = self.draw()
+        images = self.generate()
         self.model.denoiser.enable_adapters()
         return images
 
