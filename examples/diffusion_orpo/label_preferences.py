@@ -26,19 +26,17 @@ Several people label a folder at once, each with a server and an --annotator nam
 --overlap of them all, which tells how far they agree.
 """
 
-import json
 import unicodedata
 from functools import partial
 from pathlib import Path
 
 from orpo.cli import read_flags, run
 from orpo.config import LabellingConfig
-from orpo.labelling.agreement import agreements, as_json
+from orpo.labelling.agreement import agreements
 from orpo.labelling.questions import make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import FOLDER, check_annotator, find_copies, read_votes
 from orpo.pairs.image_folder import read_listing
-from orpo.runtime.durable import write_text
 from orpo.runtime.messages import printable
 from orpo.runtime.start import begin
 
@@ -82,10 +80,7 @@ def label(config: LabellingConfig) -> None:
     progress = session.progress
     session.close()
     print(f"\n{progress['answered']} of {progress['total']} answered.")
-    agreed = agreements(read_votes(folder))
-    if agreed:
-        write_text(folder / FOLDER / "agreement.json", json.dumps(as_json(agreed), indent=2) + "\n")
-        print(*agreed, sep="\n")
+    print(*agreements(read_votes(folder)), sep="\n")
 
 
 def export_votes(config: LabellingConfig) -> None:

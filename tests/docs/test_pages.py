@@ -186,9 +186,7 @@ def label(folder: Path) -> None:
     """What a person does at the page, which tests/labelling/test_page.py tries: prefers the brighter image."""
     at_work = Session(folder, "me", make_questions(folder, read_listing(folder), 2)[0], Settings(2, 0.2, 0))
     while at_work.asked:
-        left, right = (
-            sum(Image.open(folder / i.name).resize((1, 1)).getpixel((0, 0))) for i in at_work.shown(at_work.asked)
-        )
+        left, right = (sum(Image.open(folder / i.name).resize((1, 1)).getpixel((0, 0))) for i in at_work.asked.images)
         at_work.answer(at_work.asked.id, "best", int(right > left), int(right <= left), 1.0)
     at_work.close()
 

@@ -23,7 +23,7 @@ def label(folder, name: str, decide, k: int = 2, overlap: float = 1.0) -> None:
     """Lets a function of a question's names, from left to right, answer all of them: a pair of names, "tie" or "bad"."""
     at_work = Session(folder, name, make_questions(folder, read_listing(folder), k)[0], Settings(k, overlap, 0))
     while at_work.asked:
-        names = [image.name for image in at_work.shown(at_work.asked)]
+        names = [image.name for image in at_work.asked.images]
         answer = decide(names)
         choice, best, worst = (answer, None, None) if isinstance(answer, str) else ("best", *map(names.index, answer))
         at_work.answer(at_work.asked.id, choice, best, worst, 2.0)

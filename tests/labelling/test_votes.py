@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from orpo.labelling.questions import Question, is_common, make_questions, places
+from orpo.labelling.questions import Question, arranged, is_common, make_questions
 from orpo.labelling.session import Session, Settings
 from orpo.labelling.votes import VoteLog, find_copies, read_votes
 from orpo.pairs.image_folder import ListedImage, read_listing
@@ -52,7 +52,7 @@ def test_nothing_is_lost_and_nothing_counts_twice(tmp_path_factory, operations):
         if name == "answer" and at_work.asked is not None:
             choice, best = values
             places = (best, 1 - best) if choice == "best" else (None, None)
-            asked, shown = at_work.asked, at_work.shown(at_work.asked)
+            asked, shown = at_work.asked, at_work.asked.images
             last = (asked.id, choice, *places, 1.5)
             assert at_work.answer(*last)
             acknowledged[asked.id] = shown[best].name if choice == "best" else choice
@@ -105,15 +105,19 @@ assert at_work.answer(asked.id, "bad", None, None, 1.0)
     assert list(read_votes(tmp_path)["me"].values())[-1].choice == "bad"
 
 
+def sides(question: Question, annotator: str) -> list[int]:
+    return [question.images.index(image) for image in arranged(question, 0, annotator).images]
+
+
 def test_no_side_is_favoured_and_a_restart_keeps_the_sides():
     found = questions(1000)
-    firsts = {annotator: [places(q, 0, annotator)[0] for q in found] for annotator in ("ann", "bob")}
+    firsts = {annotator: [sides(q, annotator)[0] for q in found] for annotator in ("ann", "bob")}
     for annotator in firsts:
         assert binomtest(sum(firsts[annotator]), 1000).pvalue > 0.001
-        assert firsts[annotator] == [places(q, 0, annotator)[0] for q in found]
+        assert firsts[annotator] == [sides(q, annotator)[0] for q in found]
     same = sum(a == b for a, b in zip(firsts["ann"], firsts["bob"]))
     assert binomtest(same, 1000).pvalue > 0.001
-    ranked = Counter(tuple(places(q, 0, "ann")) for q in questions(1200, k=3))
+    ranked = Counter(tuple(sides(q, "ann")) for q in questions(1200, k=3))
     assert len(ranked) == 6 and min(ranked.values()) > 150
 
 

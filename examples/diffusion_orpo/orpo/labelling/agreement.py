@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 
 from .votes import Vote
@@ -74,7 +74,3 @@ def share_and_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[float
     counts_a, counts_b = Counter(a), Counter(b)
     chance = sum(counts_a[answer] * counts_b[answer] for answer in counts_a) / n**2
     return share, None if chance == 1 else (share - chance) / (1 - chance)
-
-
-def as_json(found: list[Agreement]) -> list[dict]:
-    return [asdict(agreement) for agreement in found]

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..pairs.image_folder import ListedImage, image_path
@@ -69,9 +69,11 @@ def fraction(*key: object) -> float:
     return int.from_bytes(digest, "big") / 2**56
 
 
-def places(question: Question, seed: int, annotator: str) -> list[int]:
-    """The images' positions from left to right: half of the annotators see the sides of a pair the other way round."""
-    return sorted(range(len(question.images)), key=lambda i: fraction("place", seed, annotator, question.id, i))
+def arranged(question: Question, seed: int, annotator: str) -> Question:
+    """The question with its images from left to right: half of the annotators see the sides of a pair the other way round."""
+    places = sorted(range(len(question.images)), key=lambda i: fraction("place", seed, annotator, question.id, i))
+    images, digests = question.images, question.digests
+    return replace(question, images=tuple(images[i] for i in places), digests=tuple(digests[i] for i in places))
 
 
 def order(questions: list[Question], seed: int, annotator: str, overlap: float) -> list[Question]:

@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
-from ..pairs.image_folder import ListedImage, image_path
+from ..pairs.image_folder import image_path
 from ..runtime.durable import write_text
 from ..runtime.messages import differences
-from .questions import Question, digest, is_common, order, places
+from .questions import Question, arranged, digest, is_common, order
 from .votes import CHOICES, FOLDER, Vote, VoteLog, read_votes
 
 
@@ -76,6 +76,7 @@ class Session:
                 f"Votes can't be stored in {votes}: {error.strerror or error}. Copy the images to a folder that you can write to,"
                 " and name that one as --images_dir."
             ) from error
+        questions = [arranged(question, settings.seed, annotator) for question in questions]
         self._questions = order(questions, settings.seed, annotator, settings.overlap)
         self._by_id = {question.id: question for question in questions}
         self._stamps: dict[str, tuple] = {}
@@ -104,8 +105,7 @@ class Session:
         """
         if self.asked is None or question != self.asked.id:
             return False
-        places_shown = places(self.asked, self.settings.seed, self.annotator)
-        shown = tuple(self.asked.images[i].name for i in places_shown)
+        shown = tuple(image.name for image in self.asked.images)
         if choice not in CHOICES:
             raise ValueError(f"There is no choice {choice!r}.")
         is_pair = type(best) is type(worst) is int and best != worst and {best, worst} <= set(range(len(shown)))
@@ -122,7 +122,7 @@ class Session:
             best=best_name,
             worst=worst_name,
             shown=shown,
-            digests=tuple(self.asked.digests[i] for i in places_shown),
+            digests=self.asked.digests,
             seconds=round(float(seconds), 3),
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
@@ -137,20 +137,15 @@ class Session:
             self._ask(self._by_id.get(vote.question))
         return vote is not None
 
-    def shown(self, question: Question) -> list[ListedImage]:
-        """The images of a question from left to right."""
-        return [question.images[i] for i in places(question, self.settings.seed, self.annotator)]
-
     def read(self, question: Question, place: int) -> bytes:
         """The file of the image at a place from the left.
 
         Raises:
             OSError, ValueError: it can't be read, or is another image by now.
         """
-        i = places(question, self.settings.seed, self.annotator)[place]
-        name = question.images[i].name
+        name = question.images[place].name
         content = image_path(self.folder, name).read_bytes()
-        if digest(content) != question.digests[i]:
+        if digest(content) != question.digests[place]:
             raise ValueError(f"{name} has changed since the start")
         return content
 
