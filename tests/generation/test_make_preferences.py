@@ -8,8 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import PartialState
-from families import FAMILIES
-from forking import fork_two_processes, kill_while_saving
 from helpers import arguments, encode, train
 from orpo.config import BUILT_IN
 from orpo.models.sdxl import StableDiffusionXL
@@ -135,19 +133,6 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
         run(lora_weights=lora)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_draws(run, models, name):
-    base = models[name]
-    options = FAMILIES[name].flags  # the length of prompts, if anything
-    flags = {"num_images_per_prompt": 2, "num_prompts": 1, "guidance_scale": 5}
-    out = run(pretrained_model_name_or_path=base, **flags, **options)
-    if name == "qwen_image":
-        options = options | {"true_cfg_scale": 5.0, "negative_prompt": " ", "guidance_scale": None}
-    image = listed(out)[1]
-    drawn = draw(base, image["prompt"], image["seed"], **options)
-    assert abs(pixels(out / "images" / image["file_name"]) - drawn).max() <= 1
-
-
 def test_images_that_nobody_judged_go_to_the_page(run, capsys):
     out = run(num_images_per_prompt=2)
     assert not (out / "pairs").exists()
@@ -193,57 +178,6 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
     with pytest.raises((SystemExit, ValueError)) as error:
         run(winners_dir=mine, prompt_file=None, output_dir=tmp_path / "other")
     assert "0.jpg: two caption files" in str(error.value) and "1.jpg: no caption file beside it" in str(error.value)
-
-
-def test_a_killed_run_goes_on_with_complete_images_only(run, tmp_path):
-    """SIGKILL in the middle of writing the fourth image, the second of its batch: the end is bit for bit the same."""
-
-    kill_while_saving(4, lambda: run(batch_size=2, scorers=["saturation"], min_margin=0))
-    out = tmp_path / "out"
-    assert len(pngs(out)) == 3 and not (out / "pairs").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (out / "images").glob("*.png")}
-    run(batch_size=2, scorers=["saturation"], min_margin=0)
-    whole = run(batch_size=2, scorers=["saturation"], min_margin=0, output_dir=tmp_path / "whole")
-    assert pngs(out) == pngs(whole) and rows(out) == rows(whole) and listed(out) == listed(whole)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was there was not drawn again
-
-
-def test_two_processes_make_what_one_makes(run, tmp_path):
-    flags = {
-        "batch_size": 1,
-        "num_images_per_prompt": 2,
-        "scorers": ["saturation", "high_frequency"],
-        "combine": "sum",
-    }
-
-    def run_as(rank: int) -> None:
-        save = Image.Image.save
-
-        def save_and_count(image, file, *args):
-            with (tmp_path / f"images-{rank}").open("a") as counted:
-                counted.write("an image\n")
-            save(image, file, *args)
-
-        Image.Image.save = save_and_count
-        run(output_dir=tmp_path / "two", **flags)
-
-    fork_two_processes(run_as)
-    assert [len((tmp_path / f"images-{rank}").read_text().splitlines()) for rank in (0, 1)] == [3, 3]
-    one = run(output_dir=tmp_path / "one", **flags)
-    assert pngs(tmp_path / "two") == pngs(one) and rows(tmp_path / "two") == rows(one)
-
-
-def test_a_folder_keeps_its_settings(run, tmp_path):
-    run()
-    with pytest.raises(
-        ValueError, match="generated differently: guidance_scale was 5.0 and is now 7.0. Choose another"
-    ):
-        run(guidance_scale=7)
-    with pytest.raises(ValueError, match="generated differently: seed was 0 and is now 5"):
-        run(seed=5)
-    (tmp_path / "out" / "images" / "settings.json").unlink()
-    with pytest.raises(ValueError, match="no settings.json to say how"):
-        run()
 
 
 @pytest.mark.parametrize(
@@ -310,17 +244,6 @@ def test_flags_that_make_no_sense_stop_at_once(run, capsys, flags, problem):
     with pytest.raises(SystemExit):
         run(**flags)
     assert problem in capsys.readouterr().err
-
-
-def test_what_is_no_model_is_said_before_anything_is_drawn(run, tmp_path):
-    with pytest.raises(ValueError, match="--pretrained_model_name_or_path=.* can't be read"):
-        run(pretrained_model_name_or_path=tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "OtherPipeline"}')
-    with pytest.raises(ValueError, match="is a OtherPipeline. It must be one of StableDiffusionPipeline"):
-        run(pretrained_model_name_or_path=tmp_path)
-    with pytest.raises(ValueError, match="--resolution must be a multiple of 8; got 60"):
-        run(resolution=60)
-    assert not (tmp_path / "out").exists()
 
 
 def test_help_names_the_scorers_there_are():

@@ -25,8 +25,8 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from train_diffusion_orpo_sdxl_lora import parse_args
 
 
+SIDES = ("base", "lora")
 PROMPTS = ["a red ball", 'a face | "quoted" & <b>bold</b>', "red face"]
-EXAMPLE = Path(evaluate_lora.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +47,19 @@ def save_lora(base: str, folder: Path, seed: int) -> None:
     model.save_lora(folder)
 
 
-@pytest.fixture
-def prompt_file(tmp_path) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n\n".join([*PROMPTS, PROMPTS[0]]) + "\n")
-    return path
-
-
-@pytest.fixture
-def run(tiny_sdxl, lora, prompt_file, tmp_path):
+@pytest.fixture(scope="module")
+def evaluate(tiny_sdxl, lora, tmp_path_factory):
     """Runs the script in this process; returns the output folder."""
+    prompt_file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompt_file.write_text("\n\n".join([*PROMPTS, PROMPTS[0]]) + "\n")
 
-    def run(**flags) -> Path:
+    def evaluate(output_dir: Path, **flags) -> Path:
         PartialState._reset_state()
         defaults = {
             "pretrained_model_name_or_path": tiny_sdxl,
             "lora_weights": lora,
             "prompt_file": prompt_file,
-            "output_dir": tmp_path / "out",
+            "output_dir": output_dir,
             "resolution": 64,
             "num_inference_steps": 2,
             "scorers": ["saturation"],
@@ -74,7 +69,34 @@ def run(tiny_sdxl, lora, prompt_file, tmp_path):
         for name, value in flags.items():
             line += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         evaluate_lora.main(line)
-        return Path(flags["output_dir"])
+        return output_dir
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def finished(evaluate, tmp_path_factory) -> Path:
+    """The output folder of an evaluation with two images of each prompt."""
+    return evaluate(tmp_path_factory.mktemp("finished"), num_images_per_prompt=2)
+
+
+@pytest.fixture
+def again(finished, evaluate, tmp_path):
+    """Runs the script on a copy of that folder; returns the copy."""
+    shutil.copytree(finished, tmp_path / "out", copy_function=shutil.copy2)
+
+    def again(**flags) -> Path:
+        return evaluate(tmp_path / "out", **{"num_images_per_prompt": 2} | flags)
+
+    return again
+
+
+@pytest.fixture
+def run(evaluate, tmp_path):
+    """Runs the script in a new folder."""
+
+    def run(output_dir: Path = tmp_path / "out", **flags) -> Path:
+        return evaluate(output_dir, **flags)
 
     return run
 
@@ -111,37 +133,33 @@ def draw(
     return np.asarray(image, dtype=int)
 
 
-def test_images_are_those_a_user_draws_with_and_without_the_lora(run, tiny_sdxl, lora):
-    out = run(num_images_per_prompt=2, seed=5, batch_size=4, lora_scale=0.5)
+def test_images_are_those_a_user_generates_with_and_without_the_lora(run, finished, tiny_sdxl, lora):
+    """Whatever the batch size, by which no pixel moves by more than one."""
+    out = run(num_images_per_prompt=2, batch_size=1, lora_scale=0.5, base_images_dir=finished / "base")
     pairs = results_of(out)["pairs"]
     assert [(pair["prompt"], pair["seed"]) for pair in pairs] == [
-        (prompt, 5 + 2 * i + j) for i, prompt in enumerate(PROMPTS) for j in range(2)
+        (prompt, 2 * i + j) for i, prompt in enumerate(PROMPTS) for j in range(2)
     ]
     for pair in pairs[1:4:2]:
-        base, with_lora = (pixels(out / side / pair["image"]) for side in ("base", "lora"))
+        scaled, (base, whole) = (
+            pixels(out / "lora" / pair["image"]),
+            (pixels(finished / side / pair["image"]) for side in SIDES),
+        )
         assert abs(base - draw(tiny_sdxl, pair["prompt"], pair["seed"])).max() <= 1
-        assert abs(with_lora - draw(tiny_sdxl, pair["prompt"], pair["seed"], lora, 0.5)).max() <= 1
-        assert abs(with_lora - draw(tiny_sdxl, pair["prompt"], pair["seed"], lora)).max() > 5
-        assert abs(base - with_lora).max() > 5
+        assert abs(whole - draw(tiny_sdxl, pair["prompt"], pair["seed"], lora)).max() <= 1
+        assert abs(scaled - draw(tiny_sdxl, pair["prompt"], pair["seed"], lora, 0.5)).max() <= 1
+        assert min(abs(base - whole).max(), abs(whole - scaled).max()) > 5
 
 
-def test_the_batch_size_moves_no_pixel_by_more_than_one(run, tmp_path):
-    one, many = run(batch_size=1), run(batch_size=3, output_dir=tmp_path / "many")
-    for path in one.glob("*/*.png"):
-        assert abs(pixels(path) - pixels(many / path.relative_to(one))).max() <= 1
-
-
-def test_results_are_the_scores_of_the_images_on_disk(run):
-    out = run(num_images_per_prompt=2)
-    results = results_of(out)
+def test_results_are_the_scores_of_the_images_on_disk(finished):
+    results = results_of(finished)
     values = np.array(
         [
-            [saturation([Image.open(out / side / pair["image"])], [""])[0] for pair in results["pairs"]]
-            for side in ("base", "lora")
+            [saturation([Image.open(finished / side / pair["image"])], [""])[0] for pair in results["pairs"]]
+            for side in SIDES
         ]
     )
-    found = [[pair[side]["saturation"] for pair in results["pairs"]] for side in ("base", "lora")]
-    np.testing.assert_allclose(found, values)
+    np.testing.assert_allclose([[pair[side]["saturation"] for pair in results["pairs"]] for side in SIDES], values)
     comparison = results["scorers"]["saturation"]
     assert comparison["win_rate"] == np.mean(values[1] > values[0])
     assert comparison["difference"] == pytest.approx((values[1] - values[0]).mean())
@@ -160,22 +178,32 @@ def test_a_lora_that_adds_nothing_ties_everywhere(run, tiny_sdxl, tmp_path):
     assert (comparison["ties"], comparison["win_rate"], comparison["difference"]) == (3, 0.5, 0)
 
 
-def test_only_what_is_missing_is_drawn_again(run, monkeypatch):
-    out = run()
-    before = {side: pngs(out / side) for side in ("base", "lora")}
+def test_only_what_is_missing_is_generated_again(again, finished, tmp_path, monkeypatch):
+    before, out = {side: pngs(finished / side) for side in SIDES}, tmp_path / "out"
     kept = out / "base" / "00000-0.png"
-    kept.write_bytes((out / "lora" / "00000-0.png").read_bytes())  # a mark: redrawn, it would be the base's again
+    kept.write_bytes(before["lora"]["00000-0.png"])  # a mark: generated again, it would be the base's
     (out / "base" / "00001-0.png").unlink()
     (out / "lora" / "00002-0.png").unlink()
     (out / "lora" / ".00002-0.png.partial").write_bytes(b"half a picture")
-    run()
+    again()
     assert kept.read_bytes() == before["lora"]["00000-0.png"]
     assert pngs(out / "base")["00001-0.png"] == before["base"]["00001-0.png"]
     assert pngs(out / "lora") == before["lora"]
 
     monkeypatch.setattr(Generator, "load", None)  # with all images there, no model is loaded
-    run(scorers=["high_frequency"])
-    assert results_of(out)["scorers"].keys() == {"high_frequency"}
+    again(scorers=["high_frequency"], num_images_per_prompt=1, num_prompts=2)
+    assert results_of(out)["scorers"].keys() == {"high_frequency"} and results_of(out)["num_pairs"] == 2
+
+
+def test_more_images_and_prompts_are_added_to_both_folders(again, finished, tmp_path):
+    more = tmp_path / "more.txt"
+    more.write_text("\n".join(["one more", *PROMPTS]))
+    out = again(num_images_per_prompt=3, prompt_file=more)
+    seeds = {pair["image"]: pair["seed"] for pair in results_of(out)["pairs"]}
+    assert len(set(seeds.values())) == len(seeds) == 12
+    for side in SIDES:
+        before, after = pngs(finished / side), pngs(out / side)
+        assert len(after) == 12 and {name: after[name] for name in before} == before
 
 
 def test_a_killed_evaluation_goes_on_with_complete_images_only(run, tmp_path):
@@ -214,8 +242,7 @@ def test_two_processes_draw_what_one_draws(run, tmp_path):
     assert two["mean_lora"] == pytest.approx(alone["mean_lora"], rel=1e-3)
 
 
-def test_a_folder_of_other_settings_is_refused_with_what_differs(run, tiny_sdxl, tmp_path, capsys):
-    run()
+def test_a_folder_of_other_settings_is_refused_with_what_differs(again, tiny_sdxl, tmp_path):
     for flags, message in (
         ({"guidance_scale": 3}, "generated differently: guidance_scale was 5.0 and is now 3.0. Choose"),
         ({"seed": 3}, "seed was 0 and is now 3"),
@@ -224,24 +251,23 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(run, tiny_sdxl,
         ({"lora_scale": 0.3}, "lora_scale was 1.0 and is now 0.3"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(**flags)
+            again(**flags)
     save_lora(tiny_sdxl, tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="lora.*holds images that were generated differently.*lora_sha256"):
-        run(lora_weights=tmp_path / "other")
+        again(lora_weights=tmp_path / "other")
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "00000-0.png").write_bytes(b"")
     with pytest.raises(ValueError, match="no settings.json"):
-        run(base_images_dir=moved)
+        again(base_images_dir=moved)
 
 
-def test_evaluations_of_several_loras_share_the_bases_images(run, tiny_sdxl, tmp_path):
-    first = run(base_images_dir=tmp_path / "base")
-    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")}
+def test_evaluations_of_several_loras_share_the_bases_images(run, finished, tiny_sdxl, tmp_path):
+    times = {path: path.stat().st_mtime_ns for path in (finished / "base").glob("*")}
     save_lora(tiny_sdxl, tmp_path / "other", seed=1)
-    other = run(base_images_dir=tmp_path / "base", lora_weights=tmp_path / "other", output_dir=tmp_path / "other-out")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "base").glob("*.png")} == drawn
-    assert not (first / "base").exists() and pngs(first / "lora") != pngs(other / "lora")
+    other = run(base_images_dir=finished / "base", lora_weights=tmp_path / "other", num_images_per_prompt=2)
+    assert {path: path.stat().st_mtime_ns for path in (finished / "base").glob("*")} == times
+    assert not (other / "base").exists() and pngs(finished / "lora") != pngs(other / "lora")
 
 
 def test_a_base_that_changed_in_its_folder_is_another_one(run, tiny_sdxl, tmp_path):
@@ -312,11 +338,11 @@ def test_every_family_is_drawn_as_its_users_draw_it(run, name, models, tmp_path)
     assert abs(drawn[0] - drawn[1]).max() > 3
 
 
-def test_a_broken_image_is_named(run):
-    out = run()
-    (out / "lora" / "00001-0.png").write_bytes((out / "lora" / "00001-0.png").read_bytes()[:100])
+def test_a_broken_image_is_named(again, tmp_path):
+    image = tmp_path / "out" / "lora" / "00001-0.png"
+    image.write_bytes(image.read_bytes()[:100])
     with pytest.raises(ValueError, match="lora/00001-0.png can't be read.*Remove it"):
-        run()
+        again()
 
 
 @pytest.mark.parametrize(
