@@ -19,7 +19,7 @@
 Writes images/, with a metadata.jsonl, and pairs/train.parquet, which training takes as --dataset_name=my_preferences/pairs.
 Without --scorers there are images only: label them with label_preferences.py --images_dir=my_preferences/images.
 
-With --winners_dir=my_images, your own images are preferred to those that the model generates from their captions: this teaches
+With --chosen_dir=my_images, your own images are preferred to those that the model generates from their captions: this teaches
 a style or a subject. With --lora_weights, the model generates with a LoRA: this makes the pairs of a second round.
 
 Started again, it continues where it stopped; with more prompts, or more images per prompt, it generates what is missing.
@@ -65,7 +65,7 @@ def make(config: MakingConfig) -> None:
     from orpo.scoring.scorers import check_scorer, score_together, scorer_label
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
-    chosen = None if config.winners_dir is None else read_listing(Path(config.winners_dir))
+    chosen = None if config.chosen_dir is None else read_listing(Path(config.chosen_dir))
     prompts, lines = ([image.prompt for image in chosen], []) if chosen else read_prompts(config)
     generator = Generator(config, state.device)
     scorers = config.scorers
@@ -93,7 +93,7 @@ def make(config: MakingConfig) -> None:
     write_metadata(folder, kept, generator.name, scores)
     if chosen:
         groups = [request.group for request in requests[::per_prompt]]
-        lines.append(pairs.write_against(Path(config.winners_dir), dict(zip(groups, chosen)), kept))
+        lines.append(pairs.write_against(Path(config.chosen_dir), dict(zip(groups, chosen)), kept))
     elif scorers:
         lines.append(pairs.write_ranked(kept, scores, config))
     else:

@@ -207,7 +207,7 @@ def test_the_commands_of_own_preferences_run(folder):
                 assert importlib.import_module(script).parse_args(flags).images_dir == "round1/images"
                 label(Path("round1/images"))
                 continue
-            less = LESS.get(script, "") if "--winners_dir=my_images" not in flags else "--num_inference_steps=2"
+            less = LESS.get(script, "") if "--chosen_dir=my_images" not in flags else "--num_inference_steps=2"
             start(script, shorter(flags, less))
     assert len(Path("prompts.txt").read_text().splitlines()) == 12
     assert ran.count("make_preferences") == 3 and ran.count("train_diffusion_orpo_lora") == 2

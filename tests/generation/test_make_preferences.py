@@ -150,7 +150,7 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
         (mine / f"{i}.jpg").write_bytes(encode(draw_face(kind, 0.9).resize((96, 80))))
         (mine / f"{i}.txt").write_text(kind.prompt + "\n")
     (mine / "2.txt").write_text(ALL_KINDS[0].prompt)  # two images of a caption
-    out = run(winners_dir=mine, prompt_file=None, num_images_per_prompt=2)
+    out = run(chosen_dir=mine, prompt_file=None, num_images_per_prompt=2)
     found = rows(out)
     assert [row["seed_1"] for row in found] == list(range(6)) and {row["label_0"] for row in found} == {1.0}
     for i, row in enumerate(found):
@@ -163,7 +163,7 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
     (mine / "00.png").write_bytes(encode(draw_face(ALL_KINDS[5], 0.9), "PNG"))  # one more, before the others
     (mine / "00.txt").write_text(ALL_KINDS[5].prompt)
     (mine / "1.txt").write_text("a better caption")
-    run(winners_dir=mine, prompt_file=None, num_images_per_prompt=2)
+    run(chosen_dir=mine, prompt_file=None, num_images_per_prompt=2)
     again = rows(out)
     assert [row["jpg_1"] for row in again if row["seed_1"] in (0, 1, 4, 5)] == [
         found[i]["jpg_1"] for i in (0, 1, 4, 5)
@@ -176,7 +176,7 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
     (mine / "1.txt").unlink()
     (mine / "0.caption").write_text("another")
     with pytest.raises((SystemExit, ValueError)) as error:
-        run(winners_dir=mine, prompt_file=None, output_dir=tmp_path / "other")
+        run(chosen_dir=mine, prompt_file=None, output_dir=tmp_path / "other")
     assert "0.jpg: two caption files" in str(error.value) and "1.jpg: no caption file beside it" in str(error.value)
 
 
@@ -230,7 +230,7 @@ def test_more_images_and_prompts_are_added_to_those_that_are_there(run, tmp_path
     "flags, problem",
     [
         ({"num_images_per_prompt": 1}, "must be at least 2"),
-        ({"winners_dir": "x"}, "--prompt_file: has no effect with --winners_dir"),
+        ({"chosen_dir": "x"}, "--prompt_file: has no effect with --chosen_dir"),
         ({"dataset_name": "x"}, "--prompt_file and --dataset_name: choose one"),
         ({"scorers": ["a.py:f", "b.py:f"]}, "names must differ; f is given twice"),
         ({"scorers": ["clip"], "weights": [1]}, "--weights: one for each"),

@@ -898,14 +898,15 @@ class EvaluationConfig(GenerationConfig):
 @dataclass(frozen=True, kw_only=True)
 class MakingConfig(GenerationConfig):
     title = "scoring and output"
-    winners_dir: str | None = setting(
+    chosen_dir: str | None = setting(
         None,
         "Folder of your own images, each with a caption file (fox.txt for fox.png), or with a metadata.jsonl: each of"
         " them is preferred to the model's images of its caption. Takes the place of prompts and scorers.",
         path="source",
+        aliases=("--winners_dir",),
     )
     num_images_per_prompt: int | None = setting(
-        None, "Images of each prompt, or of each caption in --winners_dir. Default: 4, or 1.", range=(1,)
+        None, "Images of each prompt, or of each caption in --chosen_dir. Default: 4, or 1.", range=(1,)
     )
     scorers: tuple[str, ...] = setting(
         (),
@@ -937,14 +938,14 @@ class MakingConfig(GenerationConfig):
 
     @property
     def images_per_prompt(self) -> int:
-        return self.num_images_per_prompt or (4 if self.winners_dir is None else 1)
+        return self.num_images_per_prompt or (4 if self.chosen_dir is None else 1)
 
     def check(self) -> None:
-        if self.winners_dir is not None:
+        if self.chosen_dir is not None:
             given = [f"--{name}" for name in ("prompt_file", "dataset_name", "scorers") if getattr(self, name)]
             if given:
                 raise ValueError(
-                    f"{', '.join(given)}: has no effect with --winners_dir, which brings prompts and chosen images."
+                    f"{', '.join(given)}: has no effect with --chosen_dir, which brings prompts and chosen images."
                 )
         elif self.images_per_prompt < 2:
             raise ValueError(
