@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
-from orpo.models import validation_model
+from orpo.models.lora import lora_is_off
 from PIL import Image
 
 
@@ -101,7 +101,7 @@ def test_text_encoders_are_loaded_for_the_first_drawing_only(models, monkeypatch
         lambda self, **given: encoders.append(given["text_encoder"]) or load(self, **given),
     )
     with loaded.generating(["a red ball"]) as generate:
-        assert not validation_model.lora_is_off(loaded.validation_model.denoiser)
+        assert not lora_is_off(loaded.validation_model.denoiser)
         assert generate(["a red ball"], [5], 2, 1.0) == first
     assert encoders == [None]
     assert not hasattr(loaded.validation_model, "pipeline")  # its memory is given back

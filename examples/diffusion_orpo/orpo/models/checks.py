@@ -4,6 +4,7 @@ import logging
 import re
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -11,18 +12,19 @@ from transformers import PretrainedConfig
 import diffusers
 from diffusers import DiffusionPipeline
 
-from ..config import ModelConfig
+from ..config import CheckpointConfig, ModelConfig
 from ..runtime.messages import printable
 from .model_files import check_folder, has_variant
 
 
 logger = logging.getLogger(__name__)
 
+Module = Any  # one of diffusers' or transformers', with attributes that torch's class doesn't declare
 DISTILLED = r"(turbo|lightning|hyper-?sd|lcm|schnell|distilled|\bdmd)"  # in names of models
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
-def read_index(options: ModelConfig, pipeline: str = "StableDiffusionXLPipeline") -> dict:
+def read_index(options: CheckpointConfig, pipeline: str = "StableDiffusionXLPipeline") -> dict:
     """Reads a pipeline's `model_index.json`.
 
     Args:
@@ -85,7 +87,7 @@ def check_modules(options: ModelConfig, index: dict, needed: tuple[str, ...]) ->
             check_folder(flag, folder / name, name, options.variant if name in of_variant or not of_variant else None)
 
 
-def build_empty(options: ModelConfig, index: dict, module: str) -> torch.nn.Module:
+def build_empty(options: ModelConfig, index: dict, module: str) -> Module:
     """One of diffusers' models, built from its configuration without memory for weights.
 
     Raises:
@@ -129,12 +131,12 @@ def matches_layer(name: str, layer: str) -> bool:
     return bool(name) and fnmatch(f".{name}", f"*.{layer}")
 
 
-def find_modules(denoiser: torch.nn.Module, layer: str) -> dict[str, torch.nn.Module]:
+def find_modules(denoiser: Module, layer: str) -> dict[str, Module]:
     """The modules, by name, that an entry of --lora_layers stands for."""
     return {name: module for name, module in denoiser.named_modules() if matches_layer(name, layer)}
 
 
-def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: list[str]) -> None:
+def check_lora_layers(denoiser: Module, denoiser_name: str, layers: list[str]) -> None:
     """Checks that each name of --lora_layers stands for modules that can have a LoRA.
 
     Args:
@@ -161,12 +163,12 @@ def check_lora_layers(denoiser: torch.nn.Module, denoiser_name: str, layers: lis
             )
 
 
-def warn_of_distillation(options: ModelConfig, scheduler) -> None:
-    """Warns if a model is distilled to draw in a few steps, which training on ordinary noise does not preserve."""
+def warn_of_distillation(options: ModelConfig, scheduler: object) -> None:
+    """Warns if a model is distilled to generate in a few steps, which training on ordinary noise does not preserve."""
     source = options.pretrained_model_name_or_path
     by_name = re.search(DISTILLED, Path(source).name if Path(source).exists() else source, re.IGNORECASE)
     if by_name or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):
         logger.warning(
-            f"{printable(source)} seems to be distilled to draw in few steps. Training on it unlearns some of that: train the"
-            " model that it was distilled from, and load the LoRA into both: --validation_model_path draws with this one."
+            f"{printable(source)} seems to be distilled to generate in few steps. Training on it unlearns some of that: train the"
+            " model that it was distilled from, and load the LoRA into both: --validation_model_path generates with this one."
         )

@@ -12,7 +12,6 @@ class Flux(FlowTransformer):
     pipeline_class = FluxPipeline
     text_encoder_names = ("text_encoder", "text_encoder_2")
     name, slug = FLUX.name, FLUX.slug
-    tags = ("flux", "flux-diffusers")
     patch_size = 2
     is_told_guidance = True
 

@@ -7,6 +7,7 @@ import torch
 
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Pipeline
 
+from .checks import Module
 from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import FLUX2, FLUX2_KLEIN
 from .vae import Vae
@@ -22,16 +23,16 @@ class Flux2Vae(Vae):
     def downscale(self) -> int:
         return 2 * super().downscale
 
-    def moments(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def moments(self, module: Module, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([patchify(part) for part in super().moments(module, images).chunk(2, dim=1)], dim=1)
 
-    def statistics(self, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    def statistics(self, module: Module) -> tuple[torch.Tensor, torch.Tensor]:
         mean, variance = (
             buffer.float().view(1, -1, 1, 1) for buffer in (module.bn.running_mean, module.bn.running_var)
         )
         return mean, (variance + self.config["batch_norm_eps"]).sqrt()
 
-    def decode(self, module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, module: Module, latents: torch.Tensor) -> torch.Tensor:
         shift, scale = self.statistics(module)
         return module.decode(Flux2Pipeline._unpatchify_latents(latents * scale + shift).to(module.dtype)).sample
 
@@ -46,7 +47,6 @@ class Flux2Klein(FlowTransformer):
     text_encoder_names = ("text_encoder",)
     name, slug = FLUX2_KLEIN.name, FLUX2_KLEIN.slug
     vae_class = Flux2Vae
-    tags = ("flux2-klein", "flux2-klein-diffusers")
     patch_size = 2
 
     @torch.no_grad()
@@ -84,4 +84,3 @@ class Flux2(Flux2Klein):
     pipeline_class = Flux2Pipeline
     is_told_guidance = True
     name, slug = FLUX2.name, FLUX2.slug
-    tags = ("flux2", "flux2-diffusers")

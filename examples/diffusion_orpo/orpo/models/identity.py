@@ -13,6 +13,7 @@ from ..config import ModelConfig
 from ..runtime.checksums import sha256
 from ..runtime.shapes import name_of
 from .checks import is_absent, read_index
+from .pipeline import FamilyPipeline
 from .vae import vae_source
 
 
@@ -20,7 +21,7 @@ from .vae import vae_source
 MOMENTS = "normalised"
 
 
-def encoding_identity(family: type, options: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
+def encoding_identity(family: type[FamilyPipeline], options: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
     """Everything that a run's moments and prompt embeddings depend on, read from files only: no model is loaded.
 
     Args:
@@ -55,7 +56,7 @@ def encoding_identity(family: type, options: ModelConfig, dtype: torch.dtype) ->
     return identity
 
 
-def base_identity(family: type, options: ModelConfig, predicts: str) -> dict[str, str]:
+def base_identity(family: type[FamilyPipeline], options: ModelConfig, predicts: str) -> dict[str, str]:
     """Identifies the base of a LoRA: all modules by content, and the prediction type.
 
     A local model's files are read in whole, at about 1.3 GB/s of one core: 5 to 10 seconds for SDXL in fp16.

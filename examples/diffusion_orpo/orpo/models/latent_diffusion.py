@@ -18,13 +18,20 @@ from ..config import ModelConfig
 from ..runtime.transfer import to_device
 from .checks import check_lora_layers, warn_of_distillation
 from .identity import base_identity, encoding_identity
-from .inference_snippet import inference_snippet
-from .lora import LORA_FILE, add_lora, as_loaded, load_lora, save_lora
+from .lora import (
+    LORA_FILE,
+    add_lora,
+    as_loaded,
+    check_same_lora,
+    load_lora,
+    loaded_with_lora,
+    save_lora,
+    validation_options,
+)
 from .lora_files import COMFYUI_FILE, read_initial_lora, write_for_other_programs
 from .noise import DDPM, FlowMatching
 from .pipeline import FamilyPipeline
 from .vae import sample_latents
-from .validation_model import check_same_lora, loaded_with_lora, validation_options
 
 
 logger = logging.getLogger(__name__)
@@ -269,7 +276,47 @@ class FlowTransformer(LatentDiffusion):
         """The guidance scale that the transformer is told of each image (N,), where it is told one."""
         if not (self.is_told_guidance and self.denoiser.config.guidance_embeds):
             return None
-        return torch.full((count,), self.options.guidance_scale, device=self.device)
+        return torch.tensor([self.options.guidance_scale] * count, device=self.device)
+
+
+def inference_snippet(trained: LatentDiffusion, lora: str, prompt: str, steps: int, guidance_scale: float) -> str:
+    """Python code that generates an image as training's validation does.
+
+    Args:
+        trained: the model family, with which may have another one for validation.
+        lora: its folder, or name on the Hub.
+        prompt: of the image.
+        steps, guidance_scale: of the validation, with another model.
+    """
+    model = trained.validation_model or trained
+    options, pipeline = model.options, model.pipeline_class.__name__
+    source, call_options = f"{options.pretrained_model_name_or_path!r},", dict(model.call_options)
+    if model.negative_prompt is not None:
+        call_options["negative_prompt"] = model.negative_prompt
+    if model is not trained:
+        source += f"  # trained on {trained.options.pretrained_model_name_or_path!r}, which takes the LoRA, too"
+        call_options["num_inference_steps"] = steps
+        call_options |= model.guidance_options(guidance_scale)
+    lines = [source]
+    imports = pipeline
+    if options.pretrained_vae_model_name_or_path is not None:
+        vae = model.vae.module_class.__name__
+        imports = f"{vae}, {pipeline}"
+        lines.append(f"vae={vae}.from_pretrained({options.pretrained_vae_model_name_or_path!r}, dtype=dtype),")
+    lines += [f"{name}=None," for name in model.absent_modules]
+    loading = "".join(f"    {line}\n" for line in (*lines, "dtype=dtype,"))
+    config = ", ".join(f"{name}={value!r}" for name, value in options.sampler_config.items())
+    more = "".join(f", {name}={value!r}" for name, value in call_options.items())
+    scheduler_line = f"pipeline.scheduler.register_to_config({config})\n" if config else ""
+    return (
+        "import torch\n"
+        f"from diffusers import {imports}\n\n"
+        f'device, dtype = ("cuda", torch.{model.inference_dtype}) if torch.cuda.is_available() else ("cpu", torch.float32)\n'
+        f"pipeline = {pipeline}.from_pretrained(\n{loading}).to(device)\n"
+        f"{scheduler_line}pipeline.load_lora_weights({lora!r})\n"
+        f"image = pipeline(prompt={prompt!r}{more}).images[0]\n"
+        'image.save("image.png")\n'
+    )
 
 
 def advise_tf32(vae_dtype: torch.dtype, device: torch.device) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -18,7 +19,7 @@ from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict
 from ..config import ModelConfig
 from ..runtime.durable import make_readable
 from ..runtime.messages import printable
-from .checks import matches_layer
+from .checks import Module, matches_layer
 from .lora import LORA_FILE
 
 
@@ -54,9 +55,9 @@ class Layer:
         alpha: None where the file doesn't say, which means the rank.
     """
 
-    a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
-    alpha: float | None = None
+    a: torch.Tensor
+    b: torch.Tensor
+    alpha: float | None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class LoraFile:
 
 
 def read_lora_file(
-    flag: str, source: str, pipeline_class: type, denoiser: torch.nn.Module, cache_dir=None
+    flag: str, source: str, pipeline_class: type[Any], denoiser: Module, cache_dir: str | None = None
 ) -> LoraFile:
     """Reads a LoRA of diffusers, PEFT, kohya's scripts, ComfyUI, ai-toolkit or another program that writes plain LoRAs.
 
@@ -131,32 +132,39 @@ def lora_digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
     return digest.hexdigest()
 
 
-def _layers(flag: str, tensors: dict, pipeline_class: type, denoiser: torch.nn.Module) -> dict[str, Layer]:
+def _layers(flag: str, tensors: dict, pipeline_class: type[Any], denoiser: Module) -> dict[str, Layer]:
     """The LoRA of each module, by the names of the denoiser; those of original code are left to diffusers."""
     names = {name: name for name, _ in denoiser.named_modules()}
     flat = {prefix + name.replace(".", "_"): name for name in names for prefix in FLAT}
-    layers: dict[str, Layer] = {}
-    rest = _add_layers(flag, layers, tensors, names | flat)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    rest = _sort(flag, parts, tensors, names | flat)
     if rest:
         try:
             rest = _from_original_names(rest, pipeline_class, denoiser)
         except Exception:  # diffusers' conversions raise many kinds: it knows no such names
             pass
-        rest = _add_layers(flag, layers, rest, names)
-    _add_layers(flag, layers, rest, {})
-    if not layers:
+        rest = _sort(flag, parts, rest, names)
+    _sort(flag, parts, rest, {})
+    if not parts:
         example = f", but {printable(next(iter(tensors)))}" if tensors else ""
         raise ValueError(f"{flag} holds no LoRA of the denoiser{example}.")
-    wrong = [name for name, layer in layers.items() if layer.a is None or layer.b is None]
+    wrong = [name for name, part in parts.items() if not part.keys() >= {"A", "B"}]
     if wrong:
         raise ValueError(
             f"{flag} is damaged: of {printable(wrong[0])} only a part is there. Save or download it again."
         )
-    return layers
+    return {
+        name: Layer(part["A"].float(), part["B"].float(), float(part["alpha"]) if "alpha" in part else None)
+        for name, part in parts.items()
+    }
 
 
-def _add_layers(flag: str, layers: dict[str, Layer], tensors: dict, names: dict[str, str]) -> dict:
-    """Adds the tensors whose modules have a name, all of them where there are no names; returns the others."""
+def _sort(flag: str, parts: dict[str, dict[str, torch.Tensor]], tensors: dict, names: dict[str, str]) -> dict:
+    """Adds tensors to the "A", "B" and "alpha" of their modules, those that have a name, or all where there are no names.
+
+    Returns:
+        The other tensors.
+    """
     rest = {}
     for key, value in tensors.items():
         match = re.fullmatch(r"(.+)\.(?:lora_(A|B|down|up)(?:\.default)?\.weight|(alpha))", _peft_name(key))
@@ -170,13 +178,8 @@ def _add_layers(flag: str, layers: dict[str, Layer], tensors: dict, names: dict[
         if names and module not in names:
             rest[key] = value
             continue
-        layer = layers.setdefault(names.get(module, module), Layer())
-        if part in ("A", "down"):
-            layer.a = value.float()
-        elif part in ("B", "up"):
-            layer.b = value.float()
-        else:
-            layer.alpha = float(value)
+        part = {"down": "A", "up": "B"}.get(part, part)
+        parts.setdefault(names.get(module, module), {})[part] = value
     return rest
 
 
@@ -185,7 +188,7 @@ def _peft_name(key: str) -> str:
     return next(iter(convert_unet_state_dict_to_peft({key: None})))
 
 
-def _from_original_names(tensors: dict, pipeline_class: type, denoiser: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _from_original_names(tensors: dict, pipeline_class: type[Any], denoiser: Module) -> dict[str, torch.Tensor]:
     """Renames modules of a model's original code to diffusers' names."""
     parameters = inspect.signature(pipeline_class.lora_state_dict).parameters
     arguments: dict[str, object] = {"return_alphas": True} if "return_alphas" in parameters else {}
@@ -244,7 +247,7 @@ def find_misfit(flag: str, lora: LoraFile, denoiser_name: str, model: str) -> st
     return f"{flag} fits only in part: {found}. The images show only the rest, which was not trained to work alone."
 
 
-def check_all_loaded(flag: str, lora: LoraFile, denoiser: torch.nn.Module) -> None:
+def check_all_loaded(flag: str, lora: LoraFile, denoiser: Module) -> None:
     """Checks that a pipeline has loaded all modules of a LoRA that its denoiser has.
 
     Args:
@@ -266,7 +269,7 @@ def check_all_loaded(flag: str, lora: LoraFile, denoiser: torch.nn.Module) -> No
 
 
 def read_initial_lora(
-    options: ModelConfig, pipeline_class: type, denoiser_name: str, denoiser: torch.nn.Module
+    options: ModelConfig, pipeline_class: type[Any], denoiser_name: str, denoiser: Module
 ) -> dict[str, torch.Tensor]:
     """Reads --init_lora_weights.
 
@@ -283,8 +286,9 @@ def read_initial_lora(
     Raises:
         ValueError: it can't be read, or is not for the modules and the rank of this run.
     """
-    flag = f"--init_lora_weights={printable(options.init_lora_weights)}"
-    lora = read_lora_file(flag, options.init_lora_weights, pipeline_class, denoiser, options.cache_dir)
+    source = str(options.init_lora_weights)
+    flag = f"--init_lora_weights={printable(source)}"
+    lora = read_lora_file(flag, source, pipeline_class, denoiser, options.cache_dir)
     if lora.trains_text_encoder:
         raise ValueError(
             f"{flag} holds a LoRA for the text encoder too, which this script does not train: the result would generate"
@@ -327,9 +331,7 @@ def _check_rank(flag: str, rank: int, layers: dict[str, Layer]) -> None:
         raise ValueError(f"{flag} has rank {found}, and --rank={rank}: {advice}.")
 
 
-def _check_layers(
-    flag: str, layers: list[str], denoiser_name: str, denoiser: torch.nn.Module, found: set[str]
-) -> None:
+def _check_layers(flag: str, layers: list[str], denoiser_name: str, denoiser: Module, found: set[str]) -> None:
     names = [name for name, _ in denoiser.named_modules()]
     wanted = {name for layer in layers for name in names if matches_layer(name, layer)}
     if found != wanted:

@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from ..runtime.messages import printable
 
@@ -49,17 +50,17 @@ def check_folder(flag: str, folder: Path, component: str, variant: str | None = 
     for file in sorted(folder.glob("*.json")):
         _check_json(where, file)
     if component == "scheduler":
-        needed = [("scheduler_config.json",)]
+        needed: tuple[tuple[str, ...], ...] = (("scheduler_config.json",),)
     elif component.startswith("tokenizer"):
-        needed = [*VOCABULARIES]
+        needed = VOCABULARIES
     else:
-        needed = [("config.json",)]
+        needed = (("config.json",),)
     if not any(all((folder / name).is_file() for name in names) for names in needed):
         names = " or ".join(" with ".join(each) for each in needed)
         raise ValueError(f"{where} has no {names}. Download the whole model.")
     for file in (folder / name for names in needed for name in names):
         _check_whole(where, file)
-    if needed == [("config.json",)]:
+    if needed == (("config.json",),):
         for file in _weights(where, folder, variant):
             _check_whole(where, file)
 
@@ -122,7 +123,7 @@ def _check_whole(where: str, file: Path) -> None:
         raise ValueError(f"{where}: {file.name} is cut off after {size}{of} bytes. Download it again.")
 
 
-def _safetensors_size(length: bytes, opened, size: int) -> int:
+def _safetensors_size(length: bytes, opened: BinaryIO, size: int) -> int:
     """The bytes that a file's header says it has, or at least those of the header itself."""
     header = 8 + int.from_bytes(length, "little")
     if len(length) < 8 or header > size:

@@ -118,7 +118,7 @@ class FlowMatching:
     """A noisy image is (1 - sigma) latents + sigma noise, and the denoiser predicts noise - latents.
 
     Attributes:
-        scheduler: with the timesteps, 1000 sigma, under its static shift; one that depends on the resolution is for drawing only.
+        scheduler: with the timesteps, 1000 sigma, under its static shift; one that depends on the resolution is for generating only.
         weighting_scheme, logit_mean, logit_std, mode_scale: as the flags of these names.
     """
 
@@ -145,7 +145,8 @@ class FlowMatching:
                 " FlowMatchEulerDiscreteScheduler."
             )
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-        return cls(scheduler, options.weighting_scheme, options.logit_mean, options.logit_std, options.mode_scale)
+        names = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale")  # which have values in these families
+        return cls(scheduler, *(getattr(options, name) for name in names))
 
     def sample_timesteps(self, generators: list[torch.Generator]) -> torch.Tensor:
         """A timestep for each generator (B,), as the weighting scheme distributes them."""
@@ -156,7 +157,7 @@ class FlowMatching:
             for generator in generators
         ]
         num_timesteps = self.scheduler.config.num_train_timesteps
-        indices = (torch.cat(density) * num_timesteps).long().clamp(0, num_timesteps - 1)  # 1 itself may be drawn
+        indices = (torch.cat(density) * num_timesteps).long().clamp(0, num_timesteps - 1)  # 1 itself may be sampled
         return self.scheduler.timesteps[indices]
 
     def sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:

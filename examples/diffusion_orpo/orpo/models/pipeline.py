@@ -7,15 +7,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from PIL.Image import Image
 
-from diffusers import DiffusionPipeline
-
 from ..config import ModelConfig
 from ..runtime.shapes import Shape
-from .checks import build_empty, check_modules, check_pipeline, check_sequence_length, is_absent, read_index
+from .checks import Module, build_empty, check_modules, check_pipeline, check_sequence_length, is_absent, read_index
 from .quantization import quantization_options
 from .vae import Vae
 
@@ -29,7 +28,7 @@ class FamilyPipeline:
         pipeline_class: of diffusers.
         denoiser_name: "unet" or "transformer".
         text_encoder_names: in the pipeline.
-        name, slug, tags, license: for the model card and the default names of folders.
+        name, slug, license: for the model card and the default names of folders.
         vae_class: `Vae`, or a class on top of it.
         optional_modules: of the pipeline, those that it works without.
         pipeline_options: more arguments for loading the pipeline.
@@ -44,17 +43,17 @@ class FamilyPipeline:
         absent_modules: the optional ones that this model was saved without.
     """
 
-    pipeline_class: type[DiffusionPipeline]
+    pipeline_class: type[Any]
     denoiser_name: str
     text_encoder_names: tuple[str, ...]
     name: str
     slug: str
-    tags: tuple[str, ...]
     license: str
     vae_class: type[Vae] = Vae
     optional_modules: tuple[str, ...] = ()
     pipeline_options: dict = {}
-    inference_dtype = "float16"
+    inference_dtype: str = "float16"
+    pipeline: Any  # diffusers' classes of pipelines have little in common
     negative_prompt: str | None = None
 
     def __init__(self, options: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -77,13 +76,18 @@ class FamilyPipeline:
             check_sequence_length(options, self.text_encoder_names[-1])
         self.vae = self.vae_class(options)
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """For the model card."""
+        return self.slug, f"{self.slug}-diffusers"
+
     @cached_property
-    def empty_denoiser(self) -> torch.nn.Module:
+    def empty_denoiser(self) -> Module:
         """The denoiser on the meta device, for its configuration and its modules' names."""
         return build_empty(self.options, self._index, self.denoiser_name)
 
     @property
-    def denoiser(self) -> torch.nn.Module:
+    def denoiser(self) -> Module:
         return getattr(self.pipeline, self.denoiser_name)
 
     @property
@@ -103,7 +107,7 @@ class FamilyPipeline:
             self._load_pipeline(**dict.fromkeys(self.encoder_names), **absent)
             self._prompt_memory.attach(self.pipeline)
 
-    def _load_pipeline(self, **modules) -> None:
+    def _load_pipeline(self, **modules: Module | None) -> None:
         """Loads the pipeline's modules but for those given, which may be None."""
         options = self.options
         is_denoiser_given = self.denoiser_name in modules
@@ -211,11 +215,11 @@ class PromptMemory:
     def has(self, prompts: list[str]) -> bool:
         return set(prompts) <= self._prompts
 
-    def attach(self, pipeline: DiffusionPipeline) -> None:
+    def attach(self, pipeline: Any) -> None:
         """Makes the pipeline encode only prompts that are not remembered."""
         encode_prompt = pipeline.encode_prompt
 
-        def remembered(*args, **kwargs):
+        def remembered(*args: object, **kwargs: object) -> object:
             key = repr((args, sorted(kwargs.items())))
             if key not in self._embeddings:
                 self._embeddings[key] = encode_prompt(*args, **kwargs)

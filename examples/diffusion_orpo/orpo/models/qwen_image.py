@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 
+from .checks import Module
 from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import QWEN_IMAGE
 from .vae import VaeWithMeans
@@ -24,10 +25,10 @@ class QwenImageVae(VaeWithMeans):
     def downscale(self) -> int:
         return 2 ** len(self.config["temperal_downsample"])
 
-    def moments(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def moments(self, module: Module, images: torch.Tensor) -> torch.Tensor:
         return super().moments(module, images.unsqueeze(2)).squeeze(2)
 
-    def decode(self, module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, module: Module, latents: torch.Tensor) -> torch.Tensor:
         shift, scale = self.statistics(module)
         return module.decode((latents * scale + shift).to(module.dtype).unsqueeze(2)).sample.squeeze(2)
 
@@ -37,7 +38,6 @@ class QwenImage(FlowTransformer):
     text_encoder_names = ("text_encoder",)
     name, slug = QWEN_IMAGE.name, QWEN_IMAGE.slug
     vae_class = QwenImageVae
-    tags = ("qwen-image", "qwen-image-diffusers")
     license = "apache-2.0"
     patch_size = 2
     negative_prompt = " "  # Without one, the pipeline generates without guidance.

@@ -14,7 +14,7 @@ class Family:
 
     Attributes:
         pipeline: the `_class_name` in model_index.json.
-        module: in this room, where its class is.
+        module: in this package, where its class is.
         class_name: of its class.
         slug: in names of folders, and in the identity of encodings.
         name: for people.

@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from ..runtime.shapes import name_of
+from .checks import Module
 from .latent_diffusion import Batch, Denoiser, Embeds, FlowTransformer, twice
 from .registry import SD3
 
@@ -41,7 +42,7 @@ class StableDiffusion3(FlowTransformer):
         )
         return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled_prompt_embeds}
 
-    def _load_pipeline(self, **modules) -> None:
+    def _load_pipeline(self, **modules: Module | None) -> None:
         super()._load_pipeline(**modules)
         if self.denoiser is not None:  # for --compile; diffusers itself names the blocks of its other models
             self.denoiser._repeated_blocks = ["JointTransformerBlock"]

@@ -7,6 +7,7 @@ these, so that neither training nor a cache needs the VAE's statistics afterward
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from diffusers import AutoencoderKL
 
 from ..config import ModelConfig
 from ..runtime.transfer import draw_noise
-from .checks import SINGLE_FILES
+from .checks import SINGLE_FILES, Module
 from .model_files import has_variant
 
 
@@ -28,8 +29,8 @@ class Vae:
         downscale: pixels, along a side, that become one latent.
     """
 
-    module_class = AutoencoderKL
-    applied_statistics = ("shift_factor", "scaling_factor")
+    module_class: type[Any] = AutoencoderKL
+    applied_statistics: tuple[str, ...] = ("shift_factor", "scaling_factor")
 
     def __init__(self, options: ModelConfig) -> None:
         self.source, self._options = vae_source(options)
@@ -79,11 +80,11 @@ class Vae:
         """Float32 where the VAE's configuration asks for it: it would overflow in half precision. Else as given."""
         return torch.float32 if self.config.get("force_upcast") else dtype
 
-    def load(self, dtype: torch.dtype) -> torch.nn.Module:
+    def load(self, dtype: torch.dtype) -> Module:
         """Loads the weights."""
         return self.module_class.from_pretrained(self.source, dtype=self.dtype(dtype), **self._options)
 
-    def encode(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, module: Module, images: torch.Tensor) -> torch.Tensor:
         """The moments of images' normalised latents.
 
         Args:
@@ -99,16 +100,16 @@ class Vae:
         log_variance = log_variance.clamp(-30, 20) - 2 * log_scale  # diffusers' limits, for raw latents
         return torch.cat([(mean - shift) / scale, log_variance], dim=1).to(module.dtype)
 
-    def decode(self, module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, module: Module, latents: torch.Tensor) -> torch.Tensor:
         """Images (N, 3, H, W), from -1 to 1 or a little beyond, of normalised latents (N, C, h, w)."""
         shift, scale = self.statistics(module)
         return module.decode((latents * scale + shift).to(module.dtype)).sample
 
-    def moments(self, module: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def moments(self, module: Module, images: torch.Tensor) -> torch.Tensor:
         """Mean and log variance of latents as they come (N, 2C, h, w)."""
         return module.encode(images).latent_dist.parameters
 
-    def statistics(self, module: torch.nn.Module) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    def statistics(self, module: Module) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """Shift and scale of latents: numbers, or one for each channel (1, C, 1, 1) on the module's device."""
         return self.config["shift_factor"] or 0.0, 1 / self.config["scaling_factor"]
 
@@ -122,9 +123,9 @@ class PlainVae(Vae):
 class VaeWithMeans(Vae):
     """A VAE whose configuration may hold `latents_mean` and `latents_std`, of each channel."""
 
-    applied_statistics = ("scaling_factor", "latents_mean", "latents_std")
+    applied_statistics: tuple[str, ...] = ("scaling_factor", "latents_mean", "latents_std")
 
-    def statistics(self, module: torch.nn.Module) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    def statistics(self, module: Module) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
         factor = self.config.get("scaling_factor", 1.0)
         if mean is None or std is None:  # pipelines apply both or neither

@@ -12,7 +12,6 @@ class ZImage(FlowTransformer):
     pipeline_class = ZImagePipeline
     text_encoder_names = ("text_encoder",)
     name, slug = Z_IMAGE.name, Z_IMAGE.slug
-    tags = ("z-image", "z-image-diffusers")
     license = "apache-2.0"
 
     @torch.no_grad()
