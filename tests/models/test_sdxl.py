@@ -232,9 +232,10 @@ def test_drawing_equals_the_pipeline(tiny_sdxl):
     assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
 
 
-def test_revision_variant_and_cache_dir_reach_every_download(tiny_sdxl, monkeypatch):
+def test_revision_variant_and_cache_dir_reach_every_download(tiny_sdxl, tmp_path, monkeypatch):
     """The Hub is out of reach here: what the loaders would ask it for is recorded on the way in."""
     seen = []
+    StableDiffusionXLPipeline.from_pretrained(tiny_sdxl).save_pretrained(tmp_path, variant="fp16")
     for cls in (AutoencoderKL, StableDiffusionXLPipeline):
         original = cls.from_pretrained.__func__
 
@@ -242,10 +243,10 @@ def test_revision_variant_and_cache_dir_reach_every_download(tiny_sdxl, monkeypa
             seen.append(
                 (cls.__name__, {name: options.pop(name, None) for name in ("revision", "variant", "cache_dir")})
             )
-            return original(cls, source, **options)
+            return original(cls, source, variant="fp16", **options)
 
         monkeypatch.setattr(cls, "from_pretrained", classmethod(record))
-    load(tiny_sdxl, revision="abc", variant="fp16", cache_dir="/a/cache")
+    load(str(tmp_path), revision="abc", variant="fp16", cache_dir="/a/cache")
     assert [name for name, _ in seen] == ["AutoencoderKL", "StableDiffusionXLPipeline"]
     assert all(options == {"revision": "abc", "variant": "fp16", "cache_dir": "/a/cache"} for _, options in seen)
 

@@ -73,6 +73,7 @@ def test_it_is_refused_before_weights_load_where_it_does_not_take_the_lora(model
         sd3: "is a StableDiffusion3Pipeline: this script trains Z-Image",
         str(tmp_path / "z-image.safetensors"): "is a single file",
     }
+    (tmp_path / "z-image.safetensors").touch()
     for other, message in cases.items():
         with pytest.raises(ValueError, match=f"--validation_model_path=.*{message}"):
             family.cls.check(family.parse_args(base, run_validation=True).replace(validation_model_path=other))

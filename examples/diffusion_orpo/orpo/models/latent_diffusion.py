@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from ..config import ModelConfig
 from ..runtime.transfer import to_device
-from .checks import check_lora_layers, warn_of_distillation
+from .checks import Module, check_lora_layers, warn_of_distillation
 from .identity import base_identity, encoding_identity
 from .lora import (
     LORA_FILE,
@@ -81,7 +81,7 @@ class LatentDiffusion(FamilyPipeline):
         denoiser: bool = True,
         encoders: bool = True,
     ) -> "LatentDiffusion":
-        """Loads the modules that are asked for, and adds a LoRA to the denoiser. `check` says whether it can be trained.
+        """Loads the modules that are asked for, and adds a LoRA to the denoiser. `check` says before whether that will work.
 
         Args:
             options: of the model.
@@ -90,13 +90,14 @@ class LatentDiffusion(FamilyPipeline):
             denoiser, encoders: whether to load the denoiser, and VAE and text encoders.
 
         Raises:
-            ValueError: the model is not one of this family, or a file of it is missing.
+            ValueError: see `check`.
         """
         model = cls(options, device, dtype)
         if encoders:
             advise_tf32(model.vae.dtype(dtype), device)
         model.load_modules(denoiser, encoders)
         if denoiser:
+            model.check_trainable(model.denoiser)
             warn_of_distillation(options, model.pipeline.scheduler)
             add_lora(model.denoiser, options)
             if options.gradient_checkpointing:
@@ -117,26 +118,29 @@ class LatentDiffusion(FamilyPipeline):
 
         Raises:
             ValueError: the model is not one of this family, lacks a module, has a VAE or noise that the family does not
-                know, or has no modules for --lora_layers or for the LoRA to start from.
+                know, or has no modules for --lora_layers or for the LoRA to start from; or --validation_model_path does
+                not take the LoRA.
         """
         model = cls(options, torch.device("cpu"), torch.float32)
-        model.check_trainable()
+        model.check_trainable(model.empty_denoiser)
+        if model.validation_model is not None:
+            model.validation_model.check_trainable(model.validation_model.empty_denoiser)
+            check_same_lora(model, model.validation_model)
         if options.init_lora_weights is not None and not is_resumed:
             read_initial_lora(options, cls.pipeline_class, cls.denoiser_name, model.empty_denoiser)
 
-    def check_trainable(self) -> None:
-        """Checks what training needs besides generation.
+    def check_trainable(self, denoiser: Module) -> None:
+        """Checks what training needs besides generating.
+
+        Args:
+            denoiser: the model's, which may be on the meta device.
 
         Raises:
-            ValueError: the noise or the denoiser can't be trained, --lora_layers names no modules of it, or
-                --validation_model_path does not take the LoRA.
+            ValueError: the noise or the denoiser can't be trained, or --lora_layers names no modules of it.
         """
         self.noise_process  # checks the model's scheduler, from which it is made
-        self.check_denoiser(self.empty_denoiser.config)
-        check_lora_layers(self.empty_denoiser, self.denoiser_name, self.options.lora_layer_names)
-        if self.validation_model is not None:
-            self.validation_model.check_trainable()
-            check_same_lora(self, self.validation_model)
+        self.check_denoiser(denoiser.config)
+        check_lora_layers(denoiser, self.denoiser_name, self.options.lora_layer_names)
 
     @classmethod
     def encoding_identity(cls, options: ModelConfig, dtype: torch.dtype) -> dict[str, str]:
@@ -283,7 +287,7 @@ def inference_snippet(trained: LatentDiffusion, lora: str, prompt: str, steps: i
     """Python code that generates an image as training's validation does.
 
     Args:
-        trained: the model family, with which may have another one for validation.
+        trained: the model family, which may have another one for validation.
         lora: its folder, or name on the Hub.
         prompt: of the image.
         steps, guidance_scale: of the validation, with another model.
