@@ -117,8 +117,12 @@ def arguments(model: str, data: str, output_dir, **flags) -> list[str]:
         "report_to": "none",
         "seed": 0,
     }
+    return command_line(defaults | flags)
+
+
+def command_line(flags: dict) -> list[str]:
     line = []
-    for name, value in (defaults | flags).items():
+    for name, value in flags.items():
         if value is True:
             line.append(f"--{name}")
         elif isinstance(value, (list, tuple)):
@@ -126,6 +130,15 @@ def arguments(model: str, data: str, output_dir, **flags) -> list[str]:
         elif value is not None and value is not False:
             line.append(f"--{name}={value}")
     return line
+
+
+def check(output_dir: Path, **flags) -> tuple[int, dict]:
+    """Runs `check_preferences.py` in this process; returns its exit status and report."""
+    import check_preferences
+
+    defaults = {"num_workers": 1, "num_sample_pairs": 0, "output_dir": output_dir}
+    status = check_preferences.main(command_line(defaults | flags))
+    return status, json.loads((Path(output_dir) / "report.json").read_text())
 
 
 def train(model: str, data: str | None, output_dir, **flags) -> dict[str, torch.Tensor]:

@@ -11,14 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Is a preference data set fit to train on? Looks at every row, says what is wrong and what is odd, and shows some pairs.
+"""Is a preference dataset fit to train on? Looks at every row, says what is wrong and what is odd, and shows some pairs.
 
     python check_preferences.py --dataset_name=my_pairs
     python check_preferences.py --dataset_path=shards
 
-Writes `report.json` and `contact_sheet.png`; with --filter also a copy without what is wrong; and with --scorers it says how
-often each of these agrees with the labels. Ends with status 0 where training would accept the data, with 1 where not, and
-with 2 where there is nothing to look at: shards that are encoded hold no images.
+Writes `report.json` and `index.html`; with --filter also a copy without what is wrong; and with --scorers it says how often each
+of these agrees with the labels. Ends with status 0 where training would accept the data, with 1 where not, and with 2 where there
+is nothing to look at: encoded shards hold no images.
 """
 
 from functools import partial
@@ -37,9 +37,8 @@ def main(line: list[str] | None = None) -> int:
 
     # Torch and the libraries on top of it take seconds to load: not before the flags are known to be good.
     from orpo.reports.check import check
-    from orpo.scoring.win_rate import LabelAgreement
 
-    return check(config, LabelAgreement(config.scorers) if config.scorers else None)
+    return check(config)
 
 
 if __name__ == "__main__":

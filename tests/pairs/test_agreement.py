@@ -12,7 +12,7 @@ from helpers import face_rows
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.columns import CONVENTIONS, Columns, Reading, stored_columns
 from orpo.pairs.table import PairTable, PreferencePairs
-from orpo.reports.sources import RowSource
+from orpo.reports.inspection import TableSource
 from orpo.store.convert import read_pair
 from orpo.store.copying import write_copy
 
@@ -88,13 +88,13 @@ def of_training(table: PairTable):
 
 
 def of_checker(table: PairTable):
-    source = RowSource(table, None, decode=True)
+    source = TableSource(table, None, decode=True)
     found = source.inspect([0])[0]
     if found.problems:
         return found.problems[0].kind
     if found.label in (0.5, -1):
         return "tie" if found.label == 0.5 else "low"
-    pair = source.pair((0, 0))
+    (pair,) = source.pairs([(0, 0)])
     return pair.winner, pair.loser, pair.prompt
 
 

@@ -19,7 +19,7 @@ from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.pairs.image import decode_image
 from orpo.pairs.sources import open_table
 from orpo.pairs.table import PreferencePairs
-from orpo.reports.sources import RowSource
+from orpo.reports.inspection import TableSource
 from orpo.store.convert import convert_unit
 from orpo.store.plan import plan_job
 from orpo.store.reader import read_samples
@@ -253,11 +253,11 @@ def of_training(source: Path, reading: Reading) -> tuple[list, int]:
 
 
 def of_checker(source: Path, reading: Reading) -> tuple[list, int]:
-    rows = RowSource(open_table(str(source), reading=reading), None, decode=True)
+    rows = TableSource(open_table(str(source), reading=reading), None, decode=True)
     found = [pair for task in rows.tasks() for pair in rows.inspect(task)]
     assert not [problem for pair in found for problem in pair.problems]
-    good = [pair.key for pair in found if pair.winner is not None]
-    return seen(map(rows.pair, good)), sum(pair.label == 0.5 for pair in found)
+    good = [pair.key for pair in found if pair.chosen is not None]
+    return seen(rows.pairs(good)), sum(pair.label == 0.5 for pair in found)
 
 
 def of_converter(source: Path, reading: Reading, output: Path) -> tuple[list, int]:
@@ -601,7 +601,7 @@ def test_paths_that_lead_out_of_the_folder_or_to_no_file_are_refused(tmp_path, w
     path.write_text(path.read_text().replace("images/250.png", other))
     with pytest.raises(ValueError, match="1 image files can't be read: .*(outside|URL|not a file)"):
         PreferencePairs.of(open_table(str(path))).checked()
-    source = RowSource(open_table(str(path)), None, decode=True)
+    source = TableSource(open_table(str(path)), None, decode=True)
     assert [problem.kind for problem in source.inspect([0])[0].problems] == ["missing image"]
     if way == "absolute":
         root = Reading(image_root=tmp_path)

@@ -1,6 +1,5 @@
-"""The check of a preference data set: it refuses what training refuses, counts all that is wrong, and shows who won."""
+"""The check of a preference dataset: it refuses what training refuses, counts all that is wrong, and shows the pairs."""
 
-import csv
 import json
 import logging
 from collections import Counter, defaultdict
@@ -14,14 +13,12 @@ import pytest
 from datasets import Features, Value
 from datasets import Image as ImageFeature
 from faults.samples import images as sample_images
-from helpers import FEATURES, arguments, encode, face_rows, train, write_parquet, write_shards
+from helpers import FEATURES, arguments, check, encode, face_rows, write_parquet, write_shards
 from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.pairs.pair import PairTransform
 from orpo.pairs.sources import open_table
-from orpo.reports import report as preference_report
-from orpo.reports.inspection import image_facts
-from orpo.reports.repeated_pairs import find_repeated
-from orpo.reports.sources import RowSource
+from orpo.reports import findings
+from orpo.reports.inspection import TableSource, image_facts
 from orpo.runtime.shapes import square
 from orpo.store.index import find_shards
 from orpo.store.stream import ShardData
@@ -33,16 +30,6 @@ from train_diffusion_orpo_sdxl_lora import parse_args
 
 
 TRL_FEATURES = Features(chosen=ImageFeature(), rejected=ImageFeature(), prompt=Value("string"))
-
-
-def check(output_dir: Path, **flags) -> tuple[int, dict]:
-    """Runs the command; returns its exit status and report."""
-    flags = {"num_workers": 1, "num_sample_pairs": 0, "output_dir": output_dir} | flags
-    line = []
-    for name, value in flags.items():
-        line += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    status = check_preferences.main(line)
-    return status, json.loads((output_dir / "report.json").read_text())
 
 
 def why_training_refuses(folder: str, **flags) -> str | None:
@@ -57,7 +44,7 @@ def messages(report: dict) -> list[str]:
     return [message for problem in report.get("problems", []) for message in problem["first"]]
 
 
-# Data sets
+# Datasets
 
 
 def with_cells(**cells) -> list[dict]:
@@ -69,7 +56,8 @@ def with_cells(**cells) -> list[dict]:
     return rows
 
 
-TRUNCATED = face_rows(1, ties=0)[0]["jpg_0"][:900]
+ROWS = face_rows(20, ties=2)
+TRUNCATED = ROWS[0]["jpg_0"][:900]
 SETS = {
     "good": (with_cells(), {}),
     "bad image of a tie": (with_cells(jpg_0_7=b"no image"), {}),
@@ -111,35 +99,29 @@ def test_the_verdict_is_that_of_training(tmp_path, name):
         assert any(message in reason for message in messages(report)), (reason, messages(report))
 
 
-def broken_imagefolder(folder: Path, files: set[str]) -> str:
-    (folder / "train").mkdir(parents=True)
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
-        (folder / "train" / name).write_bytes(face_rows(1, ties=0)[0]["jpg_0"] if name in files else b"<html>")
-    lines = [{"chosen_file_name": "a.jpg", "rejected_file_name": f"{name}.jpg", "prompt": "a"} for name in "bc"]
-    (folder / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return str(folder)
-
-
-@pytest.mark.parametrize("files", [{"a.jpg", "b.jpg", "c.jpg"}, {"a.jpg", "b.jpg"}])
-def test_imagefolders_are_judged_as_by_training_and_name_the_file(tmp_path, files):
-    folder = broken_imagefolder(tmp_path / "data", files)
-    reason = why_training_refuses(folder)
-    status, report = check(tmp_path / "out", dataset_name=folder)
-    assert status == (reason is not None) == ("c.jpg" not in files)
-    assert [("row 1, rejected" in message, "c.jpg" in message) for message in messages(report)] == [
-        (True, True)
-    ] * status
+def test_imagefolders_are_judged_as_by_training_and_name_the_file(tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / "data" / "train" / f"{name}.jpg").write_bytes(ROWS[0]["jpg_0"])
+    rows = [{"chosen_file_name": "a.jpg", "rejected_file_name": f"{name}.jpg", "prompt": "a"} for name in "bc"]
+    (tmp_path / "data" / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert why_training_refuses(tmp_path / "data") is None
+    assert check(tmp_path / "out", dataset_name=tmp_path / "data")[0] == 0
+    (tmp_path / "data" / "train" / "c.jpg").write_bytes(b"<html>")
+    status, report = check(tmp_path / "out", dataset_name=tmp_path / "data")
+    (message,) = messages(report)
+    assert status == 1 and "row 1, rejected" in message and "c.jpg" in message
+    assert message in why_training_refuses(tmp_path / "data")
 
 
 def test_a_path_in_a_table_is_not_followed(tmp_path):
     """It could name any file of this machine; here it names an image, which nothing else would refuse."""
-    image = face_rows(1, ties=0)[0]["jpg_0"]
-    (tmp_path / "private.jpg").write_bytes(image)
-    cells = [{"bytes": None, "path": str(tmp_path / "private.jpg")}, {"bytes": image, "path": None}]
-    table = pa.table({"chosen": pa.array(cells), "rejected": pa.array(cells[::-1][:1] * 2), "prompt": ["a", "b"]})
+    (tmp_path / "private.jpg").write_bytes(ROWS[0]["jpg_0"])
+    cells = [{"bytes": None, "path": str(tmp_path / "private.jpg")}, {"bytes": ROWS[0]["jpg_0"], "path": None}]
+    table = pa.table({"chosen": pa.array(cells), "rejected": pa.array(cells[1:] * 2), "prompt": ["a", "b"]})
     (tmp_path / "data").mkdir()
     pq.write_table(table.cast(TRL_FEATURES.arrow_schema), tmp_path / "data" / "train.parquet")
-    status, report = check(tmp_path / "out", dataset_name=str(tmp_path / "data"), num_sample_pairs=4)
+    status, report = check(tmp_path / "out", dataset_name=tmp_path / "data", num_sample_pairs=4)
     assert status == 1 and report["pairs"] == 1
     assert messages(report) == ["row 0, chosen (private.jpg): it holds a path and no image"]
 
@@ -158,7 +140,7 @@ def test_text_that_is_not_utf8_is_one_bad_row(tmp_path, column):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_all_that_is_wrong_is_counted_by_kind_and_the_first_rows_are_named(tmp_path, num_workers):
+def test_all_that_is_wrong_is_counted_by_kind_and_the_first_rows_are_named(tmp_path, capsys, num_workers):
     rows = [face_rows(2, ties=0)[i % 2] for i in range(200)]
     for i in range(10, 19):
         rows[i] = rows[i] | {"jpg_0": b"no image"}
@@ -166,29 +148,22 @@ def test_all_that_is_wrong_is_counted_by_kind_and_the_first_rows_are_named(tmp_p
     rows[170] = rows[170] | {"label_0": 0.5}
     folder = write_parquet(tmp_path / "data", rows)
     status, report = check(tmp_path / "out", dataset_name=folder, num_workers=num_workers)
-    assert status == 1
-    assert {problem["kind"]: problem["count"] for problem in report["problems"]} == {
-        "undecodable image": 10,
-        "missing image": 1,
-        "bad label": 1,
-        "bad prompt": 1,
-    }
-    undecodable = next(problem for problem in report["problems"] if problem["kind"] == "undecodable image")
-    assert [message.split(":")[0] for message in undecodable["first"]] == [f"row {i}, jpg_0" for i in range(10, 15)]
+    kinds = {"undecodable image": 10, "missing image": 1, "bad label": 1, "bad prompt": 1}
+    assert status == 1 and {problem["kind"]: problem["count"] for problem in report["problems"]} == kinds
+    first = next(problem["first"] for problem in report["problems"] if problem["kind"] == "undecodable image")
+    assert [message.split(":")[0] for message in first] == [f"row {i}, jpg_0" for i in range(10, 15)]
     assert (report["rows"], report["pairs"], report["bad_rows"]) == (200, 189, 10)
-    assert report["labels"] == {
-        "first_preferred": 100,
-        "second_preferred": 98,
-        "ties": 1,
-        "low_agreement": 0,
-        "bad": 1,
-    }
+    labels = {"first_preferred": 100, "second_preferred": 98, "ties": 1, "low_agreement": 0, "bad": 1}
+    assert report["labels"] == labels
+    said = capsys.readouterr().out
+    assert "10 x undecodable image: Replace the image, or remove the pair.\n    row 10, jpg_0: " in said
+    assert "and 5 more" in said and "200: 189 pairs, 1 ties, 10 bad" in said
 
 
 def test_an_accepted_set_is_as_good_when_it_is_decoded_again(faces, tmp_path):
     """What training's own loading let pass is not decoded a second time; nothing may hide behind that."""
-    again, trusting = (RowSource(open_table(faces), None, decode) for decode in (True, False))
-    found = [source.inspect(source.rows) for source in (again, trusting)]
+    again, trusting = (TableSource(open_table(faces), None, decode) for decode in (True, False))
+    found = [source.inspect(source.numbers) for source in (again, trusting)]
     assert found[0] == found[1] and not any(pair.problems for pair in found[0])
 
 
@@ -231,7 +206,6 @@ def miscount(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-ROWS = face_rows(20, ties=2)
 SHARDS = {
     "good": (ROWS, {}, None, True),
     "no image": ([row | {"jpg_0": b"<html>"} if i == 4 else row for i, row in enumerate(ROWS)], {}, None, False),
@@ -312,7 +286,7 @@ def test_repeated_pairs_are_those_that_comparing_each_with_each_finds():
         winners, losers = rng.integers(0, images, (2, size), dtype=np.uint64)
         prompts = rng.integers(0, 2, size, dtype=np.uint64)
         pairs = list(zip(winners.tolist(), losers.tolist(), prompts.tolist()))
-        found = find_repeated(winners, losers, prompts)
+        found = findings.find_repeated(winners, losers, prompts)
         earlier = [[j for j in range(i) if pairs[j] == pairs[i]] for i in range(size)]
         assert found.duplicates == [(js[0], i) for i, js in enumerate(earlier) if js]
         assert found.identical == [i for i, (winner, loser, _) in enumerate(pairs) if winner == loser]
@@ -332,11 +306,12 @@ def test_contradictions_duplicates_and_identical_images_are_named_and_do_not_sto
     rows[7] = rows[6] | {"caption": "another prompt", "label_0": 1 - rows[6]["label_0"]}
     rows[9] = rows[9] | {"jpg_1": rows[9]["jpg_0"]}
     status, report = check(tmp_path / "out", dataset_name=write_parquet(tmp_path / "data", rows))
-    repeated = report["repeated"]
-    assert status == 0
-    assert repeated["contradictions"] == {"count": 1, "first": [["row 2", "row 3"]]}
-    assert repeated["duplicates"] == {"count": 1, "first": [["row 4", "row 5"]]}  # the same pair, its sides swapped
-    assert repeated["identical_images"] == {"count": 1, "first": [["row 9"]]}
+    found = {kind: report["repeated"][kind] for kind in ("contradictions", "duplicates", "identical_images")}
+    assert status == 0 and found == {
+        "contradictions": {"count": 1, "first": [["row 2", "row 3"]]},
+        "duplicates": {"count": 1, "first": [["row 4", "row 5"]]},  # the same pair, its sides swapped
+        "identical_images": {"count": 1, "first": [["row 9"]]},
+    }
     assert sum("Contradicting" in note or "repeat" in note or "with itself" in note for note in report["notes"]) == 3
 
 
@@ -348,43 +323,37 @@ def noise(width: int, height: int, format: str, seed: int) -> bytes:
     return encode(Image.fromarray(pixels), format)
 
 
-def test_sizes_formats_and_what_gives_the_winners_away(tmp_path):
-    rows = [
-        {"chosen": noise(300, 600, "PNG", i), "rejected": noise(260, 130, "JPEG", i), "prompt": "a"} for i in range(4)
-    ]
+def check_noise(folder: Path, chosen: tuple, rejected: tuple, **flags) -> dict:
+    """The report on four pairs of these widths, heights and formats."""
+    rows = [{"chosen": noise(*chosen, i), "rejected": noise(*rejected, i), "prompt": "a"} for i in range(4)]
     features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
-    folder = write_parquet(tmp_path / "data", rows, features=features)
-    report = check(tmp_path / "out", dataset_name=folder, resolution=300)[1]
+    return check(folder / "out", dataset_name=write_parquet(folder / "data", rows, features=features), **flags)[1]
+
+
+def test_sizes_formats_and_what_gives_the_chosen_image_away(tmp_path):
+    report = check_noise(tmp_path, (300, 600, "PNG"), (260, 130, "JPEG"), resolution=300)
     images, notes = report["images"], " ".join(report["notes"])
-    assert images["shorter_side"]["winners"] == [0, 4, 0, 0, 0, 0, 0] and images["shorter_side"]["losers"][0] == 4
-    assert images["aspect"]["winners"][1] == images["aspect"]["losers"][-1] == 4  # 1:2 and 2:1 are within their bounds
-    assert images["formats"] == {"winners": {"PNG": 4}, "losers": {"JPEG": 4}}
-    assert (images["enlarged"], images["winner_has_more_pixels"], images["winner_has_fewer_pixels"]) == (4, 4, 0)
-    assert images["cut_away"]["square"] == pytest.approx(0.5) and images["cut_away"]["buckets"] == pytest.approx(
-        0.5, abs=0.02
-    )
+    shorter, aspect = images["shorter_side"], images["aspect"]
+    assert shorter["chosen"] == [0, 4, 0, 0, 0, 0, 0] and shorter["rejected"][0] == 4
+    assert aspect["chosen"][1] == aspect["rejected"][-1] == 4  # 1:2 and 2:1 are within their bounds
+    assert images["formats"] == {"chosen": {"PNG": 4}, "rejected": {"JPEG": 4}}
+    assert (images["enlarged"], images["chosen_has_more_pixels"], images["chosen_has_fewer_pixels"]) == (4, 4, 0)
+    assert [images["cut_away"][shapes] for shapes in ("square", "buckets")] == pytest.approx([0.5, 0.5], abs=0.02)
     assert "compression" in notes and "sharpness" in notes and "50.0% of the images are smaller" in notes
 
 
 def test_what_squares_cut_away_and_buckets_keep_is_told(tmp_path):
-    rows = [
-        {"chosen": noise(300, 600, "PNG", i), "rejected": noise(150, 300, "PNG", i), "prompt": "a"} for i in range(4)
-    ]
-    features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
-    folder = write_parquet(tmp_path / "data", rows, features=features)
-    report = check(tmp_path / "out", dataset_name=folder, resolution=256)[1]
-    assert report["images"]["cut_away"]["square"] == pytest.approx(0.5)
-    assert report["images"]["cut_away"]["buckets"] == pytest.approx(0)
+    sizes = (300, 600, "PNG"), (150, 300, "PNG")
+    report = check_noise(tmp_path, *sizes, resolution=256)
+    assert report["images"]["cut_away"] == {"square": pytest.approx(0.5), "buckets": pytest.approx(0)}
     assert "A square crop cuts away 50% of the images' area, aspect-ratio buckets 0%" in " ".join(report["notes"])
-    refused = check(tmp_path / "other", dataset_name=folder, resolution=256, max_crop=0.3)[1]
+    refused = check_noise(tmp_path, *sizes, resolution=256, max_crop=0.3)
     assert not refused["accepted"] and "--max_crop=0.3 leaves none of the 4 pairs" in refused["reason"]
-    assert check(tmp_path / "third", dataset_name=folder, resolution=256, max_crop=0.3, aspect_ratio_buckets=True)[1][
-        "accepted"
-    ]
+    assert check_noise(tmp_path, *sizes, resolution=256, max_crop=0.3, aspect_ratio_buckets=True)["accepted"]
 
 
 def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipeline(tiny_sdxl, tmp_path, monkeypatch):
-    monkeypatch.setattr(preference_report, "BATCH", 7)
+    monkeypatch.setattr(findings, "PROMPTS_AT_ONCE", 7)
     prompts = ["a red ball " * n for n in range(1, 40)] + ["a red ball " * 7 + "red"]
     rows = [row | {"caption": prompt} for row, prompt in zip(face_rows(40, ties=0), prompts)]
     rows.append(rows[-2])  # one pair more, and no other prompt
@@ -403,73 +372,85 @@ def test_prompts_that_a_tokenizer_cuts_are_counted_by_each_tokenizer_of_the_pipe
     assert sum("won't see its end" in note for note in report["notes"]) == 2
 
 
-def test_a_pipeline_that_is_not_there_is_named(faces, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        check(tmp_path / "out", dataset_name=faces, pretrained_model_name_or_path=tmp_path / "nowhere")
-    assert "nowhere does not exist" in capsys.readouterr().err
+def test_a_folder_that_is_no_pipeline_is_named(faces, tmp_path):
+    with pytest.raises(ValueError, match=f"--pretrained_model_name_or_path={tmp_path}: no tokenizers can be loaded"):
+        check(tmp_path / "out", dataset_name=faces, pretrained_model_name_or_path=tmp_path)
 
 
-# The picture
+# The page
 
 
-def test_the_contact_sheet_shows_the_winner_left_in_a_green_frame(tmp_path):
+EVIL = "<script>document.title = 'evil'</script>{{ 7 * 7 }} " + "b " * 500
+
+
+def test_the_page_shows_the_findings_and_pairs_with_the_chosen_image_first(tmp_path, browse):
     red, blue = (encode(Image.new("RGB", size, colour)) for size, colour in (((90, 60), "red"), ((40, 80), "blue")))
     rows = [
-        {"jpg_0": red, "jpg_1": blue, "label_0": 1.0, "caption": "a"},
-        {"jpg_0": blue, "jpg_1": red, "label_0": 0.0, "caption": "b " * 500},
+        {"jpg_0": red, "jpg_1": blue, "label_0": 1.0, "caption": ""},
+        {"jpg_0": blue, "jpg_1": red, "label_0": 0.0, "caption": EVIL},
         {"jpg_0": blue, "jpg_1": red, "label_0": 0.5, "caption": "a tie"},
         {"jpg_0": b"no image", "jpg_1": red, "label_0": 0.0, "caption": "bad"},
     ]
-    check(tmp_path / "out", dataset_name=write_parquet(tmp_path / "data", rows), num_sample_pairs=9)
-    sheet = np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png")).astype(int)
-    red, green, blue = np.moveaxis(sheet, -1, 0)
-    is_red, is_blue = (red > 200) & (green < 60) & (blue < 60), (blue > 200) & (red < 60) & (green < 60)
-    is_green = (green > 120) & (red < 60) & (blue < 100)
-    cells = np.split(np.arange(sheet.shape[1]), [sheet.shape[1] // 2])  # two pairs, beside each other
-    for cell in cells:
-        assert is_red[:, cell].sum() > 20_000 and is_blue[:, cell].sum() > 20_000
-        winner, loser = (np.argwhere(mask[:, cell]) for mask in (is_red, is_blue))
-        assert winner[:, 1].max() < loser[:, 1].min()
-        framed = np.argwhere(is_green[:, cell])
-        for mask, side in ((winner, 1), (loser, 0)):
-            (top, left), (bottom, right) = mask.min(axis=0), mask.max(axis=0)
-            edges = [(top - 3, (left + right) // 2), (bottom + 3, (left + right) // 2)]
-            assert all((framed == edge).all(axis=1).any() == side for edge in edges)
-        below = sheet[winner[:, 0].max() + 20 :, cell]
-        assert (below < 100).any()  # the prompt
-    assert np.abs(np.ptp(np.argwhere(is_red[:, cells[0]]), axis=0) / [60, 90] - 256 / 90).max() < 0.1  # not stretched
+    report = check(tmp_path / "out", dataset_name=write_parquet(tmp_path / "data", rows), num_sample_pairs=9)[1]
+    seen = browse(
+        tmp_path / "out" / "index.html",
+        {"js": "document.body.innerText"},
+        {"js": "[...document.querySelectorAll('#pairs li')].map(li => li.innerText.split(/\\n+/))"},
+        {
+            "js": "[...document.querySelectorAll('#pairs img')].map(i => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().x])"
+        },
+        {
+            "js": "[...document.querySelectorAll('#pairs img')].map(image => {"
+            " const context = Object.assign(document.createElement('canvas'), {width: 9, height: 9}).getContext('2d');"
+            " context.drawImage(image, 0, 0); return context.getImageData(4, 4, 1, 1).data[0] > 200 })"
+        },
+    )
+    text, pairs, images, is_red = seen["values"]
+    assert f"Training would refuse it: {report['reason']}" in text and "1 x undecodable image" in text
+    assert all(note in text for note in report["notes"]) and "4: 2 pairs, 1 ties, 1 bad" in text
+    sizes = ["chosen 90 x 60", "rejected 40 x 80"]
+    assert pairs == [[*sizes, "(empty prompt) row 0"], [*sizes, f"{EVIL}row 1"]]
+    assert [image[:2] for image in images] == [[90, 60], [40, 80]] * 2  # not stretched
+    assert images[0][2] < images[1][2] and is_red == [True, False] * 2
+    assert seen["console"] == [] and seen["requests"] == [f"file://{tmp_path / 'out' / 'index.html'}"]
 
 
 # Folders
 
 
-def write_folders(folder: Path, prompts: str = "captions", suffix: str = "jpg") -> tuple[str, list[tuple]]:
-    """Eleven pairs, 0 to 10, with their prompts in one of the places; also returns winner, loser and prompt of each."""
+def write_folders(folder: Path, prompts: str = ".txt") -> tuple[str, list[tuple]]:
+    """Eleven pairs, 0 to 10, with their prompts in one of the places; also returns images and prompt of each."""
     pairs = []
     for side in ("chosen", "rejected"):
         (folder / side).mkdir(parents=True)
     for number, row in enumerate(face_rows(11, ties=0)):
         i = f"{number:02}" if prompts == "prompts.txt" else number
-        winner, loser = (row["jpg_0"], row["jpg_1"])[:: 1 if row["label_0"] else -1]
-        pairs.append((winner, loser, f"{row['caption']}, number {number}"))
-        (folder / "chosen" / f"{i}.{suffix}").write_bytes(winner)
-        (folder / "rejected" / f"{i}.JPEG").write_bytes(loser)
-        if prompts == "captions":
-            (folder / "chosen" / f"{i}.txt").write_text(pairs[-1][2] + "\n")
-    if prompts == "prompts.txt":
-        (folder / prompts).write_text("\ufeff" + "".join(f"{prompt}\r\n" for *_, prompt in pairs), encoding="utf-8")
-    elif prompts == "metadata.jsonl":
-        key = ["prompt", "caption", "text"]
-        lines = [{"file_name": f"chosen/{i}.{suffix}", key[i % 3]: prompt} for i, (*_, prompt) in enumerate(pairs)]
-        (folder / prompts).write_text("\n".join(map(json.dumps, lines[::-1])))
+        chosen, rejected = (row["jpg_0"], row["jpg_1"])[:: 1 if row["label_0"] else -1]
+        pairs.append((chosen, rejected, f"{row['caption']}, number {number}"))
+        (folder / "chosen" / f"{i}.jpg").write_bytes(chosen)
+        (folder / "rejected" / f"{i}.JPEG").write_bytes(rejected)
+        if prompts in (".txt", ".jpg.txt"):
+            (folder / "chosen" / f"{i}{prompts}").write_text(pairs[-1][2] + "\n")
+    texts = [prompt for *_, prompt in pairs]
+    match prompts:
+        case "prompts.txt":
+            (folder / prompts).write_text("\ufeff" + "".join(f"{text}\r\n" for text in texts), encoding="utf-8")
+        case "metadata.jsonl":
+            key = ["prompt", "caption", "text"]
+            lines = [{"file_name": f"chosen/{i}.jpg", key[i % 3]: text} for i, text in enumerate(texts)]
+            (folder / prompts).write_text("\n".join(map(json.dumps, lines[::-1])))
+        case "metadata.csv":
+            lines = ["file_name,text", *(f'{i}.jpg,"{text}"' for i, text in enumerate(texts))]
+            (folder / prompts).write_text("\n".join(lines))
     return str(folder), pairs
 
 
-@pytest.mark.parametrize("prompts", ["captions", "prompts.txt", "metadata.jsonl"])
+@pytest.mark.parametrize("prompts", [".txt", ".jpg.txt", "prompts.txt", "metadata.jsonl", "metadata.csv"])
 def test_folders_give_each_image_its_partner_and_prompt_in_natural_order(tmp_path, prompts):
     folder, pairs = write_folders(tmp_path / "data", prompts)
     train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused")))).train
     assert [(p.winner, p.loser, p.prompt) for p in (train[i] for i in range(len(train)))] == pairs
+    (tmp_path / "data" / "chosen").rename(tmp_path / "data" / "Chosen")
     status, report = check(tmp_path / "out", dataset_name=folder)
     assert (status, report["pairs"], report["problems"]) == (0, 11, [])
 
@@ -484,31 +465,6 @@ def test_prompts_whose_order_can_be_read_in_two_ways_are_refused(tmp_path, lines
     assert check(tmp_path / "out", dataset_name=folder)[1]["problems"][0]["kind"] == "prompts in two orders"
 
 
-@pytest.mark.parametrize("names", [("Chosen", "Rejected"), ("CHOSEN", "rejected")])
-def test_folders_are_found_in_upper_case_too(tmp_path, names):
-    folder, pairs = write_folders(tmp_path / "data")
-    for old, new in zip(("chosen", "rejected"), names):
-        (tmp_path / "data" / old).rename(tmp_path / "data" / new)
-    train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", folder, "unused")))).train
-    assert [train[i].winner for i in range(11)] == [winner for winner, *_ in pairs]
-
-
-def test_prompts_of_folders_from_a_table_and_from_captions_named_after_the_file(tmp_path):
-    for name, folder in (("csv", tmp_path / "csv"), ("captions", tmp_path / "captions")):
-        path, pairs = write_folders(folder, prompts="none")
-        if name == "csv":
-            with open(folder / "metadata.csv", "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerows(
-                    [("file_name", "text"), *((f"{i}.jpg", prompt) for i, (*_, prompt) in enumerate(pairs))]
-                )
-        else:
-            for i, (*_, prompt) in enumerate(pairs):
-                (folder / "chosen" / f"{i}.jpg.txt").write_text(prompt)
-        train = load_pairs(DataOptions.from_config(parse_args(arguments("unused", path, "unused")))).train
-        assert train.prompts() == [prompt for *_, prompt in pairs]
-
-
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "cp1252"])
 def test_prompts_in_another_encoding_are_refused(tmp_path, encoding):
     folder, _ = write_folders(tmp_path / "data")
@@ -517,40 +473,30 @@ def test_prompts_in_another_encoding_are_refused(tmp_path, encoding):
     assert "chosen/3.txt: it can't be read as UTF-8" in reason and "Save it as UTF-8." in reason
 
 
-def test_training_from_folders_equals_training_from_a_table_of_the_same_pairs(tiny_sdxl, tmp_path):
-    folder, pairs = write_folders(tmp_path / "folders")
-    rows = [dict(zip(("chosen", "rejected", "prompt"), pair)) for pair in pairs]
-    features = Features(chosen=Value("binary"), rejected=Value("binary"), prompt=Value("string"))
-    table = write_parquet(tmp_path / "table", rows, features=features)
-    one, other = (train(tiny_sdxl, data, tmp_path / name) for name, data in (("a", folder), ("b", table)))
-    assert all((one[name] == other[name]).all() for name in one)
-
-
 def change(folder: Path, name: str) -> None:
-    data = folder / "chosen" / "3.jpg"
+    image, caption = folder / "chosen" / "3.jpg", folder / "chosen" / "3.txt"
     match name:
         case "unpaired image":
             (folder / "rejected" / "3.JPEG").unlink()
         case "two images of one name":
-            (folder / "chosen" / "3.png").write_bytes(data.read_bytes())
+            (folder / "chosen" / "3.png").write_bytes(image.read_bytes())
         case "folder in a folder":
             (folder / "chosen" / "more").mkdir()
         case "no prompt":
-            (folder / "chosen" / "3.txt").unlink()
+            caption.unlink()
         case "contradicting prompts":
             (folder / "rejected" / "3.txt").write_text("another prompt")
         case "several places of prompts":
             (folder / "prompts.txt").write_text("a\n" * 11)
         case "unreadable prompt":
-            (folder / "chosen" / "3.txt").write_bytes(b"caf\xe9")
-        case "no prompts":
+            caption.write_bytes(b"caf\xe9")
+        case "no prompts" | "bad prompts file":
             for path in folder.rglob("*.txt"):
                 path.unlink()
-        case "bad prompts file":
-            change(folder, "no prompts")
-            (folder / "prompts.txt").write_text("a\n" * 10)
+            if name == "bad prompts file":
+                (folder / "prompts.txt").write_text("a\n" * 10)
         case "undecodable image":
-            data.write_bytes(data.read_bytes()[:700])
+            image.write_bytes(image.read_bytes()[:700])
 
 
 FOLDER_PROBLEMS = (
@@ -585,13 +531,13 @@ def test_folders_count_all_problems_and_the_images_beside_them(tmp_path):
     for i in range(8):
         (tmp_path / "data" / "chosen" / f"{i}.txt").unlink()
     (tmp_path / "data" / "rejected" / "9.JPEG").write_bytes(b"<html>")
-    status, report = check(tmp_path / "out", dataset_name=folder)
-    counts = {problem["kind"]: problem["count"] for problem in report["problems"]}
-    assert status == 1 and counts == {"no prompt": 8, "undecodable image": 1}
+    problems = check(tmp_path / "out", dataset_name=folder)[1]["problems"]
+    counts = {problem["kind"]: problem["count"] for problem in problems}
+    assert counts == {"no prompt": 8, "undecodable image": 1}
     assert "3 more problems" in why_training_refuses(folder)
 
 
-def test_what_is_passed_over_is_said(tmp_path, caplog):
+def test_what_is_skipped_is_said(tmp_path, caplog):
     folder, _ = write_folders(tmp_path / "data")
     (tmp_path / "data" / "chosen" / "3.npz").write_bytes(b"latents")
     (tmp_path / "data" / "chosen" / "left over.txt").write_text("a")
@@ -599,12 +545,13 @@ def test_what_is_passed_over_is_said(tmp_path, caplog):
     assert why_training_refuses(folder) is None
     assert "1 .npz files" in caplog.text and "1 prompts without an image" in caplog.text
     status, report = check(tmp_path / "out", dataset_name=folder)
-    assert status == 0 and report["passed_over"] == {".npz files": 1, "prompts without an image": 1}
+    assert status == 0 and report["skipped"] == {".npz files": 1, "prompts without an image": 1}
 
 
-def test_an_image_that_was_replaced_is_checked_again(tmp_path):
+def test_folders_have_no_splits_and_an_image_that_was_replaced_is_checked_again(tmp_path):
     folder, _ = write_folders(tmp_path / "data")
-    assert why_training_refuses(folder) is None
+    assert why_training_refuses(folder, dataset_split_name="train") is None
+    assert "--dataset_split_name" in why_training_refuses(folder, dataset_split_name="validation")
     (tmp_path / "data" / "chosen" / "3.jpg").write_bytes(b"<html>")
     assert "row 3, chosen" in why_training_refuses(folder)
 
@@ -622,23 +569,17 @@ def test_an_imagefolder_that_calls_its_folders_so_stays_one(tmp_path):
     }
 
 
-def test_folders_have_no_splits(tmp_path):
-    folder, _ = write_folders(tmp_path / "data")
-    assert why_training_refuses(folder, dataset_split_name="train") is None
-    assert "--dataset_split_name" in why_training_refuses(folder, dataset_split_name="validation")
-
-
 # The flags
 
 
-def test_one_source_is_required_and_numbers_have_limits(capsys):
-    out_of_range = [["--dataset_name=a", flag] for flag in ("--num_sample_pairs=-1", "--max_train_samples=0")]
+def test_one_source_is_required_and_numbers_have_limits():
     for line in (
-        [],
-        ["--dataset_name=a", "--dataset_path=b"],
-        *out_of_range,
-        ["--dataset_path=a", "--max_bad_samples=2"],
+        "",
+        "--dataset_name=a --dataset_path=b",
+        "--dataset_name=a --num_sample_pairs=-1",
+        "--dataset_name=a --max_train_samples=0",
+        "--dataset_path=a --max_bad_samples=2",
     ):
         with pytest.raises(SystemExit) as ended:
-            check_preferences.parse_args(line)
+            check_preferences.parse_args(line.split())
         assert ended.value.code == 2

@@ -718,14 +718,14 @@ class CheckConfig(LoadingConfig, CheckpointConfig):
         "and prompts that returns a score for each, the higher the better.",
         path="any",
     )
-    output_dir: Path = setting(Path("preference_check"), "Folder for report.json and contact_sheet.png.")
-    num_sample_pairs: int = setting(12, "Pairs to show, chosen at random; 0: none.", range=(0,))
+    output_dir: Path = setting(Path("preference_check"), "Folder for report.json and index.html.")
+    num_sample_pairs: int = setting(12, "Pairs to show, sampled at random; 0: none.", range=(0,))
     filter: Path | None = setting(
         None,
         "New folder for a copy, as parquet, without the pairs that it complains about: contradictions, duplicates, pairs of an "
         "image with itself, bad rows, low agreement; and without ties.",
     )
-    num_scored_pairs: int = setting(1000, "Pairs that --scorers judge, chosen at random; 0: all.", range=(0,))
+    num_scored_pairs: int = setting(1000, "Pairs that --scorers score, sampled at random; 0: all.", range=(0,))
     num_workers: int | None = setting(None, "Processes that decode. Default: one per core.", range=(0,))
 
     @property

@@ -52,7 +52,7 @@ class PairFolders:
         images: of each side, name to file.
         prompts: name to prompt, of the pairs that have one.
         problems: everything that training refuses.
-        passed_over: files that are neither image nor caption, and prompts without an image, by kind.
+        skipped: files that are neither image nor caption, and prompts without an image, by kind.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class PairFolders:
     images: dict[str, dict[str, Path]] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     problems: list[BadPair] = field(default_factory=list)
-    passed_over: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def shown(self, path: Path) -> str:
         """Names a file in messages."""
@@ -133,9 +133,9 @@ def load_pair_folders(folder: Path, cache_dir: str | None) -> "Dataset":
         more = len(found.problems) - SHOWN
         more = f" {more} more problems are listed by check_preferences.py." if more > 0 else ""
         raise ValueError(f"{folder}: {shown}{more}")
-    if found.passed_over:
-        listing = ", ".join(f"{number} {what}" for what, number in found.passed_over.most_common())
-        logger.warning(f"{folder}: passed over {listing}.")
+    if found.skipped:
+        listing = ", ".join(f"{number} {what}" for what, number in found.skipped.most_common())
+        logger.warning(f"{folder}: skipped {listing}.")
     return found.dataset(cache_dir)
 
 
@@ -170,7 +170,7 @@ def _list_side(found: PairFolders, side: str) -> dict[str, list[Path]]:
         elif suffix in CAPTION_SUFFIXES:
             captions[name].append(path)
         elif suffix not in suffixes:
-            found.passed_over[f"{printable(suffix or path.name)} files"] += 1
+            found.skipped[f"{printable(suffix or path.name)} files"] += 1
         elif name in images:
             problem = f"{images[name].name} has the same name"
             found.add_problem("two images of one name", printable(problem), where, "Remove one.")
@@ -313,7 +313,7 @@ def _other_order(found: PairFolders) -> str | None:
 
 def _add_prompt(found: PairFolders, name: str, prompt: str, where: str) -> None:
     if not any(name in images for images in found.images.values()):
-        found.passed_over["prompts without an image"] += 1
+        found.skipped["prompts without an image"] += 1
     elif not is_text(prompt):
         found.add_problem("unreadable prompt", f"its prompt is not UTF-8: {printable(prompt)}", where)
     elif found.prompts.setdefault(name, prompt) != prompt:

@@ -19,6 +19,7 @@ from PIL.Image import Image, new
 from tqdm.auto import tqdm
 
 from ..config import BUILT_IN
+from ..runtime.messages import printable
 from .image_statistics import STATISTICS
 from .reward_models import REWARD_MODELS
 
@@ -67,12 +68,17 @@ def score_images(
     """Calls a scorer, batch by batch, and checks what it returns.
 
     Raises:
-        ValueError: it is not one finite number for each image.
+        ValueError: it fails, or does not return one finite number for each image.
     """
     images, scores = iter(images), []
     for i in range(0, len(prompts), batch_size):
         of_batch = list(prompts[i : i + batch_size])
-        found = [float(score) for score in scorer(list(islice(images, len(of_batch))), of_batch)]
+        batch = list(islice(images, len(of_batch)))
+        try:
+            found = [float(score) for score in scorer(batch, of_batch)]
+        except Exception as error:
+            where = _where_it_fails(scorer, batch, of_batch)
+            raise ValueError(f"Scorer {name} fails on {where}: {type(error).__name__}: {error}") from error
         if len(found) != len(of_batch):
             raise ValueError(f"Scorer {name} returned {len(found)} scores for {len(of_batch)} images.")
         for score, prompt in zip(found, of_batch):
@@ -80,6 +86,17 @@ def score_images(
                 raise ValueError(f"Scorer {name} returned {score} for an image of the prompt {prompt!r}.")
         scores += found
     return scores
+
+
+def _where_it_fails(scorer: Scorer, images: list[Image], prompts: list[str]) -> str:
+    """Names the first image on which a scorer fails, or, where it fails on none alone, all of them."""
+    sizes = [f"{image.width} x {image.height}" for image in images]
+    for image, prompt, size in zip(images, prompts, sizes):
+        try:
+            scorer([image], [prompt])
+        except Exception:
+            return f"an image of {size} pixels, prompt {printable(repr(prompt))}"
+    return f"{len(images)} images of {', '.join(dict.fromkeys(sizes))} pixels at once, but on none of them alone"
 
 
 def score_together(
@@ -120,10 +137,9 @@ def check_scorer(name: str, resolution: int) -> None:
     scorer = load_scorer(name, "cpu")
     try:
         score_images(name, scorer, [new("RGB", (resolution, resolution), "gray")] * 2, ["a grey square", "nothing"])
-    except Exception as error:
-        raise ValueError(
-            f"Scorer {name} fails on two grey images of {resolution} pixels: {type(error).__name__}: {error}"
-        ) from error
+    except ValueError as error:
+        reason = f"{type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ else error
+        raise ValueError(f"Scorer {name} fails on two grey images of {resolution} pixels: {reason}") from error
 
 
 def _import_scorer(name: str) -> Scorer:
