@@ -1,6 +1,7 @@
 """What several tests need: preference rows, files of them, runs of the script, and what the runs logged."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
