@@ -276,7 +276,8 @@ def members(data: bytes) -> str:
         require(label == 0.5, "a preference was taken for a tie")
     else:
         require(label == (sample["jpg_0.jpg"] is pair.winner), "paired wrongly")
-        require(pair.prompt.encode() == sample["original_prompt.txt"], "another prompt")
+        text = sample["original_prompt.txt"].removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").removesuffix(b"\n")
+        require(pair.prompt.encode() == text, "another prompt")
     return "accepted"
 
 
