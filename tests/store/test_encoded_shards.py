@@ -306,7 +306,7 @@ def test_flags_of_the_encoding_need_encode_and_a_model_that_is_known(rows, tiny_
     model = shutil.copytree(tiny_sdxl, tmp_path / "model")
     index = json.loads((model / "model_index.json").read_text()) | {"_class_name": "KandinskyPipeline"}
     (model / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="is a KandinskyPipeline, not one of"):
+    with pytest.raises(ValueError, match="is a KandinskyPipeline. It must be one of"):
         convert(rows, tmp_path / "out", *encode_flags(str(model)))
 
 
