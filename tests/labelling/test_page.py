@@ -236,6 +236,67 @@ os.kill({process.pid}, 9)
     assert len(votes_of(folder)) == 1
 
 
+def test_a_page_goes_on_when_the_server_answers_again(browse, make_images):
+    folder = make_images(3)
+    fail = "(window.fetch_ = window.fetch, window.fetch = () => Promise.reject(new TypeError('gone')))"
+    with serving(folder) as (_, url):
+        seen = browse(
+            url,
+            {"js": "1", **answered(0)},
+            {"js": f"{fail} && 1"},
+            {"key": "Left", "until": "message.textContent.includes('does not answer')"},
+            {"js": "(window.fetch = window.fetch_) && 1", "until": "message.hidden && isSeen()"},
+            {"key": "Left", **answered(1)},
+        )
+    assert len(votes_of(folder)) == 1 and len(seen["values"]) == 5
+
+
+def test_a_question_that_is_skipped_comes_last(browse, make_images):
+    folder = make_images(3)
+    with serving(folder) as (_, url):
+        seen = browse(
+            url,
+            {"js": SHOWN, **answered(0)},
+            {
+                "key": "S",
+                "until": f"ready && isSeen() && state.question.prompt !== '' && {SHOWN}[1][0] !== window.first",
+            },
+            {"js": SHOWN},
+            {"key": "Left", **answered(1)},
+            {"key": "Left", **answered(2)},
+            {"js": SHOWN},
+            {"key": "Left", "until": "ready && state.progress.answered === 3"},
+            {"js": "document.querySelector('.done code').textContent"},
+        )
+    first, _, _, second, _, _, last, _, command = seen["values"]
+    assert first == last != second and len(votes_of(folder)) == 3
+    assert command == f"python label_preferences.py --images_dir={folder} --export=my_pairs"
+
+
+def test_on_a_phone_images_are_stacked_and_buttons_are_under_the_thumb(browse, make_images, tmp_path):
+    folder = make_images(2)
+    boxes = "[...document.querySelectorAll(%r)].map(e => e.getBoundingClientRect()).map(r => [r.left, r.top, r.right, r.bottom])"
+    with serving(folder) as (_, url):
+        seen = browse(
+            url,
+            {"size": [390, 844], **answered(0)},
+            {"js": boxes % "#images button"},
+            {"js": boxes % "#keys button"},
+            {
+                "js": "[innerWidth, innerHeight, document.documentElement.scrollHeight, document.documentElement.scrollWidth]"
+            },
+            {"js": "[...document.querySelectorAll('#keys button')].map(b => b.lastChild.textContent)"},
+            {"screenshot": str(tmp_path / "phone.png")},
+            {"click": "#images button:nth-child(2)", **answered(1)},
+        )
+    (upper, lower), keys, (width, height, *page), names = seen["values"][1:5]
+    assert upper[3] <= lower[1] and upper[2] - upper[0] > 0.9 * width and lower[3] - upper[1] > 0.5 * height
+    assert page == [height, width] and names[:2] == ["upper", "lower"]
+    assert all(bottom - top >= 44 and top > height / 2 and bottom <= height for _, top, _, bottom in keys)
+    (vote,) = votes_of(folder)
+    assert vote.best == vote.shown[1]
+
+
 def test_a_ranking_takes_the_best_then_the_worst(browse, make_images):
     folder = make_images(3, k=4)
     with serving(folder, "--ranking=4") as (_, url):

@@ -82,7 +82,7 @@ def new_token() -> str:
 
 
 def make_app(session: Session, port: int, token: str) -> Starlette:
-    """The page, its images and its three requests."""
+    """The page, its images and its requests."""
     page = Page(session, f"label-preferences-{port}", token)
     routes = [
         Route("/", page.show),
@@ -90,6 +90,7 @@ def make_app(session: Session, port: int, token: str) -> Starlette:
         Route("/state", page.state),
         Route("/image/{question:str}/{place:int}", page.image),
         Route("/answer", page.answer, methods=["POST"]),
+        Route("/skip", page.skip, methods=["POST"]),
         Route("/undo", page.undo, methods=["POST"]),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False), Middleware(Headers)]
@@ -150,6 +151,11 @@ class Page:
             raise HTTPException(400, f"Not an answer: {error}") from error
         except OSError as error:
             raise HTTPException(507, f"The vote could not be written: {error}") from error
+        return JSONResponse(_state(self.session) | {"taken": taken})
+
+    async def skip(self, request: Request) -> Response:
+        given = await self._json(request)
+        taken = self.session.skip(given.get("question"))
         return JSONResponse(_state(self.session) | {"taken": taken})
 
     async def undo(self, request: Request) -> Response:
@@ -214,6 +220,7 @@ def _state(session: Session) -> dict:
     return {
         "annotator": session.annotator,
         "folder": session.folder.resolve().name,
+        "export": f"python label_preferences.py --images_dir={session.folder} --export=my_pairs",
         "question": _question(session.asked),
         "upcoming": _question(upcoming),
         "progress": session.progress,

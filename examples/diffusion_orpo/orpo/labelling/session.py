@@ -130,6 +130,14 @@ class Session:
         self._ask(None)
         return True
 
+    def skip(self, question: object) -> bool:
+        """Puts the question that waits for its answer behind all others; returns whether it was this one."""
+        if self.asked is None or question != self.asked.id:
+            return False
+        self._questions.sort(key=lambda other: other.id == question)
+        self._ask(None)
+        return True
+
     def undo(self) -> bool:
         """Takes the last answer back and asks again; returns whether there was one."""
         vote = self._log.undo()

@@ -32,17 +32,31 @@ document.addEventListener("visibilitychange", () => {
   else if (state) watch();
 });
 
+const isStacked = () => matchMedia("(max-width: 40rem) and (orientation: portrait)").matches;  // as in page.css
+const sides = () => isStacked() ? ["upper", "lower"] : ["left", "right"];
+
 async function ask(path, body) {
   const options = body ? {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)} : {};
   let response;
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Error("The server does not answer. Your votes are safe. Start label_preferences.py again, and open the address that it prints.");
+    const error = new Error("The server does not answer. Your votes are safe. Start label_preferences.py again, and open the address that it prints.");
+    setTimeout(reconnect, 1000);
+    throw error;
   }
   const answer = await response.json().catch(() => ({error: response.statusText}));
   if (!response.ok) throw new Error(answer.error);
   return answer;
+}
+
+// Once the server answers again, the page goes on, or says that it has another address.
+async function reconnect() {
+  try {
+    show(await ask("/state"));
+  } catch (error) {
+    complain(error.message);
+  }
 }
 
 function load(url) {
@@ -99,6 +113,10 @@ function undo() {
   }
 }
 
+function skip() {
+  if (ready && state.upcoming && isSeen()) send("/skip", {question: state.question.id});
+}
+
 async function show(next) {
   stopFlicker();
   state = next;
@@ -131,7 +149,7 @@ async function show(next) {
 function tile(image, place) {
   const button = document.createElement("button");
   button.type = "button";
-  image.alt = isRanking() ? `Image ${place + 1}` : ["Left image", "Right image"][place];
+  image.alt = isRanking() ? `Image ${place + 1}` : `The ${sides()[place]} image`;
   image.classList.toggle("enlarged", image.naturalWidth < 256);
   button.append(image);
   if (isRanking()) {
@@ -155,7 +173,7 @@ function finish() {
   done.className = "done";
   done.style.gridColumn = "1 / -1";
   title.textContent = state.progress.total ? "All done. Thank you!" : "There is nothing to label.";
-  text.append("Every vote is stored. Stop the server with Ctrl-C; make a dataset with ", Object.assign(document.createElement("code"), {textContent: "--export"}), ".");
+  text.append("Every vote is stored. Stop the server with Ctrl-C, and make a dataset: ", Object.assign(document.createElement("code"), {textContent: state.export}));
   done.append(title, text);
   images.replaceChildren(done);
   images.dataset.ready = "yes";
@@ -189,17 +207,22 @@ function keys() {
   const ranking = state.question && isRanking();
   const entries = !state.question ? [] : ranking
     ? [[`1 – ${state.question.images.length}`, "best, then worst"], ["↓", "no difference", () => answer("tie")], ["X", "all bad", () => answer("bad")]]
-    : [["←", "left", () => pick(0)], ["→", "right", () => pick(1)], ["↓", "no difference", () => answer("tie")], ["X", "both bad", () => answer("bad")]];
+    : [["←", sides()[0], () => pick(0)], ["→", sides()[1], () => pick(1)], ["↓", "no difference", () => answer("tie")], ["X", "both bad", () => answer("bad")]];
+  if (state.upcoming) entries.push(["S", "skip", skip]);
   if (state.progress.answered || ranking) entries.push(["⌫", "undo", undo]);
-  if (state.question) entries.push(["space", ranking ? "hold to compare" : "hold to flicker"]);
-  element("keys").replaceChildren(...entries.map(([key, text, action]) => {
-    const entry = document.createElement(action ? "button" : "span");
+  if (state.question) entries.push(["space", ranking ? "hold to compare" : "hold to flicker", null, startFlicker]);
+  element("keys").replaceChildren(...entries.map(([key, text, action, hold]) => {
+    const entry = document.createElement(action || hold ? "button" : "span");
     const label = document.createElement("kbd");
     label.textContent = key;
     entry.append(label, text);
     if (action) {
       entry.type = "button";
       entry.addEventListener("click", event => { entry.blur(); if (event.detail < 2) action(); });
+    } else if (hold) {
+      entry.type = "button";
+      entry.tabIndex = -1;
+      entry.addEventListener("pointerdown", hold);
     }
     return entry;
   }));
@@ -220,7 +243,7 @@ function startFlicker() {
     tiles[place]?.classList.remove("full");
     place = (place + 1) % tiles.length;
     tiles[place].classList.add("full");
-    caption.textContent = tiles.length > 2 ? String(place + 1) : ["left", "right"][place];
+    caption.textContent = tiles.length > 2 ? String(place + 1) : sides()[place];
   };
   turn();
   caption.hidden = false;
@@ -240,6 +263,7 @@ const KEYS = {
   ArrowDown: () => answer("tie"),
   t: () => answer("tie"),
   x: () => answer("bad"),
+  s: skip,
   Backspace: undo,
   u: undo,
 };
@@ -258,6 +282,8 @@ document.addEventListener("keydown", event => {
   }
 });
 document.addEventListener("keyup", event => { if (event.key === " ") { event.preventDefault(); stopFlicker(); } });
+for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, stopFlicker);
 window.addEventListener("blur", stopFlicker);
+window.addEventListener("resize", () => { if (state) keys(); });
 
 ask("/state").then(show, error => complain(error.message));
