@@ -31,7 +31,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
-    """No test writes into the user's own cache of data sets."""
+    """No test writes into the user's own cache of datasets."""
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")

@@ -72,7 +72,7 @@ class Family:
         return self.cls.load(self.parse_args(model, **flags), torch.device("cpu"), dtype)
 
     def train(self, model: str, data: str | None, output_dir, **flags) -> dict[str, torch.Tensor]:
-        """Runs the script in this process, on a data set, or, without `data`, on `dataset_path`; returns the LoRA."""
+        """Runs the script in this process, on a dataset, or, without `data`, on `dataset_path`; returns the LoRA."""
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         train_diffusion_orpo_lora.main(arguments(model, data, output_dir, **self.flags | flags))

@@ -21,7 +21,7 @@ from diffusers import StableDiffusionXLPipeline
 from digits_base import PROMPTS as DIGIT_PROMPTS
 from digits_base import digit_images
 from faces import ALL_KINDS, read_face
-from sampling import draw, load_pipeline
+from sampling import generate, load_pipeline
 from train_base import draw_images
 
 
@@ -63,7 +63,7 @@ class Task:
     def generate(self, pipeline: StableDiffusionXLPipeline, classes: np.ndarray, first_seed: int) -> torch.Tensor:
         """Generates an image of each class, uint8 (N, 3, 64, 64)."""
         prompts, seeds = [self.prompts[c] for c in classes], [first_seed + i for i in range(len(classes))]
-        images = draw(pipeline, prompts, seeds, "Generating", STEPS, self.guidance_scale)
+        images = generate(pipeline, prompts, seeds, "Generating", STEPS, self.guidance_scale)
         return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 

@@ -36,7 +36,7 @@ from train_diffusion_orpo_sdxl_lora import parse_args
 
 
 WARM_UP = 2  # rounds that are not counted
-PAIRS = 32  # in the data set
+PAIRS = 32  # in the dataset
 
 
 @dataclass
@@ -85,7 +85,7 @@ def photograph(size: int, rng: np.random.Generator) -> bytes:
 
 
 def write_pairs(folder: Path, size: int, count: int = PAIRS) -> str:
-    """Writes a data set of pairs of photographs to a folder."""
+    """Writes a dataset of pairs of photographs to a folder."""
     rng = np.random.default_rng(0)
     rows = [
         {

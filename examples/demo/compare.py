@@ -13,7 +13,7 @@ from PIL.Image import Image
 from scipy.stats import binomtest
 
 from faces import ALL_KINDS, Reading, read_face
-from sampling import draw, load_pipeline
+from sampling import generate, load_pipeline
 
 
 matplotlib.use("agg")
@@ -29,7 +29,7 @@ class Comparison:
 
     Attributes:
         images: per model.
-        win_rate: share of images in which the LoRA smiles more than the base; a draw counts half.
+        win_rate: share of images in which the LoRA smiles more than the base; a tie counts half.
         win_rate_low, win_rate_high: its 95 % Wilson interval.
         smile_base, smile_lora: mean smile, from -1 to 1.
         wrong_base, wrong_lora: images whose colour, kind or background are not the prompt's, or that show no face.
@@ -62,9 +62,9 @@ def compare(
     kinds = [kind for kind in ALL_KINDS for _ in range(seeds_per_prompt)]
     prompts, seeds = [kind.prompt for kind in kinds], list(range(len(kinds)))
     pipeline = load_pipeline(base)
-    before = draw(pipeline, prompts, seeds, desc="Base model", steps=steps)
+    before = generate(pipeline, prompts, seeds, desc="Base model", steps=steps)
     pipeline.load_lora_weights(lora)
-    after = draw(pipeline, prompts, seeds, desc="With the LoRA", steps=steps)
+    after = generate(pipeline, prompts, seeds, desc="With the LoRA", steps=steps)
     save_grid(before[::seeds_per_prompt], after[::seeds_per_prompt], output)
 
     readings = [(read_face(a), read_face(b)) for a, b in zip(before, after)]

@@ -1,4 +1,4 @@
-"""The demo's world: drawn faces, the prompts that name them, and the smile that the labels prefer.
+"""The demo's task: drawn faces, the prompts that name them, and the smile that the labels prefer.
 
 A prompt names a face's colour, kind and background. It never names the mouth, whose curvature is free: that freedom
 is what the preference pairs decide about.

@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=["sdxl", "sd", "sd3", "flux"], default="sdxl", help="Which model.")
     parser.add_argument("--output_dir", type=Path, default="demo-output", help="Folder for all that is made.")
-    parser.add_argument("--num_pairs", type=int, default=1152, help="Preference pairs to draw.")
+    parser.add_argument("--num_pairs", type=int, default=1152, help="Preference pairs to generate.")
     parser.add_argument("--steps", type=int, default=300, help="Optimizer steps of 32 pairs.")
     args = parser.parse_args()
     lora = args.output_dir / "lora"
@@ -64,11 +64,11 @@ def main() -> None:
     else:
         base = assemble_base(args.family, args.output_dir / "base")
 
-    print("1/3 The base model draws pairs; the one that smiles more is preferred, with noise.", flush=True)
+    print("1/3 The base model generates pairs; the face that smiles more is preferred, with noise.", flush=True)
     pairs = make_pairs(base, args.output_dir / "pairs", args.num_pairs)
     print("2/3 ORPO trains a LoRA on them.", flush=True)
     train(args.family, base, args.output_dir / "pairs", lora, args.steps)
-    print("3/3 Base model and LoRA draw the same prompts from the same seeds.", flush=True)
+    print("3/3 Base model and LoRA generate images of the same prompts from the same seeds.", flush=True)
     comparison = compare(base, str(lora), str(args.output_dir / "grid.png"))
     held_out = json.loads((lora / "eval_results.json").read_text())
 

@@ -17,7 +17,7 @@ def load_pipeline(path: str) -> DiffusionPipeline:
     return pipeline
 
 
-def draw(
+def generate(
     pipeline: DiffusionPipeline,
     prompts: list[str],
     seeds: list[int],

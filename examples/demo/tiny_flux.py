@@ -1,7 +1,7 @@
 """A tiny FLUX.1 of the real classes: CLIP and T5, packed latents, and a transformer that is told a guidance scale.
 
 Everything that reads `FLUX.1-dev` reads this one. Its VAE is the demo's, with a shift. FLUX.1-dev was distilled from a
-guided model; this one was not. It is told a guidance scale between 1 and 5 at random, so that it draws at any of them.
+guided model; this one was not. It is told a guidance scale between 1 and 5 at random, so that it generates at any of them.
 """
 
 import torch
@@ -58,7 +58,7 @@ def build_tiny_flux(
 
 
 def predict(pipeline: FluxPipeline, noisy_latents, timesteps, prompts: list[str], rows) -> torch.Tensor:
-    """Calls the transformer, at a guidance scale drawn at random; `rows` says which of the prompts each image has."""
+    """Calls the transformer, at a random guidance scale; `rows` says which of the prompts each image has."""
     count, channels, height, width = noisy_latents.shape
     prompt_embeds, pooled_prompt_embeds, text_ids = pipeline.encode_prompt(prompts, max_sequence_length=T5_LENGTH)
     prediction = pipeline.transformer(

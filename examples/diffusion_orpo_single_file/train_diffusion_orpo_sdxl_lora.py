@@ -103,10 +103,10 @@ def orpo_loss(
 
 
 def load_pairs(args) -> tuple[datasets.Dataset, list[tuple[int, bool]]]:
-    """Opens the data set and drops ties: they say nothing about what people prefer.
+    """Opens the dataset and drops ties: they say nothing about what people prefer.
 
     Returns:
-        The data set, with the columns `jpg_0`, `jpg_1` and `caption`; and, for each pair, its row and whether `jpg_0`
+        The dataset, with the columns `jpg_0`, `jpg_1` and `caption`; and, for each pair, its row and whether `jpg_0`
         is the preferred image.
 
     Raises:
@@ -377,9 +377,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     add("--pretrained_vae_model_name_or_path", help="VAE to use instead of the model's own.")
     add("--revision", help="Revision of the pretrained model.")
     add("--variant", help="Variant of the pretrained model's files, e.g. fp16.")
-    add("--cache_dir", help="Folder for downloaded models and data sets.")
-    add("--dataset_name", required=True, help="Data set on the Hub, or a local folder that datasets can read.")
-    add("--dataset_config_name", help="Configuration of the data set, if it has several.")
+    add("--cache_dir", help="Folder for downloaded models and datasets.")
+    add("--dataset_name", required=True, help="Dataset on the Hub, or a local folder that datasets can read.")
+    add("--dataset_config_name", help="Configuration of the dataset, if it has several.")
     add("--dataset_split_name", help="Split to train on. Default: the only one, else train.")
     add("--max_train_samples", type=int, help="Train on at most this many pairs, the first ones.")
     add("--dataloader_num_workers", type=int, default=0, help="Processes that decode images.")

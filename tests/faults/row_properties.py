@@ -63,7 +63,7 @@ def check_rows(inputs: int, seed: int) -> int:
 def one_damaged_row(
     place: int, label: str | None, caption: str | bytes | None, image: bytes | None, side: str
 ) -> None:
-    """The check of the data set and the converter's own say the same of every row, and name the damaged one only."""
+    """The check of the dataset and the converter's own say the same of every row, and name the damaged one only."""
     rows = [row | {"label_0": str(row["label_0"])} for row in samples.rows()]
     rows[place] = rows[place] | {"label_0": label, "caption": caption, side: image}
     table = table_of(rows)

@@ -263,7 +263,7 @@ def test_the_longest_shape_that_is_taken_is_cropped():
     assert image.shape == (32, 32, 3)
 
 
-# Rows of a data set
+# Rows of a dataset
 
 
 def open_data(folder) -> PreferenceData:

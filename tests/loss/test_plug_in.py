@@ -223,7 +223,7 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 
 
 def face_pairs(kinds: list) -> dict[str, list]:
-    """Columns of a data set of pairs: faces, and their negatives."""
+    """Columns of a dataset of pairs: faces, and their negatives."""
     faces = [draw_face(kind, 0.9) for kind in kinds]
     return {
         "chosen": faces,

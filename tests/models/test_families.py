@@ -240,9 +240,9 @@ def shards(tmp_path_factory) -> str:
     return str(write_shards(tmp_path_factory.mktemp("shards"), face_rows(12), per_shard=5))
 
 
-@pytest.mark.parametrize("source", ["data set", "shards"])
+@pytest.mark.parametrize("source", ["dataset", "shards"])
 def test_a_resumed_run_equals_the_uninterrupted_one(family, model, faces, shards, tmp_path, source):
-    data = faces if source == "data set" else None
+    data = faces if source == "dataset" else None
     flags = {"lora_dropout": 0.2, "random_flip": True, "proportion_empty_prompts": 0.3, "checkpointing_steps": 2}
     flags |= {"max_train_steps": 4}
     if data is None:

@@ -579,7 +579,7 @@ def test_a_table_without_a_folder_of_its_own_needs_image_root(tmp_path):
         with pytest.raises(ValueError, match="column jpg_0 holds string.*--image_root"):
             open_table(str(source))
         assert of_training(source, Reading(image_root=tmp_path / "data")) == (sorted(TWO * copies), 0)
-    with pytest.raises(ValueError, match="--image_root means nothing for s3://"):
+    with pytest.raises(ValueError, match="--image_root has no effect with s3://"):
         plan_job("s3://bucket/pairs", str(tmp_path), reading=Reading(image_root=tmp_path))
 
 

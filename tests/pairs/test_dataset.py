@@ -1,4 +1,4 @@
-"""The map-style source: opening and checking data sets, held-out pairs, and the order of pairs."""
+"""The map-style source: opening and checking datasets, held-out pairs, and the order of pairs."""
 
 import json
 from collections import Counter

@@ -127,7 +127,7 @@ def test_resized_images_are_the_trainers_but_for_rounding(random_crop):
         image = draw_face(ALL_KINDS[seed % len(ALL_KINDS)], 0.5).resize((int(width), int(height)))
         flip, *crop = np.random.default_rng(seed).random(3)
         pixels, time_ids = dataset.transform(image, flip, crop)
-        flipped, crop, _ = transform.draw(seed)
+        flipped, crop, _ = transform.sample(seed)
         expected, original_size, corner = crop_image(encode(image, "PNG"), "image", (64, 64), flipped, crop)
         assert time_ids == (*original_size, *corner, 64, 64)
         difference = (pixels.permute(1, 2, 0).int() - expected.int()).abs()

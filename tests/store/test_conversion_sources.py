@@ -1,4 +1,4 @@
-"""Data sets in every form that training takes: the converter makes shards of the same pairs, or both refuse."""
+"""Datasets in every form that training takes: the converter makes shards of the same pairs, or both refuse."""
 
 import json
 import shutil

@@ -185,6 +185,6 @@ def test_a_process_has_no_more_shards_open_than_it_reads_lanes(opened):
 
 
 def test_pairs_that_follow_one_another_in_a_shard_are_apart_in_the_order(opened):
-    """Data sets keep the pairs of a prompt together; a batch should not."""
+    """Datasets keep the pairs of a prompt together; a batch should not."""
     steps = Stream(all_pairs([100] * 32)).steps(8, 1, 300)
     assert all(len({shard for _, shard, _ in batch}) == 8 for batch in steps)

@@ -61,7 +61,7 @@ def source(name: str, shaped: str, encoded: str, tmp_path) -> tuple[str | None, 
     return shaped, {"cache_latents": name == "cached", "cache_dir": tmp_path / "cache"}
 
 
-@pytest.mark.parametrize("name", ["data set", "cached", "shards", "encoded shards"])
+@pytest.mark.parametrize("name", ["dataset", "cached", "shards", "encoded shards"])
 def test_a_resumed_run_equals_the_uninterrupted_one(name, shaped, encoded, tiny_sdxl, tmp_path):
     """Accumulation mixes shapes, and an epoch's end lies in the part that is resumed."""
     data, flags = source(name, shaped, encoded, tmp_path)

@@ -1,4 +1,4 @@
-"""Votes as a preference data set: a row for every two images that were compared, with the votes for each."""
+"""Votes as a preference dataset: a row for every two images that were compared, with the votes for each."""
 
 import json
 import shutil

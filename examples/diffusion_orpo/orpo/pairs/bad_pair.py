@@ -18,7 +18,7 @@ ADVICE = {
 class BadPair(ValueError):
     """A row, sample or file that no pair can be made of.
 
-    Training from a data set stops at the first one, training from shards counts them, the converter leaves them out, and
+    Training from a dataset stops at the first one, training from shards counts them, the converter leaves them out, and
     the checker lists them all.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Pairs from a data set that fits on disk, in an order that seed and epoch decide: Hub, parquet, or image files."""
+"""Pairs from a dataset that fits on disk, in an order that seed and epoch decide: Hub, parquet, or image files."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from .table import HELD_OUT_SEED, PairTable, PreferencePairs, hold_out
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which pairs of a data set to use, and how.
+    """Which pairs of a dataset to use, and how.
 
     Attributes:
         name, config, split, cache_dir, reading: as for `open_table`.
@@ -63,9 +63,9 @@ class DataOptions:
 
 
 def load_pairs(options: DataOptions) -> "PreferenceData":
-    """Opens a data set, checks the pairs it will use and splits off the held-out ones.
+    """Opens a dataset, checks the pairs it will use and splits off the held-out ones.
 
-    The first run on a data set decodes every image once, so that a broken one stops the run now and not days later;
+    The first run on a dataset decodes every image once, so that a broken one stops the run now and not days later;
     datasets' cache remembers the result.
 
     Raises:
@@ -211,7 +211,7 @@ class PreferenceData:
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=shield_worker,
-            generator=torch.Generator(),  # or it would draw from the global one, which LoRA dropout uses
+            generator=torch.Generator(),  # or it would advance the global one, which LoRA dropout uses
         )
 
 
@@ -224,7 +224,7 @@ class PairBatches:
         order: of the batches of all processes, as far as they are given.
         shapes: of the buckets.
         world_size: processes.
-        problems: for the progress bar; none, since the data set was checked before.
+        problems: for the progress bar; none, since the dataset was checked before.
     """
 
     loader: DataLoader

@@ -76,7 +76,7 @@ class PairFolders:
             {side: str(self.images[side][name].absolute()) for side in SIDES} | {"prompt": self.prompts.get(name, "")}
             for name in self.names
         ]
-        # Other contents of the same names must be another data set to datasets' cache of checked images.
+        # Other contents of the same names must be another dataset to datasets' cache of checked images.
         stamps = [[self.images[side][name].stat() for side in SIDES] for name in self.names]
         from datasets import Dataset, Features, Image, Value  # takes seconds, and labelling needs only the captions
 
@@ -107,7 +107,7 @@ def find_sides(folder: Path) -> dict[str, Path]:
 
 
 def is_pair_folders(name: str) -> bool:
-    """Whether a data set's name is a folder with `chosen/` and `rejected/`, and not an imagefolder that has such folders."""
+    """Whether a dataset's name is a folder with `chosen/` and `rejected/`, and not an imagefolder that has such folders."""
     folder = Path(name)
     if not find_sides(folder) or (folder / "metadata.parquet").exists():
         return False

@@ -44,7 +44,7 @@ class PairTransform:
 
     Attributes:
         shapes: height and width in pixels of the buckets; a square alone is the default.
-        random_crop: crop at a random place instead of the centre; both images at the same fraction of their room.
+        random_crop: crop at a random place instead of the centre; both images at the same relative position.
         random_flip: mirror with probability 1/2.
         proportion_empty_prompts: probability that the prompt becomes the empty string.
         max_crop: share of an image's area that may be cut away; pairs that would lose more are left out.
@@ -85,7 +85,7 @@ class PairTransform:
             `pixel_values` uint8 (2, H, W, 3), winner first; `original_sizes` (2, 2) height and width; `crop_top_lefts`
             (2, 2) in pixels after resizing; `prompt`; `seed`.
         """
-        flipped, crop, is_empty = self.draw(seed)
+        flipped, crop, is_empty = self.sample(seed)
         sides = [(pair.winner, f"{where}, winner"), (pair.loser, f"{where}, loser")]
         shape = self.shapes[bucket]
         pixels, original_sizes, corners = zip(*(crop_image(*side, shape, flipped, crop) for side in sides))
@@ -97,8 +97,8 @@ class PairTransform:
             "seed": seed,
         }
 
-    def draw(self, seed: int) -> tuple[bool, tuple[float, float], bool]:
-        """Draws whether a pair is mirrored, where it is cropped, as (y, x) fractions of its room, and whether its prompt is empty."""
+    def sample(self, seed: int) -> tuple[bool, tuple[float, float], bool]:
+        """Samples whether a pair is mirrored, its relative crop position (y, x), and whether its prompt is empty."""
         flip, crop_y, crop_x, empty = np.random.default_rng(seed).random(4)
         crop = (crop_y, crop_x) if self.random_crop else CENTRE
         return bool(self.random_flip and flip < 0.5), crop, bool(empty < self.proportion_empty_prompts)
@@ -114,7 +114,7 @@ def crop_image(
         where: names it in errors.
         shape: height and width of the result.
         flipped: whether to mirror it.
-        crop: place of the crop, (y, x) as fractions of its room.
+        crop: place of the crop, (y, x), relative to the possible ones.
 
     Returns:
         Pixels uint8 (*shape, 3), original (height, width), and the crop's (top, left).

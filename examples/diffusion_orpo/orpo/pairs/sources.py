@@ -53,7 +53,7 @@ def as_given(name: str) -> str:
     if os.path.exists(path):
         if os.path.isdir(path) and glob.has_magic(os.path.abspath(path)):
             raise ValueError(
-                f"{printable(name)}: the library that reads data sets takes * ? [ ] in a path for wildcards. Rename the"
+                f"{printable(name)}: the library that reads datasets takes * ? [ ] in a path for wildcards. Rename the"
                 " folder, or name it through a link: ln -s."
             )
     elif is_path and "://" not in path:
@@ -62,7 +62,7 @@ def as_given(name: str) -> str:
 
 
 def _refuse_elsewhere(name: str) -> None:
-    """Stops with what to do where a name stands for several data sets, or for one that is neither here nor on the Hub."""
+    """Stops with what to do where a name stands for several datasets, or for one that is neither here nor on the Hub."""
     if name.startswith("hf://datasets/"):
         raise ValueError(f"{printable(name)}: name it as on the Hub, {'/'.join(name.split('/')[3:5])}.")
     if "://" in name and not name.startswith("file://"):
@@ -77,7 +77,7 @@ def _refuse_elsewhere(name: str) -> None:
 
 
 def find_builder(path: str, config: str | None, cache_dir: str | None = None) -> DatasetBuilder:
-    """What reads a folder or a data set of the Hub; its `config.data_files` are the files of each split.
+    """What reads a folder or a dataset of the Hub; its `config.data_files` are the files of each split.
 
     Raises:
         ValueError: it can't be read, or files of a folder are in no split.
@@ -106,7 +106,7 @@ def pick_split(names: Iterable[str], split: str | None, name: str, flag: str = "
     Args:
         names: the splits there are.
         split: the one asked for, if any.
-        name: of the data set, for the error.
+        name: of the dataset, for the error.
         flag: that asks for one.
 
     Raises:
@@ -123,13 +123,13 @@ def pick_split(names: Iterable[str], split: str | None, name: str, flag: str = "
 
 
 def choose_split(name: str, config: str | None, split: str | None) -> str:
-    """The split of a folder or of a data set of the Hub: see `pick_split`."""
+    """The split of a folder or of a dataset of the Hub: see `pick_split`."""
     return pick_split(split_names(find_builder(as_given(name), config)), split, name)
 
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Names the data set, and the cause at the bottom of it, where datasets can't read it."""
+    """Names the dataset, and the cause at the bottom of it, where datasets can't read it."""
     try:
         yield
     except Exception as error:  # those of datasets, of its readers, and of the HTTP library
@@ -146,7 +146,7 @@ def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
     """datasets takes words in names of files and folders, such as `test`, for splits, and leaves out what has none.
 
     Raises:
-        ValueError: files that look like the data set's are in no split; names them.
+        ValueError: files that look like the dataset's are in no split; names them.
     """
     if _says_which_files(folder):
         return
@@ -168,7 +168,7 @@ def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
     tables = [path for path in left_out if path.suffix.lower() in TABLE_SUFFIXES]
     if tables and not any(file.lower().endswith(TABLE_SUFFIXES) for file in used):
         raise ValueError(
-            f"{folder}: {printable(str(tables[0]))} would be left out, since the library that reads data sets takes the"
+            f"{folder}: {printable(str(tables[0]))} would be left out, since the library that reads datasets takes the"
             f" images. If it is the table of the pairs, name that file: {printable(str(folder / tables[0]))}."
         )
     splits = ", ".join(
@@ -179,7 +179,7 @@ def _check_none_left_out(folder: Path, builder: DatasetBuilder) -> None:
     more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
     raise ValueError(
         f"{folder}: {len(left_out)} of {len(left_out) + len(used)} files would be left out: {shown}{more}. The library that"
-        f" reads data sets takes words such as train, test, dev or eval in names for splits, here {splits}; or it reads"
+        f" reads datasets takes words such as train, test, dev or eval in names for splits, here {splits}; or it reads"
         " only one kind of file. Move all that belongs together into a folder train/ without such words in its files'"
         " names, or list the files of each split in a README.md (`configs`)."
     )
@@ -209,12 +209,12 @@ def open_table(
     cache_dir: str | None = None,
     reading: Reading = Reading(),
 ) -> PairTable:
-    """All pairs of a data set.
+    """All pairs of a dataset.
 
     Args:
         name: identifier on the Hub; or a folder of parquet, JSON or CSV files, of images with metadata, of `chosen/` and
             `rejected/`, or of `save_to_disk`; or a file.
-        config: of a data set that has several.
+        config: of a dataset that has several.
         split: Default: the only one, else train.
         cache_dir: of datasets; None for the default.
         reading: how the flags say that rows are read.
@@ -301,7 +301,7 @@ def is_saved(path: str) -> bool:
 
 
 def _open_saved(path: str, name: str, config: str | None, split: str | None) -> tuple[Dataset, str, str]:
-    """Opens what `save_to_disk` wrote: a data set or a dictionary of splits."""
+    """Opens what `save_to_disk` wrote: a dataset or a dictionary of splits."""
     with readable(name):
         saved = load_from_disk(path)
     if isinstance(saved, DatasetDict):

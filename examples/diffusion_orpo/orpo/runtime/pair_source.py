@@ -1,4 +1,4 @@
-"""A source of pairs as training needs it: a data set (`data/dataset.py`) or shards (`store/stream.py`)."""
+"""A source of pairs as training needs it: a dataset (`data/dataset.py`) or shards (`store/stream.py`)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 
-# The first process may take this long to read a large data set. All other waits are shorter.
+# The first process may take this long to read a large dataset. All other waits are shorter.
 READING_TIMEOUT = timedelta(hours=6)
 
 
@@ -54,7 +54,7 @@ def main_process_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def wait_for_reading(accelerator: Accelerator) -> None:
-    """Waits for all processes, of which one may be reading a large data set.
+    """Waits for all processes, of which one may be reading a large dataset.
 
     The wait has its own process group with a timeout of `READING_TIMEOUT`. It uses Gloo, which notices at once if a
     process dies.

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 
 # The lowest versions that were run, as in setup.py and requirements.txt. Transformers before 5.6 finds no weights in the CLIP
-# encoders that later versions save, and draws with random ones.
+# encoders that later versions save, and generates with random ones.
 LOWEST = {"accelerate": "1.2", "datasets": "4.3", "diffusers": "0.40", "peft": "0.18", "transformers": "5.6.2"}
 
 # Messages of libraries that mean nothing at a normal start: the logger, and a part of the message.

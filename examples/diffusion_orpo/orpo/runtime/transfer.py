@@ -16,6 +16,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def draw_noise(generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Standard normal noise (len(generators), *shape) in float32, each row from its own generator.
 
-    It is drawn on the CPU, so that it is the same on every device.
+    It is sampled on the CPU, so that it is the same on every device.
     """
     return to_device(torch.stack([torch.randn(shape, generator=generator) for generator in generators]), device)

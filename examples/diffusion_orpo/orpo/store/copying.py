@@ -1,4 +1,4 @@
-"""Data sets that are not parquet files: folders of images, tables of JSON or CSV, output of `save_to_disk`.
+"""Datasets that are not parquet files: folders of images, tables of JSON or CSV, output of `save_to_disk`.
 
 Their rows are written as a parquet file first, so that any node can read any of them.
 """

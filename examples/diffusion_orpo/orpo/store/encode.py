@@ -203,7 +203,7 @@ def cache_encodings(
     vae_batch_size: int,
     cache_dir: str | None,
 ) -> PreferenceData:
-    """Encodes all pairs of a data set, or finds them in the cache. Every process must call it.
+    """Encodes all pairs of a dataset, or finds them in the cache. Every process must call it.
 
     Args:
         data: the pairs.
@@ -298,7 +298,7 @@ def _as_sample(rows: PreferencePairs, index: int, prompt: str) -> tuple[str, dic
 
 @dataclass(frozen=True)
 class CachedEncodings:
-    """All pairs of a data set, encoded.
+    """All pairs of a dataset, encoded.
 
     Attributes:
         encoding: what each of them holds.

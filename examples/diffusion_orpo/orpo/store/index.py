@@ -49,7 +49,7 @@ UNKNOWN = (1, 1)  # size of an image that can't be read: training meets it, name
 
 @dataclass(frozen=True)
 class Source:
-    """A run of rows of a data set: `rows` of them from `first_row` on, counted from 0."""
+    """A run of rows of a dataset: `rows` of them from `first_row` on, counted from 0."""
 
     file: str
     first_row: int

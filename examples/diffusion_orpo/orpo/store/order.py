@@ -2,7 +2,7 @@
 
 The sequence of an epoch. Its shards are shuffled and laid end to end, and the pairs in them cut into L lanes of the same
 length, to the pair. Each lane is read in sequence and shuffled in a buffer of its own. The epoch takes a pair from every
-lane in turn. So slot t of an epoch is pair t // L of the lane that comes t mod L-th, whoever reads it: seed, epoch, the
+lane in turn. So slot t of an epoch is pair t // L of the lane that comes t mod L-th, whichever process reads it: seed, epoch, the
 listing and the size of the buffer decide the sequence, and neither processes nor workers nor batch size are known here.
 `pairs/order.py` makes batches of it, each of one bucket.
 

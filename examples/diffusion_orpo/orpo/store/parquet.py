@@ -43,7 +43,7 @@ class Listing:
         root: the argument for `open_dataset`.
         split: its name.
         files: in order, as paths below the root.
-        classes: names of the classes of ClassLabel columns, if they are in the data set's card and not in the files.
+        classes: names of the classes of ClassLabel columns, if they are in the dataset's card and not in the files.
         columns: those of all files, if they are known; otherwise each file's footer names them.
     """
 
@@ -55,7 +55,7 @@ class Listing:
 
 
 def open_dataset(path: str) -> SubTreeFileSystem:
-    """A file system whose root is the data set: a folder, s3://bucket/prefix, or a data set of the Hub."""
+    """A file system whose root is the dataset: a folder, s3://bucket/prefix, or a dataset of the Hub."""
     if path.startswith("s3://") or os.path.isdir(path):
         return open_folder(path)
     return SubTreeFileSystem(f"datasets/{path}", PyFileSystem(FSSpecHandler(HfFileSystem())))
@@ -71,24 +71,24 @@ def list_files(
     """Finds the parquet files of a split, the same ones that training reads.
 
     Args:
-        path: a folder or file, s3://bucket/prefix, or a data set of the Hub.
-        config: of a data set that has several.
+        path: a folder or file, s3://bucket/prefix, or a dataset of the Hub.
+        config: of a dataset that has several.
         split: Default: the only one, else train.
         cache_dir: of datasets; None for the default.
         reading: how the flags say that rows are read.
 
     Returns:
-        The files; or the pairs of a data set in another form, such as one whose rows name image files or rank images.
+        The files; or the pairs of a dataset in another form, such as one whose rows name image files or rank images.
 
     Raises:
-        ValueError: the data set can't be read, holds no pairs, or has no such split; lists those there are.
+        ValueError: the dataset can't be read, holds no pairs, or has no such split; lists those there are.
     """
     if re.match(r"(?!s3:|file:)[a-z0-9+.-]+://", path):
         raise ValueError(
-            f"--dataset_path={without_secrets(path)} is a URL: name a folder, s3://bucket/prefix, or a data set of the Hub."
+            f"--dataset_path={without_secrets(path)} is a URL: name a folder, s3://bucket/prefix, or a dataset of the Hub."
         )
     if path.startswith("s3://") and reading.image_root is not None:
-        raise ValueError("--image_root means nothing for s3://: images there must be in the parquet files.")
+        raise ValueError("--image_root has no effect with s3://: images there must be in the parquet files.")
     if path.startswith("s3://"):
         return _list_on_s3(path, split)
     path = as_given(path)
@@ -158,7 +158,7 @@ def _split_of(file: str, split: str | None) -> str | None:
     """The split of a file by its name, else by its nearest folder; None where neither names one.
 
     Args:
-        file: path within the data set.
+        file: path within the dataset.
         split: the one asked for, which may have any name.
     """
     names = "|".join([split, *USUAL_SPLITS] if split else USUAL_SPLITS)
@@ -197,7 +197,7 @@ def read_footer(folder: SubTreeFileSystem, file: str, listing: Listing, reading:
             schema, file, _classes_in_file(schema, file) | listing.classes
         )
         if columns.convention.is_ranked:
-            raise ValueError(f"{file} ranks images: name a folder of this machine or a data set of the Hub.")
+            raise ValueError(f"{file} ranks images: name a folder of this machine or a dataset of the Hub.")
         found = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         groups = [(group.num_rows, group.total_byte_size) for group in found]
         with folder.open_input_file(file) as opened:

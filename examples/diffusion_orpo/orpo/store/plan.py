@@ -37,7 +37,7 @@ class Job:
         units: one per shard.
         plan: fingerprint of everything that the shards' bytes depend on: rows, their files' footers, keep_ties, encoding.
         encoding: None where images pass through as they are.
-        copy: the rows as parquet, if the data set holds them in another form.
+        copy: the rows as parquet, if the dataset holds them in another form.
     """
 
     dataset_path: str

@@ -211,7 +211,7 @@ def read_encoded(
                 raise BadPair("bad encoding", f"{name} holds values that are not finite")
         elif tensor.min() < 0 or tensor.max() > MAX_SIDE:
             raise BadPair("bad encoding", f"{name} is {tensor.tolist()}")
-    mirrored, _, is_empty = transform.draw(seed)
+    mirrored, _, is_empty = transform.sample(seed)
     order, moments = (0, 1) if label == 1 else (1, 0), "mirrored" if mirrored else "moments"
     embeds = {name.removeprefix("embeds."): value for name, value in tensors.items() if name.startswith("embeds.")}
     return {

@@ -300,7 +300,7 @@ class ShardBatches:
             num_workers=data.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=shield_worker,
-            generator=torch.Generator(),  # or it would draw from the global one, which LoRA dropout uses
+            generator=torch.Generator(),  # or it would advance the global one, which LoRA dropout uses
         )
 
     @property
