@@ -4,26 +4,26 @@ from setuptools import setup
 
 
 TRAIN = [
-    "accelerate>=1.2",
-    "datasets>=4.3",
-    "diffusers>=0.40",
+    "accelerate>=1.2",  # transformers 5 imports a function that 1.1 lacks
+    "datasets>=4.3",  # `from_generator` has no fingerprint before
+    "diffusers>=0.40",  # `from_pretrained` has no dtype before
     "huggingface_hub>=1.23",
     "Jinja2",
     "networkx",
     "numpy",
     "packaging",
-    "peft>=0.18",
+    "peft>=0.18",  # 0.17 imports a class that transformers 5 has removed
     "Pillow>=11.3",
     "safetensors>=0.8",
     "sentencepiece",
     "tensorboard",
     "tqdm",
-    "transformers>=5.6.2",
+    "transformers>=5.6.2",  # before, a CLIP saved by a later version loads with random weights and only a warning
 ]
 EIGHT_BIT = ["bitsandbytes>=0.50"]
 PRODIGY = ["prodigyopt"]
 WANDB = ["wandb"]
-WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.52"]
+WEBDATASET = ["braceexpand", "webdataset>=1.0", "ray[data]>=2.52"]  # 2.50 knows no token
 LABEL = ["starlette>=1.0", "uvicorn>=0.30"]
 DEMO = ["matplotlib", "scipy"]
 BENCHMARK = [*DEMO, "resvg-py>=0.5", "scikit-learn"]
@@ -58,6 +58,7 @@ setup(
         + BENCHMARK
         + [
             "awscli",
+            "filelock",
             "hypothesis",
             "lightning",
             "markdown-it-py",
