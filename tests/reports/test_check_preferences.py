@@ -473,50 +473,30 @@ def test_prompts_in_another_encoding_are_refused(tmp_path, encoding):
     assert "chosen/3.txt: it can't be read as UTF-8" in reason and "Save it as UTF-8." in reason
 
 
-def change(folder: Path, name: str) -> None:
-    image, caption = folder / "chosen" / "3.jpg", folder / "chosen" / "3.txt"
-    match name:
-        case "unpaired image":
-            (folder / "rejected" / "3.JPEG").unlink()
-        case "two images of one name":
-            (folder / "chosen" / "3.png").write_bytes(image.read_bytes())
-        case "folder in a folder":
-            (folder / "chosen" / "more").mkdir()
-        case "no prompt":
-            caption.unlink()
-        case "contradicting prompts":
-            (folder / "rejected" / "3.txt").write_text("another prompt")
-        case "several places of prompts":
-            (folder / "prompts.txt").write_text("a\n" * 11)
-        case "unreadable prompt":
-            caption.write_bytes(b"caf\xe9")
-        case "no prompts" | "bad prompts file":
-            for path in folder.rglob("*.txt"):
-                path.unlink()
-            if name == "bad prompts file":
-                (folder / "prompts.txt").write_text("a\n" * 10)
-        case "undecodable image":
-            image.write_bytes(image.read_bytes()[:700])
+def write_prompts(folder: Path, lines: int, keep_captions: bool = False) -> None:
+    for path in () if keep_captions else folder.rglob("*.txt"):
+        path.unlink()
+    (folder / "prompts.txt").write_text("a\n" * lines)
 
 
-FOLDER_PROBLEMS = (
-    "unpaired image",
-    "two images of one name",
-    "folder in a folder",
-    "no prompt",
-    "contradicting prompts",
-    "several places of prompts",
-    "unreadable prompt",
-    "no prompts",
-    "bad prompts file",
-    "undecodable image",
-)
+FOLDER_PROBLEMS = {
+    "unpaired image": lambda folder: (folder / "rejected" / "3.JPEG").unlink(),
+    "two images of one name": lambda folder: (folder / "chosen" / "3.png").write_bytes(TRUNCATED),
+    "folder in a folder": lambda folder: (folder / "chosen" / "more").mkdir(),
+    "no prompt": lambda folder: (folder / "chosen" / "3.txt").unlink(),
+    "contradicting prompts": lambda folder: (folder / "rejected" / "3.txt").write_text("another prompt"),
+    "several places of prompts": lambda folder: write_prompts(folder, 11, keep_captions=True),
+    "unreadable prompt": lambda folder: (folder / "chosen" / "3.txt").write_bytes(b"caf\xe9"),
+    "no prompts": lambda folder: [path.unlink() for path in folder.rglob("*.txt")],
+    "bad prompts file": lambda folder: write_prompts(folder, 10),
+    "undecodable image": lambda folder: (folder / "chosen" / "3.jpg").write_bytes(TRUNCATED),
+}
 
 
 @pytest.mark.parametrize("name", FOLDER_PROBLEMS)
 def test_folders_that_are_not_as_they_must_be_are_refused_with_the_file(tmp_path, name):
     folder, _ = write_folders(tmp_path / "data")
-    change(tmp_path / "data", name)
+    FOLDER_PROBLEMS[name](tmp_path / "data")
     reason = why_training_refuses(folder)
     status, report = check(tmp_path / "out", dataset_name=folder)
     assert status == 1 and report["reason"] == reason is not None
@@ -567,9 +547,6 @@ def test_an_imagefolder_that_calls_its_folders_so_stays_one(tmp_path):
     assert {(p.winner, p.loser) for p in (train[i] for i in range(11))} == {
         (pairs[i][0], pairs[10 - i][1]) for i in range(11)
     }
-
-
-# The flags
 
 
 def test_one_source_is_required_and_numbers_have_limits():
