@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, load_pipeline, save_tiny
+from families import FAMILIES, load_pipeline
 from orpo.config import ModelConfig
 from orpo.models.lora_files import COMFYUI_FILE
 from orpo.models.sdxl import StableDiffusionXL
@@ -19,13 +19,10 @@ MIXED = [  # of U-Nets: attention beside other modules, which diffusers' older n
 ]
 
 
-@pytest.fixture(scope="module")
-def base(request, tiny_sdxl, tmp_path_factory):
+@pytest.fixture
+def base(request, models):
     """A family's class, and the folder of a tiny model of it."""
-    name = request.param
-    if name == "sdxl":
-        return StableDiffusionXL, tiny_sdxl
-    return FAMILIES[name].cls, save_tiny(name, tmp_path_factory.mktemp(name) / "base")
+    return StableDiffusionXL if request.param == "sdxl" else FAMILIES[request.param].cls, models[request.param]
 
 
 def trained(cls, folder: str, layers: str, lora):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import FAMILIES, save_tiny
+from families import FAMILIES
 from orpo.config import ModelConfig
 from orpo.models.lora_files import check_all_loaded, find_misfit, read_initial_lora, read_lora_file
 from orpo.models.sdxl import StableDiffusionXL
@@ -17,21 +17,20 @@ ALL = ["sdxl", *FAMILIES]
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_sdxl, tmp_path_factory):
+def opened(models):
     """By name, a tiny model of a family of which only the configuration is read, with LoRA layers in every kind of place."""
-    models = {}
+    opened = {}
 
     def open_(name: str):
-        if name not in models:
+        if name not in opened:
             cls = StableDiffusionXL if name == "sdxl" else FAMILIES[name].cls
-            base = tiny_sdxl if name == "sdxl" else save_tiny(name, tmp_path_factory.mktemp(name))
             layers = "to_q,to_k,to_out.0" + (",conv1,proj_in,time_emb_proj" if cls.denoiser_name == "unet" else "")
             layers += ",single_transformer_blocks.*.attn.to_out" if name == "flux2" else ""
             options = ModelConfig(
-                pretrained_model_name_or_path=base, rank=2, lora_alpha=3, lora_layers=layers, resolution=64
+                pretrained_model_name_or_path=models[name], rank=2, lora_alpha=3, lora_layers=layers, resolution=64
             )
-            models[name] = cls(options, torch.device("cpu"), torch.float32)
-        return models[name]
+            opened[name] = cls(options, torch.device("cpu"), torch.float32)
+        return opened[name]
 
     return open_
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, load_pipeline, save_tiny
+from families import FAMILIES, load_pipeline
 from orpo.config import ModelConfig
 from orpo.models.sdxl import StableDiffusionXL
 
@@ -164,8 +164,8 @@ def test_a_vae_of_its_own_and_a_model_for_validation_are_checked_too(tiny_sdxl, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_checked(name, tmp_path):
-    family, folder = FAMILIES[name], Path(save_tiny(name, tmp_path / "model"))
+def test_every_family_is_checked(name, models, tmp_path):
+    family, folder = FAMILIES[name], Path(shutil.copytree(models[name], tmp_path / "model"))
     options = ModelConfig(
         pretrained_model_name_or_path=str(folder),
         lora_layers="to_q",

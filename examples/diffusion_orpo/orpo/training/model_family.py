@@ -1,9 +1,9 @@
 """A model family as training needs it; `models/latent_diffusion.py` is the base of all families."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -40,11 +40,17 @@ class ModelFamily(Protocol):
 
     name: str
     license: str
-    tags: Iterable[str]
     lora_file: str
     device: torch.device
-    denoiser: torch.nn.Module
-    noise_process: NoiseProcess
+
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+
+    @property
+    def denoiser(self) -> Any: ...
+
+    @property
+    def noise_process(self) -> NoiseProcess: ...
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Images uint8 (N, 3, H, W) to the moments of normalised latents (N, 2C, h, w)."""
@@ -56,7 +62,12 @@ class ModelFamily(Protocol):
         """Embeddings of B prompts, by name; every tensor has B rows."""
 
     def predict(
-        self, denoiser, noisy_latents: torch.Tensor, timesteps: torch.Tensor, embeds: dict, batch: dict
+        self,
+        denoiser: Callable[..., Any],
+        noisy_latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        embeds: dict[str, torch.Tensor],
+        batch: dict[str, Any],
     ) -> torch.Tensor:
         """The prediction of the denoiser, which may be wrapped, for 2B noisy latents, winners first (2B, C, h, w)."""
 

@@ -15,15 +15,19 @@
 (2) to (5) are `orpo_loss` of the package diffusion_orpo_loss.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusion_orpo_loss import OrpoMetrics, orpo_loss
 
 from ..config import LossConfig
 from ..runtime.transfer import draw_noise, to_device
+from .model_family import ModelFamily
 
 
 def compute_losses(
-    strength: LossConfig, model, denoiser, batch: dict
+    strength: LossConfig, model: ModelFamily, denoiser: Callable[..., Any], batch: dict[str, Any]
 ) -> tuple[torch.Tensor, OrpoMetrics, torch.Tensor]:
     """Encode, noise, forward, target, loss.
 
@@ -51,7 +55,7 @@ def compute_losses(
     return losses, metrics, timesteps
 
 
-def predict_pairs(model, denoiser, batch: dict) -> tuple:
+def predict_pairs(model: ModelFamily, denoiser: Callable[..., Any], batch: dict[str, Any]) -> tuple:
     """Adds noise to both images of each pair and predicts, in one call of the denoiser.
 
     Args:
@@ -82,7 +86,7 @@ def predict_pairs(model, denoiser, batch: dict) -> tuple:
     return *model_pred.chunk(2), target, timesteps
 
 
-def encode(model, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def encode(model: ModelFamily, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The moments of the images' latents (2B, 2C, ...), and the prompts' embeddings: those in the batch, or made now."""
     if "moments" in batch:
         moments = to_device(batch["moments"], model.device)
