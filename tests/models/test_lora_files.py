@@ -164,6 +164,7 @@ def test_what_is_no_plain_lora_is_called_by_its_name(key, name, opened, tmp_path
 DAMAGED = {
     "half of a module": (lambda x: dict([*x.items()][1:]), "is damaged: of"),
     "another width": (lambda x: {n: v[:, :1] if "lora_A" in n else v for n, v in x.items()}, "has a weight of shape"),
+    "transposed": (lambda x: {n: v.mT if "lora_B" in n else v for n, v in x.items()}, "has a weight of shape"),
     "two ranks": (
         lambda x: {
             n: torch.cat([v, v], int("lora_B" in n)) if n.startswith(min(x)[:-13]) else v for n, v in x.items()

@@ -496,7 +496,7 @@ class ModelConfig(ShapesConfig, CheckpointConfig, NoiseConfig):
         "trains. A resumed run continues from its checkpoint.",
         resume="warn",
         card=True,
-        path="source",
+        path="any",
     )
     gradient_checkpointing: bool = setting(False, "Recompute activations backward: less memory, slower.")
     compile: bool = setting(

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 
-from ..config import ModelConfig
+from ..config import ModelConfig, looks_like_a_path
 from ..runtime.durable import make_readable
 from ..runtime.messages import printable
 from .checks import Module, matches_layer
@@ -92,6 +93,8 @@ def read_lora_file(
     Raises:
         ValueError: it can't be read, or is not a plain LoRA.
     """
+    if looks_like_a_path(source) and not Path(source).exists():
+        raise ValueError(f"{flag} does not exist.")
     try:
         tensors, metadata = _fetch(source, cache_dir)
     except Exception as error:  # of safetensors, of json, of pickle, or of the Hub
@@ -313,14 +316,15 @@ def read_initial_lora(
 
 def _fitted(flag: str, layer: Layer, name: str, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors in the shapes that PEFT gives them; some programs store those of linear layers as convolutions' of 1x1."""
-    rank, shape_b = len(layer.a), [shape[0], len(layer.a), *[1] * (len(shape) - 2)]
-    try:
-        return layer.a.reshape(rank, *shape[1:]), layer.b.reshape(shape_b)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{flag} does not fit the model: {printable(name)} has a weight of shape {tuple(shape)}, and the file's factors"
-            f" are of {tuple(layer.b.shape)} and {tuple(layer.a.shape)}. It is for another model."
-        ) from error
+    shape_a = (len(layer.a), *shape[1:])
+    shape_b = (shape[0], len(layer.a), *[1] * (len(shape) - 2))
+    for factor, wanted in ((layer.a, shape_a), (layer.b, shape_b)):
+        if tuple(factor.shape[:2]) != wanted[:2] or factor.numel() != math.prod(wanted):
+            raise ValueError(
+                f"{flag} does not fit the model: {printable(name)} has a weight of shape {tuple(shape)}, and the file's"
+                f" factors are of {tuple(layer.b.shape)} and {tuple(layer.a.shape)}. It is for another model."
+            )
+    return layer.a.reshape(shape_a), layer.b.reshape(shape_b)
 
 
 def _check_rank(flag: str, rank: int, layers: dict[str, Layer]) -> None:
@@ -377,9 +381,7 @@ def for_unet(tensors: dict[str, torch.Tensor], metadata: dict) -> dict[str, torc
     converted = convert_state_dict_to_kohya(tensors)
     for name, others in SDXL_EMBEDDING.items():
         converted = {key.replace(name, others): value for key, value in converted.items()}
-    alpha = torch.tensor(
-        float(metadata["unet.lora_alpha"])
-    )  # diffusers has written the rank there, whatever alpha was
+    alpha = torch.tensor(float(metadata["unet.lora_alpha"]))  # diffusers has written the rank
     return {name: alpha.clone() if name.endswith(".alpha") else value for name, value in converted.items()}
 
 
