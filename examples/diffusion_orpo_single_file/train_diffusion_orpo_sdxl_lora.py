@@ -141,7 +141,7 @@ def load_pairs(args) -> tuple[datasets.Dataset, list[tuple[int, bool]]]:
     if not pairs:
         raise ValueError(f"No pairs are left of the {len(dataset)} rows of {args.dataset_name}, {split}.")
     for column in ("jpg_0", "jpg_1"):  # images, or the bytes of image files
-        dataset = dataset.cast_column(column, datasets.Image(mode="RGB"))
+        dataset = dataset.cast_column(column, datasets.Image())
     return dataset, pairs
 
 
@@ -154,6 +154,16 @@ def parse_label(label, row: int) -> float:
     if value not in (0.0, 0.5, 1.0):
         raise ValueError(f"Row {row}: label_0 is {label!r}, not 1 (jpg_0 is preferred), 0 (jpg_1 is) or 0.5 (a tie).")
     return value
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency shows white, and 16-bit grey becomes 8-bit: Pillow's own conversion shows hidden colours and clips."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 class PairDataset(torch.utils.data.Dataset):
@@ -190,13 +200,14 @@ class PairDataset(torch.utils.data.Dataset):
         """Resizes the shorter side, keeping the aspect ratio, and crops.
 
         Args:
-            image: RGB.
+            image: in any mode.
             flip, crop: whether to mirror and where to crop; from 0 to 1, and the same for both images of a pair.
 
         Returns:
             Pixels, uint8 (3, resolution, resolution); and the image's `time_ids`: original height and width, top and
             left of the crop, height and width of the result.
         """
+        image = to_rgb(image)
         resolution, original_size = self.args.resolution, (image.height, image.width)
         height, width = (max(resolution, round(side * resolution / min(image.size))) for side in original_size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -197,6 +197,19 @@ def test_sd3_is_asked_for_no_more_positions_than_it_has(shaped, models, tmp_path
         FAMILIES["sd3"].train(models["sd3"], shaped, tmp_path / "lora", aspect_ratio_buckets="64,64;64,256")
 
 
+def test_a_resumed_run_may_have_another_batch_size_though_batches_are_filled_up(shaped, tiny_sdxl, tmp_path):
+    """Other batch sizes fill up the last batches of an epoch by other pairs; the rate's course stays as it was laid out."""
+    flags = BUCKETS | {"max_train_steps": None, "num_train_epochs": 2, "lr_scheduler": "cosine", "seed": 0}
+    train(
+        tiny_sdxl, shaped, tmp_path / "a", train_batch_size=5, checkpointing_steps=2, report_to="tensorboard", **flags
+    )
+    shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    again = {"train_batch_size": 1, "gradient_accumulation_steps": 5, "resume_from_checkpoint": "latest"}
+    train(tiny_sdxl, shaped, tmp_path / "b", report_to="tensorboard", **flags | again)
+    first, second = logged(tmp_path / "a")["lr"], logged(tmp_path / "b")["lr"]
+    assert second[0] == pytest.approx(first[2], rel=1e-6) and second[-1] < first[2]
+
+
 def test_a_resumed_run_has_the_same_buckets(shaped, tiny_sdxl, tmp_path):
     train(tiny_sdxl, shaped, tmp_path, **BUCKETS, checkpointing_steps=1)
     with pytest.raises(ValueError, match="--aspect_ratio_buckets was .*64,64;48,80;80,48 and is now 64,64"):

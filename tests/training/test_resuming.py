@@ -64,11 +64,11 @@ def test_what_remains_follows_from_the_pairs_seen_over_any_chain_of_changes():
     for sizes in ([7], [7, 14, 3], [7, 1, 64, 5]):
         step = seen = 0
         for number, size in enumerate(sizes):
-            last = Amount(None, pairs, size, first).last_step(step, seen)
+            last = Amount(None, pairs, size, first, pairs).last_step(step, seen)
             stop = last if number == len(sizes) - 1 else step + (last - step) // 2
             step, seen = stop, seen + (stop - step) * size
         assert pairs <= seen < pairs + sizes[-1]
-        assert Amount(None, pairs, sizes[-1], first).last_step(step, seen) == step
+        assert Amount(None, pairs, sizes[-1], first, pairs).last_step(step, seen) == step
 
 
 def test_a_longer_epoch_count_after_the_end_is_trained(tiny_sdxl, eight, tmp_path):
@@ -184,8 +184,10 @@ def test_a_checkpoint_records_all_flags_without_secrets(stopped):
 
 
 def test_resuming_prodigy_equals_the_uninterrupted_run(tiny_sdxl, eight, tmp_path):
-    flags = {"optimizer": "prodigy", "learning_rate": 1.0, "checkpointing_steps": 2}
+    flags = {"optimizer": "prodigy", "learning_rate": 1.0, "checkpointing_steps": 2, "report_to": "tensorboard"}
     whole = train(tiny_sdxl, eight, tmp_path / "whole", max_train_steps=4, **flags)
+    (group,) = torch.load(tmp_path / "whole" / "checkpoint-4" / "optimizer.bin")["param_groups"]
+    assert logged(tmp_path / "whole")["lr/d*lr"][-1] == pytest.approx(group["d"] * group["lr"])
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
     assert_same(go_on(tiny_sdxl, eight, tmp_path / "part", **flags), whole)
 

@@ -13,15 +13,17 @@ class Amount:
 
     Attributes:
         max_train_steps: as given, or None: then epochs count.
-        pairs: that all epochs have, with what fills their last batches.
+        pairs: that all epochs have, with what fills the last batches of this run's size.
         pairs_per_step: of this run.
         first_pairs_per_step: of the run that the first checkpoint came from; this one's, unless it is resumed.
+        first_pairs: as `pairs`, with that run's batch size.
     """
 
     max_train_steps: int | None
     pairs: int
     pairs_per_step: int
     first_pairs_per_step: int
+    first_pairs: int
 
     def last_step(self, global_step: int, pairs_seen: int) -> int:
         """The step at which the run is done, seen from a place in it."""
@@ -32,7 +34,7 @@ class Amount:
     @property
     def horizon(self) -> int:
         """Steps that the learning rate's course is laid out for."""
-        return self.max_train_steps or math.ceil(self.pairs / self.first_pairs_per_step)
+        return self.max_train_steps or math.ceil(self.first_pairs / self.first_pairs_per_step)
 
     def place(self, global_step: int, pairs_seen: int) -> float:
         """How far the run is, in the horizon's steps."""

@@ -42,7 +42,7 @@ class TrainingState:
         flags: all flags; those that a resumed run is compared by have their exact values.
         processes: how many saved it.
         pairs_seen: by all processes together.
-        pairs_per_step: at the beginning of the run.
+        pairs_per_step, batch_size: at the beginning of the run.
         base: identity of the base model, from the model family; empty if unknown.
         learning_rate: of the next step.
         trackers: what each tracker needs to continue the same run, by its name.
@@ -58,6 +58,7 @@ class TrainingState:
     processes: int
     pairs_seen: int
     pairs_per_step: int
+    batch_size: int
     base: dict[str, str] = field(default_factory=dict)
     learning_rate: float | None = None
     trackers: dict[str, str] = field(default_factory=dict)

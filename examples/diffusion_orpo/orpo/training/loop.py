@@ -56,7 +56,8 @@ def train(run: Run, model, data) -> int:
     state, position = begin_or_resume(run, data, base)
     pairs_per_step = config.train_batch_size * config.gradient_accumulation_steps * world_size
     pairs = data.pairs_of(config.num_train_epochs, config.train_batch_size, config.seed, position)
-    amount = Amount(config.max_train_steps, pairs, pairs_per_step, state.pairs_per_step)
+    first_pairs = data.pairs_of(config.num_train_epochs, state.batch_size, config.seed, None)
+    amount = Amount(config.max_train_steps, pairs, pairs_per_step, state.pairs_per_step, first_pairs)
     last_step = amount.last_step(state.global_step, state.pairs_seen)
 
     if config.init_lora_weights is not None and run.checkpoint is None:
@@ -108,6 +109,8 @@ def train(run: Run, model, data) -> int:
                     optimizer.step()
                     optimizer.zero_grad()
             logs["lr"] = optimizer.param_groups[0]["lr"]
+            if "d" in optimizer.param_groups[0]:  # Prodigy's own step size
+                logs["lr/d*lr"] = float(optimizer.param_groups[0]["d"]) * logs["lr"]
             state.global_step += 1
             state.pairs_seen += pairs_per_step
             skipped = count_skipped(accelerator, skipped, state.global_step)
@@ -177,7 +180,13 @@ def begin_or_resume(run: Run, data, base) -> tuple[TrainingState, dict | None]:
     config, accelerator = run.config, run.accelerator
     pairs_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     state = TrainingState(
-        0, data.fingerprint, run.recorded_flags, accelerator.num_processes, pairs_seen=0, pairs_per_step=pairs_per_step
+        0,
+        data.fingerprint,
+        run.recorded_flags,
+        accelerator.num_processes,
+        pairs_seen=0,
+        pairs_per_step=pairs_per_step,
+        batch_size=config.train_batch_size,
     )
     if run.checkpoint is None:
         return state, None
