@@ -73,7 +73,6 @@ def test_the_home_folder_is_found_after_an_equals_sign(monkeypatch):
         (["--rnak=1"], "Did you mean --rank?"),
         (["--something_else"], "there is no --something_else. --help lists all flags."),
         (["--name=n", "stray"], "stray belongs to no flag."),
-        (["--name=n", "--rank=1", "--rank=2"], "--rank is given twice, and only the last one would count. Keep one."),
         (["--name=n", "--scale_lr"], f"there is no --scale_lr: {REPLACED['scale_lr']}."),
     ],
 )
@@ -94,6 +93,13 @@ def test_eight_bit_adam_by_the_flag_of_diffusers_scripts(capsys):
 
 
 @pytest.mark.parametrize("more", [["--dataset_name=b"], ["b.parquet"]])
+def test_of_a_flag_given_twice_the_last_counts_unless_values_would_be_lost(capsys):
+    assert read("--name=n", "--rank=1", "--rank=2").rank == 2
+    with pytest.raises(SystemExit):
+        read_flags(CheckConfig, None, ["--dataset_path", "a", "--dataset_path", "b"])
+    assert "Name all values after one" in capsys.readouterr().err
+
+
 def test_two_datasets_are_refused_with_the_way_out(more, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.parquet").touch()

@@ -62,8 +62,9 @@ class Parser(argparse.ArgumentParser):
         for flag in given:
             if flag not in self._option_string_actions:
                 self.error(self._about_unknown(flag))
-            if given.count(flag) > 1:
-                several = f" {ONE_DATASET}" if flag == "--dataset_name" else " Keep one."
+            takes_several = self._option_string_actions[flag].nargs == "+"
+            if given.count(flag) > 1 and (takes_several or flag == "--dataset_name"):
+                several = f" {ONE_DATASET}" if flag == "--dataset_name" else " Name all values after one."
                 self.error(f"{flag} is given twice, and only the last one would count.{several}")
         if {"--optimizer", "--use_8bit_adam"} <= set(given):
             self.error("--optimizer and --use_8bit_adam set the same: choose one.")
