@@ -45,8 +45,7 @@ def main(line: list[str] | None = None) -> None:
     # Ray and datasets take seconds to load: not before the flags are known to be good.
     from orpo.pairs.columns import Reading
     from orpo.store.convert import ray_session, run
-    from orpo.store.finish import check_totals, find_finished, finish, verify
-    from orpo.store.plan import plan_job
+    from orpo.store.plan import check_totals, find_finished, finish, plan_job, verify
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     if config.verify:

@@ -18,10 +18,9 @@ from faults import samples
 from orpo.pairs.bad_pair import BadPair
 from orpo.pairs.image import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, decode_image
 from orpo.store.convert import convert_unit
-from orpo.store.finish import check_totals
 from orpo.store.folder import read_manifest
 from orpo.store.index import Shard
-from orpo.store.plan import plan_job
+from orpo.store.plan import check_totals, plan_job
 from orpo.store.reader import read_samples
 from orpo.store.sample import to_pair
 from orpo.store.tar import WANTED, open_tar, walk_samples

@@ -14,7 +14,7 @@ from orpo.pairs.columns import CONVENTIONS, Columns, Reading, stored_columns
 from orpo.pairs.table import PairTable, PreferencePairs
 from orpo.reports.inspection import TableSource
 from orpo.store.convert import read_pair
-from orpo.store.copying import write_copy
+from orpo.store.parquet import write_copy
 
 
 GOOD = [row["jpg_0"] for row in face_rows(6, ties=0)]

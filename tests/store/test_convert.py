@@ -28,10 +28,9 @@ from fsspec.implementations.local import LocalFileSystem
 from helpers import encode, write_parquet
 from orpo.store import parquet
 from orpo.store.convert import convert_unit
-from orpo.store.finish import check_totals
 from orpo.store.folder import read_manifest, write_manifest
 from orpo.store.index import Manifest, Shard, unpack_sizes
-from orpo.store.plan import plan_job
+from orpo.store.plan import check_totals, plan_job
 from PIL import Image
 
 import convert_to_webdataset

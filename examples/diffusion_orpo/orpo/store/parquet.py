@@ -1,8 +1,14 @@
-"""Parquet files of preference rows: finds those of a split, on disk, on S3 or on the Hub, and reads a few rows at a time."""
+"""Parquet files of preference rows: finds those of a split, on disk, on S3 or on the Hub, and reads a few rows at a time.
+
+Datasets in another form, such as folders of images, JSON or CSV, or ranked images, are written as a parquet file first, so that
+any node can read any of their rows, and only then converted.
+"""
 
 import hashlib
+import logging
 import os
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +21,24 @@ from datasets import Features
 from huggingface_hub import HfFileSystem
 from pyarrow.fs import FileSelector, FileType, FSSpecHandler, PyFileSystem, SubTreeFileSystem
 
+from ..pairs.bad_pair import BadPair
 from ..pairs.columns import Columns, Reading
 from ..pairs.folders import is_pair_folders
 from ..pairs.image import ImageFiles, names_files
+from ..pairs.labels import PROBLEM
 from ..pairs.sources import as_given, find_builder, is_saved, open_table, pick_split, split_names
 from ..pairs.table import PairTable
+from ..runtime.durable import written_whole
 from ..runtime.messages import printable
 from ..runtime.redaction import without_secrets
 from .folder import open_folder
 from .index import Source
 
 
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 64  # in a row group; of large images 0.2 GB
+SHOWN = 12  # missing images that a warning names
 SPLIT_OF_HUB_FILE = re.compile(r"(\w+?)-\d+-of-\d+(-\w+)?\.parquet")
 SPLIT_NAME = r"(?:^|[^a-zA-Z])({})(?:[^a-zA-Z]|$)"
 USUAL_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
@@ -251,3 +264,45 @@ def read_rows(dataset_path: str, source: Source, columns: Columns) -> Iterator[t
                     if number >= source.first_row:
                         yield number, {name: batch.column(name)[i] for name in columns.used}
                     number += 1
+
+
+def copy_folder(output_dir: str, staging_dir: str | None) -> Path:
+    """The folder for the copy: that of the shards, which a cluster's nodes share, unless it is on S3."""
+    return Path(staging_dir or tempfile.gettempdir()) if output_dir.startswith("s3://") else Path(output_dir)
+
+
+def write_copy(table: PairTable, folder: Path) -> Path:
+    """Writes a table's pairs as parquet, whole or not at all. An image that can't be read is left empty, which makes a bad row.
+
+    Returns:
+        The file. The same rows give the same bytes.
+    """
+    file, missing = folder / f".{table.split}-rows.parquet", []
+    prompts = table.dataset.data.column(table.columns.prompt)
+    schema = pa.schema(
+        [("jpg_0", pa.large_binary()), ("jpg_1", pa.large_binary()), ("label_0", pa.float64())]
+        + [(name, pa.string()) for name in PROBLEM]
+        + [(table.columns.prompt, prompts.type)]
+    )
+    with written_whole(file) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            pairs = range(start, min(start + ROWS_AT_ONCE, len(table)))
+            columns = {f"jpg_{side}": [_image(table, pair, side, missing) for pair in pairs] for side in (0, 1)} | {
+                "label_0": table.labels[start : pairs.stop]
+            }
+            problems = [table.problems.get(pair) for pair in pairs]
+            columns |= {name: [getattr(bad, name) if bad else None for bad in problems] for name in PROBLEM}
+            columns[table.columns.prompt] = prompts.take(pa.array(table.images[start : pairs.stop, 0, 0]))
+            writer.write_table(pa.table(columns, schema))
+    if missing:
+        more = f" And {len(missing) - SHOWN} more." if len(missing) > SHOWN else ""
+        logger.warning(f"{table.name}: {len(missing)} images are missing: {'; '.join(missing[:SHOWN])}.{more}")
+    return file
+
+
+def _image(table: PairTable, pair: int, side: int, missing: list[str]) -> bytes | None:
+    try:
+        return table.image(pair, side)
+    except BadPair as bad:
+        missing.append(bad.summary)
+        return None
