@@ -220,4 +220,4 @@ def test_a_distilled_model_is_pointed_out(tiny_sdxl, tmp_path, caplog):
             torch.float32,
             encoders=False,
         )
-        assert ("distilled to draw in few steps" in caplog.text) == is_distilled
+        assert ("distilled to generate in few steps" in caplog.text) == is_distilled
