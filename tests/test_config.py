@@ -92,7 +92,6 @@ def test_eight_bit_adam_by_the_flag_of_diffusers_scripts(capsys):
     assert "choose one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["--dataset_name=b"], ["b.parquet"]])
 def test_of_a_flag_given_twice_the_last_counts_unless_values_would_be_lost(capsys):
     assert read("--name=n", "--rank=1", "--rank=2").rank == 2
     with pytest.raises(SystemExit):
@@ -100,6 +99,7 @@ def test_of_a_flag_given_twice_the_last_counts_unless_values_would_be_lost(capsy
     assert "Name all values after one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [["--dataset_name=b"], ["b.parquet"]])
 def test_two_datasets_are_refused_with_the_way_out(more, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.parquet").touch()
