@@ -1,4 +1,4 @@
-"""`make_preferences.py` as a user runs it, on tiny models: what is drawn, judged and written; kills; bad input."""
+"""`make_preferences.py` as a user runs it, on tiny models: what is generated, judged and written; kills; bad input."""
 
 import json
 from pathlib import Path
@@ -69,8 +69,8 @@ def pngs(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((out / "images").glob("*.png"))}
 
 
-def draw(folder: str, prompt: str, seed: int, lora: str | None = None, **options) -> np.ndarray:
-    """What a user draws, one image at a time."""
+def generate_one(folder: str, prompt: str, seed: int, lora: str | None = None, **options) -> np.ndarray:
+    """What a user generates, one image at a time."""
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
@@ -80,15 +80,15 @@ def draw(folder: str, prompt: str, seed: int, lora: str | None = None, **options
     return np.asarray(pipeline(prompt=prompt, generator=generator, **size).images[0], dtype=int)
 
 
-def test_images_are_those_a_user_draws_and_pairs_are_the_scorers(run, tiny_sdxl, tmp_path):
+def test_images_are_those_a_user_generates_and_pairs_are_the_scorers(run, tiny_sdxl, tmp_path):
     out = run(num_images_per_prompt=3, scorers=["saturation"], seed=7, min_margin=0, pairs="all")
     images = listed(out)
     assert [(image["prompt"], image["seed"]) for image in images] == [
         (prompt, 7 + 3 * i + j) for i, prompt in enumerate(PROMPTS) for j in range(3)
     ]
     for image in images[::4]:
-        drawn = draw(tiny_sdxl, image["prompt"], image["seed"])
-        assert abs(pixels(out / "images" / image["file_name"]) - drawn).max() <= 1
+        generated = generate_one(tiny_sdxl, image["prompt"], image["seed"])
+        assert abs(pixels(out / "images" / image["file_name"]) - generated).max() <= 1
     by_seed = {image["seed"]: image for image in images}
     pairs = rows(out)
     assert len(pairs) == 9
@@ -110,7 +110,7 @@ def test_check_and_training_take_the_pairs(run, tiny_sdxl, output_dir, tmp_path)
     assert any(value.abs().sum() > 0 for value in train(tiny_sdxl, str(pairs), output_dir).values())
 
 
-def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
+def test_a_second_round_generates_with_the_lora(run, tiny_sdxl, tmp_path):
     model = StableDiffusionXL.load(
         parse_args(arguments(tiny_sdxl, "unused", "unused", rank=2)),
         torch.device("cpu"),
@@ -123,9 +123,9 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
     model.save_lora(lora)
     out = run(lora_weights=lora, scorers=["saturation"], min_margin=0)
     image = listed(out)[5]
-    drawn = pixels(out / "images" / image["file_name"])
-    assert abs(drawn - draw(tiny_sdxl, image["prompt"], image["seed"], str(lora))).max() <= 1
-    assert abs(drawn - draw(tiny_sdxl, image["prompt"], image["seed"])).max() > 5
+    generated = pixels(out / "images" / image["file_name"])
+    assert abs(generated - generate_one(tiny_sdxl, image["prompt"], image["seed"], str(lora))).max() <= 1
+    assert abs(generated - generate_one(tiny_sdxl, image["prompt"], image["seed"])).max() > 5
     assert rows(out)[0]["model_0"] == f"{tiny_sdxl} + {lora}"
     weights = lora / "pytorch_lora_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"1234")  # another LoRA under the same name
@@ -133,7 +133,7 @@ def test_a_second_round_draws_with_the_lora(run, tiny_sdxl, tmp_path):
         run(lora_weights=lora)
 
 
-def test_images_that_nobody_judged_go_to_the_page(run, capsys):
+def test_images_without_scorers_go_to_the_page(run, capsys):
     out = run(num_images_per_prompt=2)
     assert not (out / "pairs").exists()
     assert f"label_preferences.py --images_dir={out / 'images'}" in capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_images_that_nobody_judged_go_to_the_page(run, capsys):
     assert [question.prompt for question in questions] == PROMPTS and left_over == 0
 
 
-def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tiny_sdxl, tmp_path):
+def test_my_images_are_preferred_to_those_that_the_model_generates_from_their_captions(run, tiny_sdxl, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     for i, kind in enumerate(ALL_KINDS[:3]):
@@ -157,7 +157,7 @@ def test_my_images_win_against_what_the_model_draws_from_their_captions(run, tin
         assert row["jpg_0"] == (mine / f"{i // 2}.jpg").read_bytes()
         assert row["caption"] == ALL_KINDS[[0, 1, 0][i // 2]].prompt
         assert (row["model_0"], row["model_1"]) == (None, tiny_sdxl)
-    assert abs(pixels(found[3]["jpg_1"]) - draw(tiny_sdxl, found[3]["caption"], 3)).max() <= 1
+    assert abs(pixels(found[3]["jpg_1"]) - generate_one(tiny_sdxl, found[3]["caption"], 3)).max() <= 1
     assert check_preferences.main([f"--dataset_name={out / 'pairs'}", f"--output_dir={tmp_path / 'c'}"]) == 0
 
     (mine / "00.png").write_bytes(encode(draw_face(ALL_KINDS[5], 0.9), "PNG"))  # one more, before the others

@@ -1,4 +1,4 @@
-"""The validation images of a training run are those that `evaluate_lora.py` draws with its LoRA, pixel by pixel."""
+"""The validation images of a training run are those that `evaluate_lora.py` generates with its LoRA, pixel by pixel."""
 
 from pathlib import Path
 
@@ -63,30 +63,30 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision, dtype", [("no", "fp32"), ("bf16", "bf16")])
-def test_validation_and_evaluation_draw_the_same_images(name, base, faces, tmp_path, precision, dtype):
+def test_validation_and_evaluation_generate_the_same_images(name, base, faces, tmp_path, precision, dtype):
     """With each family's own guidance, of which neither script is told, and with dropout in training."""
     train_one(name, base, faces, tmp_path / "lora", mixed_precision=precision)
     PartialState._reset_state()
     evaluate_lora.main(command_line(name, base, tmp_path / "lora", tmp_path, dtype))
     for i in range(2):
-        drawn = {}
+        generated = {}
         for side, ending in (("lora", ""), ("base", "_without_lora")):
-            drawn[side] = pixels(tmp_path / "lora" / f"image_{i}{ending}.png")
+            generated[side] = pixels(tmp_path / "lora" / f"image_{i}{ending}.png")
             evaluated = pixels(tmp_path / "evaluation" / side / f"00000-{i}.png")
-            np.testing.assert_array_equal(evaluated, drawn[side])
-        assert abs(drawn["lora"] - drawn["base"]).max() > 2
+            np.testing.assert_array_equal(evaluated, generated[side])
+        assert abs(generated["lora"] - generated["base"]).max() > 2
 
 
-def test_drawing_in_half_precision_leaves_the_training_as_it_is(tiny_sdxl, faces, tmp_path):
-    """It rounds the LoRA while it draws, and calls the denoiser without accelerate's autocast."""
-    drawing, still = (
-        train_one("sdxl", tiny_sdxl, faces, tmp_path / str(i), mixed_precision="bf16", run_validation=drawing)
-        for i, drawing in enumerate((True, False))
+def test_generating_in_half_precision_leaves_the_training_as_it_is(tiny_sdxl, faces, tmp_path):
+    """It rounds the LoRA while it generates, and calls the denoiser without accelerate's autocast."""
+    generating, still = (
+        train_one("sdxl", tiny_sdxl, faces, tmp_path / str(i), mixed_precision="bf16", run_validation=generating)
+        for i, generating in enumerate((True, False))
     )
-    torch.testing.assert_close(drawing, still, rtol=0, atol=0)
+    torch.testing.assert_close(generating, still, rtol=0, atol=0)
 
 
-def test_a_dropout_in_the_file_of_a_lora_does_not_act_in_drawing(tiny_sdxl, faces, tmp_path):
+def test_a_dropout_in_the_file_of_a_lora_does_not_act_in_generation(tiny_sdxl, faces, tmp_path):
     """Ours name none; those of other programs, and of earlier versions of this one, do."""
     train(tiny_sdxl, faces, tmp_path / "lora", **TRAINING)
     path = tmp_path / "lora" / LORA_FILE

@@ -1,4 +1,4 @@
-"""A folder of images to judge."""
+"""A folder of images to label."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ def make_images(tmp_path):
 
     def make(prompts: int, k: int = 2, name: str = "images") -> Path:
         folder = tmp_path / name
-        (folder / "drawn").mkdir(parents=True)
+        (folder / "made").mkdir(parents=True)
         lines = []
         for i in range(prompts):
             for j in range(k):
-                image = f"drawn/{i:03d}-{j}.png"
+                image = f"made/{i:03d}-{j}.png"
                 Image.new("RGB", (24, 16), (i % 256, 60 * j, 90)).save(folder / image)
                 prompt = f"{HOSTILE} {i}" if i == 0 else f"prompt {i}"
                 lines.append(json.dumps({"file_name": image, "prompt": prompt, "seed": i * k + j}))

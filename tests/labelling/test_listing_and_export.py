@@ -60,17 +60,17 @@ def test_captions_of_other_encodings_are_named(tmp_path):
 
 def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):
     folder = make_images(6)
-    (tmp_path / "secret.png").write_bytes((folder / "drawn/000-0.png").read_bytes())
+    (tmp_path / "secret.png").write_bytes((folder / "made/000-0.png").read_bytes())
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     for name in ("001-0", "001-1", "004-0"):
-        (folder / f"drawn/{name}.png").unlink()
-    (folder / "drawn/005-1.png").write_bytes(b"no image")
+        (folder / f"made/{name}.png").unlink()
+    (folder / "made/005-1.png").write_bytes(b"no image")
     more = [
         {"file_name": "../secret.png", "prompt": "p"},
         {"file_name": "link.png", "prompt": "p"},
         {"file_name": str(tmp_path / "secret.png"), "prompt": "p"},
-        {"file_name": "drawn/000-0.png", "prompt": "p"},
-        {"file_name": "drawn/000-1.png"},
+        {"file_name": "made/000-0.png", "prompt": "p"},
+        {"file_name": "made/000-1.png"},
         {"file_name": "x.png", "prompt": 7},
         {"file_name": "x.png", "prompt": "p", "caption": "q"},
         {"file_name": "x.png", "prompt": "\ud800"},
@@ -84,12 +84,12 @@ def test_every_problem_of_a_folder_is_listed(make_images, tmp_path):
     message = str(error.value)
     for part in (
         "14 problems",
-        *(f"drawn/{name}.png: No such file" for name in ("001-0", "001-1", "004-0")),
-        "drawn/005-1.png: not a readable image",
+        *(f"made/{name}.png: No such file" for name in ("001-0", "001-1", "004-0")),
+        "made/005-1.png: not a readable image",
         "../secret.png is outside",
         "link.png is outside",
         "secret.png is outside the folder",
-        "line 16: drawn/000-0.png is listed twice",
+        "line 16: made/000-0.png is listed twice",
         "line 17: no prompt",
         "line 18: prompt is 7",
         "line 19: several prompts (prompt, caption)",
@@ -128,7 +128,7 @@ def test_an_export_is_accepted_and_its_labels_are_the_annotators(make_images, tm
     )
     label_preferences.main([f"--images_dir={folder}", f"--export={pairs}"])
     rows = pq.read_table(pairs / "train.parquet").to_pylist()
-    assert [row["file_0"] for row in rows] == [f"drawn/{i:03d}-0.png" for i in range(12)]
+    assert [row["file_0"] for row in rows] == [f"made/{i:03d}-0.png" for i in range(12)]
     for i, row in enumerate(rows):
         assert row["jpg_0"] == (folder / row["file_0"]).read_bytes()
         assert row["jpg_1"] == (folder / row["file_1"]).read_bytes()
@@ -172,15 +172,15 @@ def test_votes_count_for_the_content_and_prompt_that_were_shown(make_images, tmp
     folder = make_images(5)
     label(folder, "ann", sorted)
     lines = (folder / "metadata.jsonl").read_text().replace("prompt 2", "a better prompt")
-    (folder / "drawn/003-1.png").rename(folder / "new name.png")
-    lines = lines.replace("drawn/003-1.png", "new name.png").splitlines(keepends=True)
+    (folder / "made/003-1.png").rename(folder / "new name.png")
+    lines = lines.replace("made/003-1.png", "new name.png").splitlines(keepends=True)
     (folder / "metadata.jsonl").write_text("".join(lines[2:]))
-    Image.new("RGB", (24, 16), "white").save(folder / "drawn/001-0.png")
+    Image.new("RGB", (24, 16), "white").save(folder / "made/001-0.png")
     label_preferences.main([f"--images_dir={folder}", f"--export={tmp_path / 'pairs'}"])
     rows = pq.read_table(tmp_path / "pairs" / "train.parquet").to_pylist()
     assert [(row["file_0"], row["file_1"], row["label_0"]) for row in rows] == [
-        ("drawn/003-0.png", "new name.png", 1.0),
-        ("drawn/004-0.png", "drawn/004-1.png", 1.0),
+        ("made/003-0.png", "new name.png", 1.0),
+        ("made/004-0.png", "made/004-1.png", 1.0),
     ]
     skipped = "Skipped: 3 votes on images or prompts that have changed since, or are gone."
     assert skipped in capsys.readouterr().out and skipped in (tmp_path / "pairs" / "README.md").read_text()
@@ -218,7 +218,7 @@ def test_training_takes_an_export(make_images, tmp_path, tiny_sdxl, output_dir):
         (["--annotator=a/b"], "--annotator=a/b"),
     ],
 )
-def test_what_can_not_be_judged_is_said(make_images, tmp_path, flags, problem):
+def test_what_can_not_be_labelled_is_said(make_images, tmp_path, flags, problem):
     folder = make_images(3, k=1)
     with pytest.raises(ValueError, match=problem):
         label_preferences.main([f"--images_dir={folder}", *(flag.format(tmp=tmp_path) for flag in flags)])

@@ -68,7 +68,7 @@ def test_keys_choose_what_the_screen_shows(browse, make_images, tmp_path):
     assert len(votes) == 12
     for i, (vote, key) in enumerate(zip(votes, keys)):
         sides, prompt = seen["values"][1 + 3 * i], seen["values"][2 + 3 * i]
-        names = [f"drawn/{red:03d}-{green // 60}.png" for red, green in sides]
+        names = [f"made/{red:03d}-{green // 60}.png" for red, green in sides]
         assert list(vote.shown) == names and prompt.endswith(f" {sides[0][0]}")
         expected = {"Left": names[0], "Right": names[1]}.get(key)
         assert (vote.choice, vote.best) == ("best" if expected else {"Down": "tie", "X": "bad"}[key], expected)
@@ -411,7 +411,7 @@ def test_only_who_has_the_token_and_asks_by_this_machines_name_gets_anything(mak
         for path in (
             "../../secret.png",
             "%2e%2e/secret.png",
-            "drawn/000-0.png",
+            "made/000-0.png",
             "metadata.jsonl",
             f"image/{question}/2",
             "image/x/0",

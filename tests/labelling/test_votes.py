@@ -146,11 +146,11 @@ def test_images_that_come_later_or_are_renamed_change_no_question_and_exchanged_
     folder = make_images(3)
     first = ids(folder)
     assert set(ids(make_images(4, name="more"))) > set(first)
-    (folder / "drawn/000-0.png").rename(folder / "zz.png")
-    lines = (folder / "metadata.jsonl").read_text().replace("drawn/000-0.png", "zz.png")
+    (folder / "made/000-0.png").rename(folder / "zz.png")
+    lines = (folder / "metadata.jsonl").read_text().replace("made/000-0.png", "zz.png")
     (folder / "metadata.jsonl").write_text(lines)
     assert ids(folder) == first
-    Image.new("RGB", (24, 16), "white").save(folder / "drawn/001-1.png")
+    Image.new("RGB", (24, 16), "white").save(folder / "made/001-1.png")
     (folder / "metadata.jsonl").write_text(lines.replace("prompt 2", "other"))
     assert [a == b for a, b in zip(ids(folder), first)] == [True, False, False]
 
@@ -183,6 +183,9 @@ def test_a_folder_has_one_set_of_settings(tmp_path):
     session(tmp_path).close()
     with pytest.raises(ValueError, match="overlap was 0.2 and is now 0.5"):
         session(tmp_path, annotator="bob", overlap=0.5)
+    (tmp_path / "votes" / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="settings.json is damaged. Remove it"):
+        session(tmp_path)
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -113,10 +113,10 @@ def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def draw(
+def generate_one(
     tiny_sdxl: str, prompt: str, seed: int, lora: str | None = None, scale: float = 1.0, steps: int = 2
 ) -> np.ndarray:
-    """What a user draws, one image at a time."""
+    """What a user generates, one image at a time."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
@@ -145,9 +145,9 @@ def test_images_are_those_a_user_generates_with_and_without_the_lora(run, finish
             pixels(out / "lora" / pair["image"]),
             (pixels(finished / side / pair["image"]) for side in SIDES),
         )
-        assert abs(base - draw(tiny_sdxl, pair["prompt"], pair["seed"])).max() <= 1
-        assert abs(whole - draw(tiny_sdxl, pair["prompt"], pair["seed"], lora)).max() <= 1
-        assert abs(scaled - draw(tiny_sdxl, pair["prompt"], pair["seed"], lora, 0.5)).max() <= 1
+        assert abs(base - generate_one(tiny_sdxl, pair["prompt"], pair["seed"])).max() <= 1
+        assert abs(whole - generate_one(tiny_sdxl, pair["prompt"], pair["seed"], lora)).max() <= 1
+        assert abs(scaled - generate_one(tiny_sdxl, pair["prompt"], pair["seed"], lora, 0.5)).max() <= 1
         assert min(abs(base - whole).max(), abs(whole - scaled).max()) > 5
 
 
@@ -219,7 +219,7 @@ def test_a_killed_evaluation_goes_on_with_complete_images_only(run, tmp_path):
     assert results_of(out)["scorers"] == results_of(whole)["scorers"]
 
 
-def test_two_processes_draw_what_one_draws(run, tmp_path):
+def test_two_processes_generate_what_one_generates(run, tmp_path):
     flags = {"batch_size": 1, "num_images_per_prompt": 2}
 
     def run_as(rank: int) -> None:
@@ -259,6 +259,9 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(again, tiny_sdx
     moved.mkdir()
     (moved / "00000-0.png").write_bytes(b"")
     with pytest.raises(ValueError, match="no settings.json"):
+        again(base_images_dir=moved)
+    (moved / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="settings.json is damaged, or was written by another program"):
         again(base_images_dir=moved)
 
 
@@ -300,7 +303,7 @@ def test_the_loras_alphas_are_part_of_what_it_is(run, lora, tmp_path):
         run(lora_weights=tmp_path / "kohya.safetensors")
 
 
-def test_a_lora_that_fits_in_part_is_judged_with_a_warning(run, lora, tmp_path, capsys):
+def test_a_lora_that_fits_in_part_is_scored_with_a_warning(run, lora, tmp_path, capsys):
     tensors = load_file(Path(lora) / "pytorch_lora_weights.safetensors")
     renamed = {name.replace("mid_block", "mid_block9"): value for name, value in tensors.items()}
     save_file(renamed, tmp_path / "half.safetensors")
@@ -316,7 +319,7 @@ def test_a_lora_that_fits_in_part_is_judged_with_a_warning(run, lora, tmp_path, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_drawn_as_its_users_draw_it(run, name, models, tmp_path):
+def test_every_family_generates_as_for_its_users(run, name, models, tmp_path):
     """With the family's own guidance and length of prompts, where the flags say nothing."""
     family, base = FAMILIES[name], models[name]
     model = family.load(base, rank=2, lora_alpha=3)
@@ -329,13 +332,13 @@ def test_every_family_is_drawn_as_its_users_draw_it(run, name, models, tmp_path)
     guidance = {"sd": 7.5, "sd3": 7.0, "flux": 3.5, "z_image": 5.0}.get(name, 4.0)
     assert results_of(out)["settings"]["guidance_scale"] == guidance
     options = {"height": 64, "width": 64, "num_inference_steps": 2} | family.guidance(guidance) | family.call_options
-    drawn = []
+    generated = []
     for side in ("base", "lora"):
         image = pipeline(prompt=PROMPTS[0], generator=torch.Generator().manual_seed(0), **options).images[0]
-        drawn.append(np.asarray(image, dtype=int))
-        assert abs(pixels(out / side / "00000-0.png") - drawn[-1]).max() <= 1
+        generated.append(np.asarray(image, dtype=int))
+        assert abs(pixels(out / side / "00000-0.png") - generated[-1]).max() <= 1
         pipeline.load_lora_weights(tmp_path / "lora")
-    assert abs(drawn[0] - drawn[1]).max() > 3
+    assert abs(generated[0] - generated[1]).max() > 3
 
 
 def test_a_broken_image_is_named(again, tmp_path):
@@ -358,7 +361,7 @@ def test_a_broken_image_is_named(again, tmp_path):
         ({"dataset_name": "some/data"}, "--prompt_file and --dataset_name: choose one"),
     ],
 )
-def test_what_cannot_be_had_stops_before_anything_is_drawn(run, tmp_path, monkeypatch, capsys, flags, message):
+def test_what_cannot_be_had_stops_before_anything_is_generated(run, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.setattr(Generator, "load", None)
     with pytest.raises((SystemExit, ValueError)) as error:
         run(**flags)
@@ -380,14 +383,14 @@ def test_bad_flags_are_refused(run, capsys, flags, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_lora_of_another_model_is_refused_before_anything_is_drawn(run, demo_base, tmp_path):
+def test_a_lora_of_another_model_is_refused_before_anything_is_generated(run, demo_base, tmp_path):
     save_lora(demo_base, tmp_path / "other", seed=0)
     with pytest.raises(ValueError, match="does not fit"):
         run(lora_weights=tmp_path / "other")
     assert not list(tmp_path.glob("out/*/*.png"))
 
 
-def test_prompts_of_a_data_set_are_the_first_different_ones(run, faces, tmp_path):
+def test_prompts_of_a_dataset_are_the_first_different_ones(run, faces, tmp_path):
     out = run(prompt_file=None, dataset_name=faces, num_prompts=3, dataset_split_name="train")
     prompts = results_of(out)["settings"]["prompts"]
     assert len(set(prompts)) == 3 and all("with a face" in prompt for prompt in prompts)
@@ -411,8 +414,8 @@ def test_no_other_watermark_and_the_vae_of_the_flag(run, tiny_sdxl, tmp_path):
     assert np.unique(pixels(out / "base" / "00000-0.png")).tolist() in ([127], [128])
 
 
-def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, tmp_path, monkeypatch):
-    """The base's images are drawn once; training goes on as it would without a scorer."""
+def test_a_scorer_compares_validation_images_with_the_bases(tiny_sdxl, faces, tmp_path, monkeypatch):
+    """The base's images are generated once; training goes on as it would without a scorer."""
     generate, generated = StableDiffusionXL.generate, []
     monkeypatch.setattr(StableDiffusionXL, "generate", lambda *args: generated.append(args[1:]) or generate(*args))
     (tmp_path / "mine.py").write_text(
@@ -444,7 +447,7 @@ def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, t
     base_images = [Image.open(tmp_path / "scored" / f"image_{i}_without_lora.png") for i in range(4)]
     np.testing.assert_allclose(base[1], saturation(base_images, [""] * 4))
     for image, (prompt, seed) in zip(base_images, [("red", 0), ("red", 1), ("ball", 0), ("ball", 1)]):
-        assert abs(np.asarray(image, dtype=int) - draw(tiny_sdxl, prompt, seed, steps=1)).max() <= 1
+        assert abs(np.asarray(image, dtype=int) - generate_one(tiny_sdxl, prompt, seed, steps=1)).max() <= 1
     final_images = [Image.open(tmp_path / "scored" / f"image_{i}.png") for i in range(4)]
     np.testing.assert_allclose(with_lora[-1][1], saturation(final_images, [""] * 4))
 
@@ -466,7 +469,7 @@ def test_a_scorer_judges_validation_images_against_the_bases(tiny_sdxl, faces, t
         ({"validation_scorer": "pickscore", "run_validation": True}, "hf download yuvalkirstain/PickScore_v1"),
     ],
 )
-def test_a_validation_scorer_that_cannot_judge_is_refused_before_models_load(capsys, flags, message):
+def test_a_validation_scorer_that_cannot_score_is_refused_before_models_load(capsys, flags, message):
     with pytest.raises(SystemExit):
         parse_args(arguments("no/model", "unused", "unused", **flags))
     assert message in " ".join(capsys.readouterr().err.split())

@@ -80,11 +80,16 @@ def known_requests(folder: Path) -> list[Request]:
     """All images that a folder has, or was to have, by its settings.json.
 
     Raises:
-        ValueError: it has images, and no such file.
+        ValueError: it has images, and no such file, or the file can't be read.
     """
     path = folder / SETTINGS_FILE
     if path.exists():
-        return [Request(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["images"]]
+        try:
+            return [Request(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["images"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged, or was written by another program. Choose another folder."
+            ) from error
     if folder.exists() and any(folder.glob("*.png")):
         raise ValueError(
             f"{folder} holds images, and no {SETTINGS_FILE} to say how they were generated. Choose another folder."

@@ -42,7 +42,11 @@ class Settings:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_text(path, json.dumps(asdict(self)) + "\n")
-        changes = differences(json.loads(path.read_text(encoding="utf-8")), asdict(self))
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged. Remove it: the flags of this run then take its place.") from error
+        changes = differences(stored, asdict(self))
         if changes:
             raise ValueError(
                 f"{folder} is being labelled with other settings ({'; '.join(changes)}). Use the same ones, or move"

@@ -1,4 +1,4 @@
-"""The published judges of images, on transformers' own classes: CLIP score, PickScore, HPSv2, ImageReward, aesthetics.
+"""The published reward models of images, on transformers' own classes: CLIP score, PickScore, HPSv2, ImageReward, aesthetics.
 
 Each computes in float32 what its authors' code computes: the same preprocessing, text length, scale and weights. Their
 packages are not needed, nor torchvision.
