@@ -50,7 +50,8 @@ def check(config: CheckConfig) -> int:
     if agreement is not None and good:
         keys = sample(good, config.num_scored_pairs or len(good))
         try:
-            report["scorers"] = agreement(_decoded(tqdm(source.pairs(keys), "Scoring", len(keys), unit="pair")))
+            with tqdm(source.pairs(keys), "Scoring", len(keys), unit="pair") as bar:
+                report["scorers"] = agreement(_decoded(bar))
             report["notes"] += scorer_notes(report["scorers"])
         except ValueError as error:
             failure = error
