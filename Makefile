@@ -31,6 +31,7 @@ flags: $(VENV)/test
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 $(VENV)/%: setup.py
 	$(PYTHON) -m venv $(VENV)

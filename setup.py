@@ -59,6 +59,7 @@ setup(
         + [
             "awscli",
             "filelock",
+            "mypy",
             "hypothesis",
             "lightning",
             "markdown-it-py",

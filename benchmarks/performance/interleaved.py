@@ -27,7 +27,7 @@ from orpo.config import TrainingConfig
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.pairs.dataset import DataOptions, load_pairs
 from orpo.training import run as training
-from orpo.training.loop import train
+from orpo.training.trainer import Trainer
 from PIL import Image
 
 import scaled_sdxl
@@ -160,7 +160,7 @@ class Run:
         """Trains for so many rounds through the sources, and some to warm up; returns the seconds of each's steps."""
         steps = len(source.sources) * (rounds + WARM_UP) + 1  # the last step's end is not seen
         config = self.run.config.replace(max_train_steps=steps)
-        train(replace(self.run, config=config), self.model, source)
+        Trainer(config, self.model, source, replace(self.run, config=config)).train()
         return {name: times[WARM_UP:] for name, times in source.times.items()}
 
 

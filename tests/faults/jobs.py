@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "examples/diffusion_orpo", "examples/demo")]
 
 from helpers import arguments, face_rows, write_parquet, write_shards  # noqa: E402
-from orpo.training.checkpoints import list_checkpoints, verify  # noqa: E402
+from orpo.training.checkpoint import list_checkpoints, verify  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 import train_diffusion_orpo_sdxl_lora  # noqa: E402

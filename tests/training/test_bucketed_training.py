@@ -14,7 +14,7 @@ from orpo.pairs.pair import PairTransform
 from orpo.store.index import find_shards
 from orpo.store.reader import read_samples
 from orpo.store.sample import read_encoded
-from orpo.training import loop
+from orpo.training import trainer
 from PIL import Image
 
 import train_diffusion_orpo_sdxl_lora
@@ -130,8 +130,8 @@ def test_each_image_keeps_its_own_size_and_the_target_is_the_buckets(shaped, tin
 
 def test_an_epoch_covers_every_pair_and_validation_draws_each_shape(shaped, tiny_sdxl, tmp_path, monkeypatch):
     losses = []
-    original = loop.compute_losses
-    monkeypatch.setattr(loop, "compute_losses", lambda *a: losses.append(a[3]["seeds"]) or original(*a))
+    original = trainer.compute_losses
+    monkeypatch.setattr(trainer, "compute_losses", lambda *a: losses.append(a[3]["seeds"]) or original(*a))
     flags = BUCKETS | {
         "max_train_steps": None,
         "num_train_epochs": 1,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import lora_weights, train
 from orpo.runtime.checksums import SUMS_FILE, Damaged, write_checksums
-from orpo.training.checkpoints import STATE_FILE, find_checkpoint, list_checkpoints, verify
+from orpo.training.checkpoint import STATE_FILE, find_checkpoint, list_checkpoints, verify
 
 
 FLAGS = {"max_train_steps": 3, "checkpointing_steps": 1, "lora_dropout": 0.2}

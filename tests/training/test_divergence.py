@@ -12,11 +12,11 @@ from accelerate import Accelerator, PartialState
 from helpers import logged, lora_weights, train
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.training import step as training
-from orpo.training.collapse import CollapseWatch
+from orpo.training.guards import CollapseWatch
 
 
 @pytest.fixture
-def models(monkeypatch) -> list[StableDiffusionXL]:
+def loaded_models(monkeypatch) -> list[StableDiffusionXL]:
     """The models that runs have loaded."""
     loaded, load = [], StableDiffusionXL.load
     monkeypatch.setattr(
@@ -57,7 +57,7 @@ def spoiled(pred: torch.Tensor, value: float) -> torch.Tensor:
     ],
 )
 def test_what_is_not_finite_is_named_and_stays_out_of_the_weights(
-    tiny_sdxl, faces, output_dir, monkeypatch, models, side, change, value
+    tiny_sdxl, faces, output_dir, monkeypatch, loaded_models, side, change, value
 ):
     """In the second of two micro-batches of step 3."""
     timesteps = spoil(monkeypatch, 6, lambda w, l: change(w, l, value))
@@ -66,18 +66,20 @@ def test_what_is_not_finite_is_named_and_stays_out_of_the_weights(
     message = str(raised.value)
     assert "Step 3" in message and f"timestep {timesteps[5][1]}, {side}." in message
     assert f"{timesteps[5][0]}" not in message and str(output_dir / "checkpoint-2") in message
-    models[0].save_lora(output_dir / "in-memory")
+    loaded_models[0].save_lora(output_dir / "in-memory")
     torch.testing.assert_close(
         lora_weights(output_dir / "in-memory"), lora_weights(output_dir / "checkpoint-2"), rtol=0, atol=0
     )
 
 
-def test_a_gradient_that_is_not_finite_stays_out_of_the_weights(tiny_sdxl, faces, output_dir, monkeypatch, models):
+def test_a_gradient_that_is_not_finite_stays_out_of_the_weights(
+    tiny_sdxl, faces, output_dir, monkeypatch, loaded_models
+):
     """The loss is finite: the derivative of a square root at zero is not."""
     spoil(monkeypatch, 3, lambda w, l: (w + (w - w.detach()).abs().sqrt(), l))
     with pytest.raises(FloatingPointError, match="Step 3.*errors of all pairs are finite, but the gradient is not"):
         train(tiny_sdxl, faces, output_dir, max_train_steps=5, checkpointing_steps=1, max_grad_norm=0)
-    models[0].save_lora(output_dir / "in-memory")
+    loaded_models[0].save_lora(output_dir / "in-memory")
     torch.testing.assert_close(
         lora_weights(output_dir / "in-memory"), lora_weights(output_dir / "checkpoint-2"), rtol=0, atol=0
     )
@@ -157,7 +159,10 @@ def test_only_the_forgetting_of_both_is_warned_of(course, caplog):
     assert warned == (runs if course == "both forgotten" else 0)
     if warned:
         (record,) = caplog.records
-        assert "Lower --beta_orpo or --learning_rate" in record.message and record.levelno == logging.WARNING
+        assert (
+            "Lower --loser_share (or --beta_orpo) or --learning_rate" in record.message
+            and record.levelno == logging.WARNING
+        )
 
 
 @pytest.mark.parametrize("cut", [20, 50, 51, 700, 1999])

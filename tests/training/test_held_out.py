@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import logged, lora_weights, train
-from orpo.training.best import Best
 from orpo.training.held_out import NAMES, PROMPT_MARGIN, NoiseLevels, PromptMargin, summarize
-from orpo.training.validation import Validator
+from orpo.training.validation import Best, Validator
 from safetensors.torch import load_file
 
 from train_diffusion_orpo_sdxl_lora import parse_args

@@ -13,7 +13,7 @@ import torch
 from helpers import arguments, logged, lora_weights, train
 from hub_server import hub_server
 from launching import SCRIPT, accelerate_launch, assert_ok, two_processes
-from orpo.training.checkpoints import list_checkpoints, read_state, verify
+from orpo.training.checkpoint import list_checkpoints, read_state, verify
 
 
 def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers import lora_weights, train
 from orpo.runtime.signals import COPY_SECONDS, EXIT_STATUS, SIGNALS, shield_worker
-from orpo.training import loop as training
+from orpo.training import trainer as training
 from orpo.training.validation import Validator
 from torch.utils.data import DataLoader
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from helpers import face_rows, logged, train, write_parquet
 from orpo.runtime.checksums import SUMS_FILE, write_checksums
-from orpo.training.amounts import Amount
-from orpo.training.checkpoints import STATE_FILE, read_state
+from orpo.training.checkpoint import STATE_FILE, read_state
+from orpo.training.optimizer import Length
 from safetensors.torch import load_file, save_file
 
 
@@ -64,11 +64,11 @@ def test_what_remains_follows_from_the_pairs_seen_over_any_chain_of_changes():
     for sizes in ([7], [7, 14, 3], [7, 1, 64, 5]):
         step = seen = 0
         for number, size in enumerate(sizes):
-            last = Amount(None, pairs, size, first, pairs).last_step(step, seen)
+            last = Length(None, pairs, size, first).last_step(step, seen)
             stop = last if number == len(sizes) - 1 else step + (last - step) // 2
             step, seen = stop, seen + (stop - step) * size
         assert pairs <= seen < pairs + sizes[-1]
-        assert Amount(None, pairs, sizes[-1], first, pairs).last_step(step, seen) == step
+        assert Length(None, pairs, sizes[-1], first).last_step(step, seen) == step
 
 
 def test_a_longer_epoch_count_after_the_end_is_trained(tiny_sdxl, eight, tmp_path):

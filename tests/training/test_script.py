@@ -419,7 +419,7 @@ def test_flags_are_checked_first(capsys, flags, message):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_sdxl, faces, output_dir, monkeypatch):
     """From the third step on, predictions overflow: the run names step and timesteps, and its checkpoint is good."""
-    from orpo.training import loop as training
+    from orpo.training import trainer as training
 
     calls = []
 

@@ -14,9 +14,9 @@ from orpo.config import LossConfig
 from orpo.models.latent_diffusion import advise_tf32
 from orpo.models.sdxl import StableDiffusionXL
 from orpo.pairs.dataset import DataOptions, load_pairs
+from orpo.training.metrics import Window
 from orpo.training.optimizer import make_optimizer
 from orpo.training.step import compute_losses
-from orpo.training.window import Window
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers import UNet2DConditionModel

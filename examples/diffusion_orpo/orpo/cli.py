@@ -8,15 +8,26 @@ import argparse
 import difflib
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import ONE_DATASET, AnyConfig, CheckpointConfig, Config, ConversionConfig, ModelConfig, TrainingConfig
 from .models.quantization import read_bnb_config
 from .models.registry import FAMILIES, Family, find_family
 from .runtime.start import begin
+
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from .models.latent_diffusion import LatentDiffusion
+    from .pairs.dataset import PreferenceData
+    from .store.encode import EncodingJob
+    from .training.protocols import ModelFamily, PairSource
 
 
 # Flags that there were, or that scripts like these have, and what takes their place.
@@ -123,8 +134,8 @@ def _add_flag(group: argparse._ArgumentGroup, config: type[Config], name: str, d
         options["required"] = setting.required
         options["choices"] = setting.choices or None
         item = kind
-        if getattr(kind, "__origin__", None) is tuple:
-            options["nargs"], item = "+", kind.__args__[0]
+        if typing.get_origin(kind) is tuple:
+            options["nargs"], item = "+", typing.get_args(kind)[0]
         elif setting.alone is not None:
             options["nargs"], options["const"] = "?", setting.alone
         if setting.path is not None or item is Path:
@@ -132,13 +143,14 @@ def _add_flag(group: argparse._ArgumentGroup, config: type[Config], name: str, d
         else:
             options["type"] = item
         if setting.choices:
+            options["type"] = lambda text: next((c for c in setting.choices if c.lower() == text.lower()), text)
             options["metavar"] = "{" + ",".join(setting.choices) + "}"
     group.add_argument(f"--{name}", *setting.aliases, **options)
 
 
 def parse(parser: Parser, line: list[str] | None) -> dict[str, Any]:
     """The settings that a command line names."""
-    given = {
+    given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(line)).items()
         if name != "debug"
@@ -235,7 +247,7 @@ def encoding_config(config: ConversionConfig) -> ModelConfig:
     return model
 
 
-def plan_encoding(config: ConversionConfig) -> "EncodingJob":  # noqa: F821
+def plan_encoding(config: ConversionConfig) -> "EncodingJob":
     """How `--encode` encodes.
 
     Raises:
@@ -252,7 +264,7 @@ def plan_encoding(config: ConversionConfig) -> "EncodingJob":  # noqa: F821
     return EncodingJob(load, identity, model.shapes, model.vae_encode_batch_size)
 
 
-def _load_encoders(family: type, config: ModelConfig, dtype):
+def _load_encoders(family: "type[LatentDiffusion]", config: ModelConfig, dtype: "torch.dtype") -> "LatentDiffusion":
     """VAE and text encoders of a model, on the GPU where there is one."""
     import torch
 
@@ -268,51 +280,78 @@ def train(script: str, config: TrainingConfig, families: tuple[Family, ...]) -> 
     """Opens the pairs, loads the model and trains its LoRA.
 
     Args:
-        script: its name, for messages.
+        script: its path, for messages.
         config: of the run.
         families: those that the script trains.
 
     Returns:
-        The exit status: see `training.loop.train`.
+        The exit status: see `Trainer.train`.
     """
     begin(script)
 
-    from .training.loop import train
     from .training.run import start_run
+    from .training.trainer import Trainer
 
     with start_run(config) as run:
         family = find_family(config, families).load_class()
         family.check(config, is_resumed=run.checkpoint is not None)
-        pairs = load_pairs(config, run.accelerator, family, run.dtype)
-        model = family.load(config, run.accelerator.device, run.dtype, encoders=not pairs.is_encoded)
-        return train(run, model, pairs)
+        pairs = load_pairs(config, run.accelerator)
+        model = load_model(config, run.accelerator, encoders=not pairs.is_encoded)
+        return Trainer(config, model, pairs, run).train()
 
 
-def load_pairs(config: TrainingConfig, accelerator, family: type, dtype):
+def load_model(
+    config: TrainingConfig, accelerator: "Accelerator | None" = None, encoders: bool = True
+) -> "ModelFamily":
+    """Loads the model of a training run, with a LoRA that changes nothing yet.
+
+    Args:
+        config: of the run.
+        accelerator: of the run. Default: as the config and `accelerate launch` say.
+        encoders: whether VAE and text encoders are needed.
+    """
+    from .runtime.precision import DTYPES
+    from .training.run import make_accelerator
+
+    accelerator = accelerator or make_accelerator(config)
+    dtype = DTYPES[accelerator.mixed_precision]
+    return find_family(config).load_class().load(config, accelerator.device, dtype, encoders=encoders)
+
+
+def load_pairs(config: TrainingConfig, accelerator: "Accelerator | None" = None) -> "PairSource":
     """Opens the source that the config names, and encodes it where it says so.
 
     Args:
         config: of the run.
-        accelerator: of the run.
-        family: the model family, such as `StableDiffusion3`.
-        dtype: of its frozen weights.
+        accelerator: of the run. Default: as the config and `accelerate launch` say.
 
     Raises:
         ValueError, OSError: see `load_pairs` of the dataset, and `load_shards`.
     """
+    from .runtime.precision import DTYPES
+    from .runtime.processes import main_process_first
+    from .training.run import make_accelerator
+
+    accelerator = accelerator or make_accelerator(config)
+    family, dtype = find_family(config).load_class(), DTYPES[accelerator.mixed_precision]
     if config.dataset_path:
         from .store.stream import load_shards
 
         return load_shards(config, accelerator, lambda: family.encoding_identity(config, dtype))
     from .pairs.dataset import DataOptions, load_pairs
-    from .runtime.processes import main_process_first
 
     with main_process_first(accelerator):  # the others then find the data in the cache
         data = load_pairs(DataOptions.from_config(config))
     return encode_pairs(data, config, accelerator, family, dtype) if config.cache_latents else data
 
 
-def encode_pairs(data, config: TrainingConfig, accelerator, family: type, dtype):
+def encode_pairs(
+    data: "PreferenceData",
+    config: TrainingConfig,
+    accelerator: "Accelerator",
+    family: "type[LatentDiffusion]",
+    dtype: "torch.dtype",
+) -> "PreferenceData":
     """The same pairs, encoded by the family's VAE and text encoders or found in the cache: see `cache_encodings`."""
     from .store.encode import cache_encodings
 

@@ -109,7 +109,7 @@ class Config:
             problem = declared.problem(name, getattr(self, name))
             if problem:
                 raise ValueError(problem)
-        for group in type(self).__mro__:
+        for group in _with_bases(type(self)):
             if "check" in vars(group):
                 group.check(self)
 
@@ -119,7 +119,7 @@ class Config:
     @classmethod
     def settings(cls) -> dict[str, Setting]:
         """The declarations of all flags, group by group."""
-        fields = {field.name: field.metadata.get("setting") for field in dataclasses.fields(cls)}
+        fields = {field.name: field.metadata["setting"] for field in dataclasses.fields(cls) if field.metadata}
         return {name: fields[name] for names in cls.groups().values() for name in names}
 
     @classmethod
@@ -159,9 +159,11 @@ class Config:
         return dataclasses.replace(self, **changes)
 
 
-def _with_bases(cls: type) -> list[type]:
+def _with_bases(cls: type) -> list[type["Config"]]:
     """The groups that a config is made of, in the order in which it names them, then itself."""
-    groups = [group for base in cls.__bases__ for group in _with_bases(base)] if issubclass(cls, Config) else []
+    if not issubclass(cls, Config):
+        return []
+    groups = [group for base in cls.__bases__ for group in _with_bases(base)]
     return list(dict.fromkeys([*groups, cls]))
 
 

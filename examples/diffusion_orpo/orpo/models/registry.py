@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import CheckpointConfig, ModelConfig
 from ..runtime.shapes import name_of
+
+
+if TYPE_CHECKING:
+    from .latent_diffusion import LatentDiffusion
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Family:
                 f"--max_sequence_length must be between 1 and {self.longest_prompt}; got {config.max_sequence_length}."
             )
 
-    def load_class(self) -> type:
+    def load_class(self) -> "type[LatentDiffusion]":
         """Imports the family's class, and with it torch and diffusers."""
         return getattr(import_module(f".{self.module}", __package__), self.class_name)
 

@@ -15,15 +15,16 @@ READING_TIMEOUT = timedelta(hours=6)
 
 def on_main_process(accelerator: Accelerator, function: Callable, *args):
     """Runs a function on the main process. Its result, or its exception, becomes that of every process."""
-    outcome = [None, None]
+    outcome: list = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = function(*args)
         except Exception as error:
             outcome[1] = error
-    result, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
+    result, problem = broadcast_object_list(outcome)
+    if problem is not None:
+        vars(problem)["is_shared"] = True  # every process raises it, and one says so: see `cli.run`
+        raise problem
     return result
 
 

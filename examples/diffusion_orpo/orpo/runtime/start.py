@@ -64,12 +64,13 @@ class Without(logging.Filter):
 
 def too_old(lowest: dict[str, str] = LOWEST) -> str | None:
     """Says which libraries are missing or older than these versions, and what to do; None if all are good."""
-    found = {name: _installed(name) for name in lowest}
-    wrong = [
-        f"{name} {found[name]} is older than {lowest[name]}" if found[name] else f"{name} is not installed"
-        for name in lowest
-        if found[name] is None or _release(found[name]) < _release(lowest[name])
-    ]
+    wrong = []
+    for name, minimum in lowest.items():
+        installed = _installed(name)
+        if installed is None:
+            wrong.append(f"{name} is not installed")
+        elif _release(installed) < _release(minimum):
+            wrong.append(f"{name} {installed} is older than {minimum}")
     if not wrong:
         return None
     command = " ".join(f"'{name}>={lowest[name]}'" for name in lowest if any(part.startswith(name) for part in wrong))

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from diffusion_orpo_loss import OrpoMetrics, per_pair_error
 
 from ..config import LossConfig
+from .protocols import ModelFamily, NoiseProcess
 from .step import compute_losses, encode, predict_pairs
 
 
@@ -34,7 +35,7 @@ class NoiseLevels:
         draws: how many each pair gets, in as many equally likely ranges of noise.
     """
 
-    def __init__(self, noise_process, draws: int = LEVELS) -> None:
+    def __init__(self, noise_process: NoiseProcess, draws: int = LEVELS) -> None:
         self.draws, count = draws, 4096
         generator = torch.Generator().manual_seed(0)
         self.sorted = noise_process.sample_timesteps([generator] * count).sort().values  # the quantiles (count,)
@@ -46,7 +47,7 @@ class NoiseLevels:
         places = ((draw + within) / self.draws * len(self.sorted)).long().clamp(max=len(self.sorted) - 1)
         return batch | {"seeds": seeds, "timesteps": self.sorted[places]}
 
-    def batches(self, model, batch: dict) -> Iterator[dict]:
+    def batches(self, model: ModelFamily, batch: dict) -> Iterator[dict]:
         """The batch with each of the draws in turn. Images and prompts are encoded once."""
         moments, embeds = encode(model, batch)
         for draw in range(self.draws):
@@ -64,7 +65,7 @@ class PromptMargin:
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # of margins, and of pairs
         self.last: dict[str, torch.Tensor] = {}
 
-    def add(self, model, batch: dict, error_w: torch.Tensor) -> None:
+    def add(self, model: ModelFamily, batch: dict, error_w: torch.Tensor) -> None:
         """Adds pairs at one noise level.
 
         Args:
@@ -89,7 +90,11 @@ class PromptMargin:
 
 @torch.no_grad()
 def measure_held_out(
-    strength: LossConfig, model, accelerator: Accelerator, batches: Iterable[dict], levels: NoiseLevels
+    strength: LossConfig,
+    model: ModelFamily,
+    accelerator: Accelerator,
+    batches: Iterable[dict],
+    levels: NoiseLevels,
 ) -> dict[str, float]:
     """Means over all held-out pairs and their noise levels. Every process must call it.
 
@@ -111,7 +116,7 @@ def measure_held_out(
     variance = torch.zeros(1, dtype=torch.float64, device=accelerator.device)
     margin = PromptMargin(accelerator.device)
     for batch in batches:
-        accuracies = 0
+        accuracies = torch.zeros(len(batch["seeds"]), dtype=torch.float64, device=accelerator.device)
         for draw, drawn in enumerate(levels.batches(model, batch)):
             losses, metrics, _ = compute_losses(strength, model, model.denoiser, drawn)
             values = torch.stack([torch.ones_like(losses), losses, *metrics.values()])

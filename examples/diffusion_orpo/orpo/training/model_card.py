@@ -7,10 +7,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from diffusers.utils.hub_utils import populate_model_card
 
+from .protocols import ModelFamily
+from .run import Run
 from .validation import ValidationResults
 
 
-def save_model_card(run, model, data: str, steps: int, results: ValidationResults | None, folder: Path) -> None:
+def save_model_card(
+    run: Run, model: ModelFamily, data: str, steps: int, results: ValidationResults | None, folder: Path
+) -> None:
     """Writes README.md and the validation images.
 
     Args:
@@ -66,7 +70,7 @@ def _code(text: str) -> str:
     return f"{fence}{space}{_one_line(text)}{space}{fence}"
 
 
-def _text(run, model, data, steps, results, gallery, prompts, lora) -> str:
+def _text(run: Run, model: ModelFamily, data, steps, results, gallery, prompts, lora) -> str:
     sections = [
         f"# {model.name} LoRA aligned with ORPO: {_plain(Path(lora).name)}\n",
         "<Gallery />\n" if gallery else "",
@@ -102,6 +106,6 @@ def _text(run, model, data, steps, results, gallery, prompts, lora) -> str:
     return "\n".join(section for section in sections if section) + "\n"
 
 
-def _snippet(run, model, lora: str, prompt: str) -> str:
+def _snippet(run: Run, model: ModelFamily, lora: str, prompt: str) -> str:
     config = run.config
     return model.inference_snippet(lora, prompt, config.validation_inference_steps, config.validation_guidance_scale)

@@ -1,4 +1,4 @@
-"""Optimizers, one entry each, and the learning-rate schedule."""
+"""Optimizers, one entry each; how long a run is; and the learning rate over its course."""
 
 import math
 from collections.abc import Callable
@@ -70,6 +70,44 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+@dataclass(frozen=True)
+class Length:
+    """What a run is to do, counted in steps or in pairs.
+
+    Epochs are passes over the pairs, whatever batch size, accumulation or number of processes a resumed run has: what
+    remains follows from the pairs seen. The learning rate's course is laid out in the steps that the run began with.
+
+    Attributes:
+        max_train_steps: as given, or None: then epochs count.
+        pairs: that all epochs have, with what fills their last batches.
+        pairs_per_step: of this run.
+        first_pairs_per_step: of the run that the first checkpoint came from; this one's, unless it is resumed.
+        first_horizon: of that run, if it was to be as long: batches of another size would be filled with other pairs.
+    """
+
+    max_train_steps: int | None
+    pairs: int
+    pairs_per_step: int
+    first_pairs_per_step: int
+    first_horizon: int | None = None
+
+    def last_step(self, global_step: int, pairs_seen: int) -> int:
+        """The step at which the run is done, seen from a place in it."""
+        if self.max_train_steps is not None:
+            return self.max_train_steps
+        return global_step + max(0, math.ceil((self.pairs - pairs_seen) / self.pairs_per_step))
+
+    @property
+    def horizon(self) -> int:
+        """Steps that the learning rate's course is laid out for."""
+        return self.max_train_steps or self.first_horizon or math.ceil(self.pairs / self.first_pairs_per_step)
+
+    def place(self, global_step: int, pairs_seen: int) -> float:
+        """How far the run is, in the horizon's steps."""
+        place = global_step if self.max_train_steps is not None else pairs_seen / self.first_pairs_per_step
+        return min(place, self.horizon)
+
+
 @dataclass
 class LearningRate:
     """The learning rate as a function of how far a run is. It has no state: a resumed run asks for the same place.
@@ -106,6 +144,12 @@ class LearningRate:
         """Gives the optimizer the learning rate of the step that begins at a place."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.at(place)
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What is logged: the learning rate, and with Prodigy the step size, which is the rate times the `d` that it has found."""
+    group = optimizer.param_groups[0]
+    return {"lr": group["lr"]} | ({"d*lr": group["d"] * group["lr"]} if "d" in group else {})
 
 
 def same_rate(a: float, b: float) -> bool:

@@ -1,11 +1,8 @@
-"""The beginning and the end of a run: checks before models load, trackers, and the output."""
+"""The beginning and the end of a run: devices, folder, checkpoint and seed before models load, and trackers."""
 
-import json
 import logging
 import os
-import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,30 +15,25 @@ import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo
 
 import diffusers
 
 from ..config import TrainingConfig
-from ..runtime.durable import remove_leftovers, rename, sync_all
+from ..runtime.durable import remove_leftovers
 from ..runtime.lock import lock
 from ..runtime.precision import DTYPES
 from ..runtime.processes import is_lost_connection, on_main_process
 from ..runtime.redaction import command_line_without_secrets, flags_without_secrets
 from ..runtime.signals import EXIT_STATUS
 from .accelerate_settings import check_settings, refuse_sharding
-from .checkpoints import find_checkpoint, list_checkpoints, read_state
-from .model_card import save_model_card
-from .validation import ValidationResults
+from .checkpoint import find_checkpoint, list_checkpoints, read_state
 
 
 logger = get_logger(__name__)
 
 # How long processes wait for one another, including for the main one to generate validation images and to upload.
 TIMEOUT = timedelta(minutes=30)
-
-# Files of a result. Others that lie in an output folder are left alone.
-RESULT = re.compile(r"README\.md|eval_results\.json|image_\d+(_without_lora)?\.png|\w+_lora(_weights)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -70,6 +62,12 @@ class Run:
         return DTYPES[self.accelerator.mixed_precision]
 
     @property
+    def seed(self) -> int:
+        """The one given, the checkpoint's, or a random one."""
+        assert self.config.seed is not None  # `start_run` fills it in
+        return self.config.seed
+
+    @property
     def recorded_flags(self) -> dict[str, object]:
         """All settings for a checkpoint: exact values of those that a resumed run is compared by, the others without secrets."""
         config = self.config
@@ -88,7 +86,7 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
             is not installed.
     """
     output_dir = Path(config.output_dir)
-    accelerator = make_accelerator(config, output_dir)
+    accelerator = make_accelerator(config)
     on_main_process(accelerator, make_writable, output_dir)
     with lock(output_dir, accelerator):
         on_main_process(accelerator, remove_leftovers, output_dir)
@@ -118,7 +116,7 @@ def make_repository(config: TrainingConfig) -> str:
     return create_repo(name, exist_ok=True).repo_id
 
 
-def make_accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
+def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Sets up devices, precision and logging.
 
     Raises:
@@ -129,7 +127,7 @@ def make_accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=str(output_dir / "logs")),
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=os.path.join(config.output_dir, "logs")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         step_scheduler_with_optimizer=False,  # the loop steps it: once per optimizer step, however many processes
     )
@@ -186,7 +184,7 @@ def start_trackers(run: Run, step: int, known: dict[str, str]) -> dict[str, str]
     Returns:
         What the trackers need to continue the same run.
     """
-    options = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(run.output_dir)}}
+    options: dict[str, dict] = {"tensorboard": {"purge_step": step + 1}, "wandb": {"dir": str(run.output_dir)}}
     if "wandb" in known:
         options["wandb"] |= {"id": known["wandb"], "resume": "allow"}
     with command_line_without_secrets():
@@ -220,57 +218,3 @@ def report_preemption(received, step: int) -> int:
         main_process_only=False,
     )
     return EXIT_STATUS
-
-
-def finish_run(run: Run, model, data: str, steps: int, results: ValidationResults | None) -> None:
-    """Writes LoRA, held-out metrics, validation images and model card, and uploads these, and nothing else, where asked to."""
-    written = on_main_process(run.accelerator, write_output, run, model, data, steps, results)
-    logger.info(f"Wrote {', '.join(written)} to {run.output_dir}")
-    if run.hub_repository is not None:
-        on_main_process(run.accelerator, upload, run, written, steps)
-
-
-def write_output(run: Run, model, data: str, steps: int, results: ValidationResults | None) -> list[str]:
-    """Writes the output aside and moves it into place, the LoRA last: if it is there, so is everything else.
-
-    Returns:
-        Names of the files.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    output_dir = run.output_dir
-    partial = output_dir / ".output.partial"
-    partial.mkdir()
-    try:
-        model.save_lora(partial)
-        model.save_for_other_programs(partial)
-        save_model_card(run, model, data, steps, results, partial)
-        if results is not None:
-            (partial / "eval_results.json").write_text(json.dumps(results.all_metrics(), indent=2) + "\n")
-        sync_all(partial)
-        names = sorted(os.listdir(partial), key=lambda name: (name == model.lora_file, name))
-        remove_earlier_result(output_dir, model.lora_file, names)
-        for name in names:
-            rename(partial / name, output_dir / name)
-        return names
-    finally:
-        shutil.rmtree(partial)
-
-
-def remove_earlier_result(output_dir: Path, lora_file: str, names: list[str]) -> None:
-    """Removes files of an earlier result that this one lacks, the LoRA first: the files of a folder belong together."""
-    (output_dir / lora_file).unlink(missing_ok=True)
-    for path in output_dir.iterdir():
-        if path.is_file() and RESULT.fullmatch(path.name) and path.name not in names:
-            path.unlink()
-
-
-def upload(run: Run, names: list[str], steps: int) -> None:
-    """Uploads files of the output folder."""
-    upload_folder(
-        repo_id=run.hub_repository,
-        folder_path=run.output_dir,
-        allow_patterns=names,
-        commit_message=f"ORPO LoRA after {steps} steps",
-    )

@@ -23,7 +23,7 @@ from diffusion_orpo_loss import OrpoMetrics, orpo_loss
 
 from ..config import LossConfig
 from ..runtime.transfer import draw_noise, to_device
-from .model_family import ModelFamily
+from .protocols import ModelFamily
 
 
 def compute_losses(

@@ -1,16 +1,24 @@
 """Is it getting better? Preference accuracy on held-out pairs, and images from fixed prompts and seeds.
 
-Validation uses the modules that train: no second copy is loaded.
+Validation uses the modules that train: no second copy is loaded. With --keep_best it chooses the result.
 """
 
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from PIL.Image import Image
 
+from ..config import TrainingConfig
+from ..runtime.checksums import Damaged
+from ..runtime.processes import on_main_process
+from .checkpoint import verify
 from .held_out import ACCURACY, PROMPT_MARGIN, NoiseLevels, measure_held_out
+from .protocols import ModelFamily, PairSource
+from .run import Run
 
 
 logger = get_logger(__name__)
@@ -43,18 +51,70 @@ class ValidationResults:
 
 
 @dataclass
+class Best:
+    """What --keep_best knows; a checkpoint keeps it.
+
+    Attributes:
+        step: whose checkpoint is best so far; 0 before the first validation.
+        accuracy: on the held-out pairs, there.
+        validated: last step that was validated.
+    """
+
+    step: int = 0
+    accuracy: float = -1.0
+    validated: int = 0
+
+    def add(self, step: int, accuracy: float | None) -> bool:
+        """Takes note of a validation; returns whether it is the best. The earlier of two equal ones is."""
+        self.validated = step
+        if accuracy is None or accuracy <= self.accuracy:
+            return False
+        self.step, self.accuracy = step, accuracy
+        return True
+
+    def load(self, run: Run, model: ModelFamily, step: int, accuracy: float | None) -> int:
+        """Puts the LoRA of the best checkpoint into the model, unless the last step is as good. Every process must call it.
+
+        Args:
+            run: with the checkpoints.
+            model: with the LoRA of the last step.
+            step: the last one.
+            accuracy: there, by `Validator.accuracy_to_keep`.
+
+        Returns:
+            The step whose LoRA the model has now.
+        """
+        accuracy = -1.0 if accuracy is None else accuracy
+        if accuracy > self.accuracy or self.step == 0:
+            logger.info(f"--keep_best: the last step, {step}, has the best held-out accuracy, {accuracy:.3f}")
+            return step
+        checkpoint = run.output_dir / f"checkpoint-{self.step}"
+        try:
+            on_main_process(run.accelerator, verify, checkpoint)
+        except (Damaged, ValueError) as error:
+            logger.error(f"--keep_best: {error} The result is the last step's LoRA instead.")
+            return step
+        model.load_lora(checkpoint)
+        logger.info(
+            f"--keep_best: the result is step {self.step}, with a held-out accuracy of {self.accuracy:.3f}; the last step,"
+            f" {step}, had {accuracy:.3f}"
+        )
+        return self.step
+
+
+@dataclass
 class Validator:
     """Validates during and after training.
 
     Attributes:
         run: the `Run`.
         model: the model family, with the LoRA that trains.
-        data: the source of held-out pairs.
+        pairs: the source of held-out pairs.
     """
 
-    run: object
-    model: object
-    data: object
+    run: Run
+    model: ModelFamily
+    pairs: PairSource
 
     @cached_property
     def levels(self) -> NoiseLevels:
@@ -62,11 +122,11 @@ class Validator:
         return NoiseLevels(self.model.noise_process)
 
     @property
-    def config(self):
+    def config(self) -> TrainingConfig:
         return self.run.config
 
     @property
-    def accelerator(self):
+    def accelerator(self) -> Accelerator:
         return self.run.accelerator
 
     def before_training(self) -> None:
@@ -88,6 +148,10 @@ class Validator:
         """Whether the model relies on prompts less than half as much as the base does."""
         margin, base = metrics.get(PROMPT_MARGIN), self.metrics_without_lora.get(PROMPT_MARGIN)
         return margin is not None and base is not None and base > 0 and margin < LOST_PROMPT * base
+
+    def accuracy_to_keep(self, metrics: dict[str, float]) -> float | None:
+        """The accuracy by which --keep_best chooses; None where none was measured or the model has lost the prompt."""
+        return None if self.has_lost_the_prompt(metrics) else metrics.get(ACCURACY)
 
     def _say(self, metrics: dict[str, float], step: int) -> None:
         if not metrics:
@@ -126,7 +190,7 @@ class Validator:
     def measure(self) -> dict[str, float]:
         """The metrics of `measure_held_out`; empty where no pairs are held out. Every process must call it."""
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        batches = self.data.held_out_batches(self.config.train_batch_size, rank, world_size)
+        batches = self.pairs.held_out_batches(self.config.train_batch_size, rank, world_size)
         if batches is None:
             return {}
         self.model.denoiser.eval()
@@ -136,18 +200,18 @@ class Validator:
         return metrics
 
     def generate(self) -> list[Image]:
-        """Draws `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt.
+        """Generates `--num_validation_images` per prompt, the i-th with the same seed in every call; prompt by prompt.
 
         With aspect-ratio buckets, they take the shapes in turn, the most frequent first.
         """
         if not self.accelerator.is_main_process:
             return []
         self.model.denoiser.eval()
-        config, shapes = self.config, self.data.shapes
+        config, shapes = self.config, self.pairs.shapes
         steps, guidance_scale = config.validation_inference_steps, config.validation_guidance_scale
         with self.model.generating(list(config.validation_prompts)) as generate:
             return [
-                generate([prompt], [self.config.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
+                generate([prompt], [self.run.seed + i], steps, guidance_scale, shapes[i % len(shapes)])[0]
                 for prompt in config.validation_prompts
                 for i in range(config.num_validation_images)
             ]
@@ -169,17 +233,14 @@ class Validator:
         return images
 
     @cached_property
-    def judge(self):
-        """The `Judge` of `--validation_scorer`."""
-        from .judge import Judge  # without a scorer, the room `scoring` is not needed
-
-        config = self.config
-        return Judge(
-            config.validation_scorer, config.validation_prompts, self.images_without_lora, self.accelerator.device
-        )
+    def judge(self) -> "ImageJudge":
+        """Of `--validation_scorer`."""
+        config, device = self.config, self.accelerator.device
+        assert config.validation_scorer is not None
+        return ImageJudge(config.validation_scorer, config.validation_prompts, self.images_without_lora, device)
 
     def compare(self, images: list[Image]) -> dict[str, float]:
-        """The result of `Judge.compare`; empty without a scorer, and on all processes but the main one."""
+        """The result of `ImageJudge.compare`; empty without a scorer, and on all processes but the main one."""
         if self.config.validation_scorer is None or not self.accelerator.is_main_process:
             return {}
         return self.judge.compare(images)
@@ -189,7 +250,8 @@ class Validator:
 
         Those of other shapes than the first go as `name/i/{width}x{height}`.
         """
-        per_prompt, grouped = self.config.num_validation_images, {}
+        per_prompt = self.config.num_validation_images
+        grouped: dict[str, list[Image]] = {}
         for number, image in enumerate(images):
             shape = "" if image.size == images[0].size else "/{}x{}".format(*image.size)
             grouped.setdefault(f"{name}/{number // per_prompt}{shape}", []).append(image)
@@ -199,3 +261,41 @@ class Validator:
                 tracker.log_images(values, step=step, dataformats="NHWC")
             elif tracker.name == "wandb":
                 tracker.log_images(values, step=step)
+
+
+class ImageJudge:
+    """Scores validation images against the base's, which it scores once.
+
+    Args:
+        scorer: as `--validation_scorer` names it.
+        prompts: of the validation.
+        images_without_lora: the base's, as many for each prompt, prompt by prompt.
+        device: for the scorer's model.
+    """
+
+    def __init__(
+        self, scorer: str, prompts: tuple[str, ...], images_without_lora: list[Image], device: torch.device
+    ) -> None:
+        from ..scoring import scorers, win_rate  # not needed without a scorer
+
+        self.score_images, self.compare_scores = scorers.score_images, win_rate.compare_scores
+        self.name, self.scorer, self.prompts = scorer, scorers.load_scorer(scorer, device), prompts
+        self.scores_without_lora = self._score(images_without_lora)
+
+    def compare(self, images: list[Image]) -> dict[str, float]:
+        """Compares images generated with the LoRA with the base's.
+
+        Returns:
+            `eval_win_rate`, from 0 to 1, ties counting half, and `eval_score_difference`, the mean difference of the
+            scores.
+        """
+        comparison = self.compare_scores(self.scores_without_lora, self._score(images))
+        return {"eval_win_rate": comparison.win_rate, "eval_score_difference": comparison.difference}
+
+    def _score(self, images: list[Image]) -> np.ndarray:
+        """Scores (prompts, images per prompt)."""
+        per_prompt = len(images) // len(self.prompts)
+        prompts = [prompt for prompt in self.prompts for _ in range(per_prompt)]
+        return np.array(self.score_images(self.name, self.scorer, images, prompts)).reshape(
+            len(self.prompts), per_prompt
+        )

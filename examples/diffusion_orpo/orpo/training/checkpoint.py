@@ -24,6 +24,7 @@ from accelerate.utils import load
 from ..runtime.checksums import Damaged, verify_checksums, write_checksums
 from ..runtime.durable import remove_folder, rename, sync_all
 from ..runtime.processes import on_all_processes, on_main_process
+from .protocols import ModelFamily
 
 
 logger = get_logger(__name__)
@@ -41,8 +42,9 @@ class TrainingState:
         data: fingerprint of the pairs.
         flags: all flags; those that a resumed run is compared by have their exact values.
         processes: how many saved it.
+        pairs_per_step: at the beginning of the run.
         pairs_seen: by all processes together.
-        pairs_per_step, batch_size: at the beginning of the run.
+        horizon: steps that the learning rate's course is laid out for.
         base: identity of the base model, from the model family; empty if unknown.
         learning_rate: of the next step.
         trackers: what each tracker needs to continue the same run, by its name.
@@ -56,9 +58,9 @@ class TrainingState:
     data: str
     flags: dict
     processes: int
-    pairs_seen: int
     pairs_per_step: int
-    batch_size: int
+    pairs_seen: int = 0
+    horizon: int | None = None
     base: dict[str, str] = field(default_factory=dict)
     learning_rate: float | None = None
     trackers: dict[str, str] = field(default_factory=dict)
@@ -94,7 +96,8 @@ def find_checkpoint(resume_from_checkpoint: str | None, output_dir: Path) -> Pat
         ValueError: the checkpoint does not exist, is broken, or comes from another version of these scripts; or
             `output_dir` holds good later ones of another run.
     """
-    existing, broken = list_checkpoints(output_dir), {}
+    existing = list_checkpoints(output_dir)
+    broken: dict[Path, str] = {}
     if resume_from_checkpoint is None:
         found = None
     elif resume_from_checkpoint == "latest":
@@ -187,7 +190,7 @@ def read_position(checkpoint: Path, process_index: int) -> dict:
     return json.loads((path if path.exists() else checkpoint / "data_position_0.json").read_text())
 
 
-def register_lora_hooks(accelerator: Accelerator, model) -> None:
+def register_lora_hooks(accelerator: Accelerator, model: ModelFamily) -> None:
     """Makes `accelerator.save_state` and `load_state` handle only the LoRA, not the whole denoiser."""
 
     def save(models: list, weights: list, directory: str) -> None:
