@@ -1,6 +1,7 @@
 """The drawings: subjects that three artists all drew, and which subjects serve for what."""
 
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 
 HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE.parent / "alignment"), str(HERE.parents[1] / "examples" / "demo")]  # after our own
 DATA = HERE / "emoji.parquet"
 ARTISTS = ("noto", "twemoji", "fluent")
 SIZE = 64  # pixels
