@@ -87,6 +87,7 @@ class Benchmark:
     """Drawings, instruments and pairs, each made once."""
 
     def __init__(self, work: Path) -> None:
+        checksum()  # says what is missing
         self.work, self.emoji = work, load_emoji()
         self.instruments = instruments.load_instruments(self.emoji)
 
