@@ -310,10 +310,15 @@ def load_model(
         accelerator: of the run. Default: as the config and `accelerate launch` say.
         encoders: whether VAE and text encoders are needed.
     """
+    from accelerate.utils import set_seed
+
     from .runtime.precision import DTYPES
     from .training.run import make_accelerator
 
-    accelerator = accelerator or make_accelerator(config)
+    if accelerator is None:
+        accelerator = make_accelerator(config)
+        if config.seed is not None:
+            set_seed(config.seed)  # the LoRA begins at random; a script has done so already
     dtype = DTYPES[accelerator.mixed_precision]
     return find_family(config).load_class().load(config, accelerator.device, dtype, encoders=encoders)
 
