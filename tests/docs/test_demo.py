@@ -63,6 +63,7 @@ def test_the_demo_meets_its_bars(size, bar, tmp_path):
     assert 0.05 < results["pairs"]["noise"] < 0.25
     assert comparison["win_rate_low"] > bar
     assert comparison["new_wrong"] <= (2 if size else 0)
-    assert held_out["eval_rewards/accuracies"] > held_out["eval_rewards/accuracies_without_lora"] + 0.1
+    gain = held_out["eval_rewards/accuracies"] - held_out["eval_rewards/accuracies_without_lora"]
+    assert gain > (0 if size else 0.1)
     assert Image.open(tmp_path / "grid.png").width >= 1000
     assert f"{comparison['win_rate']:.3f}" in result.stdout

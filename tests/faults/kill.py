@@ -130,6 +130,6 @@ def logged_steps(output_dir: Path) -> list[tuple[int, float]]:
     """Step and loss of each step that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(output_dir / "logs" / "diffusion-orpo-lora-sdxl"))
+    events = EventAccumulator(str(next(output_dir.glob("logs/*/"))))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars("loss")]

@@ -1,8 +1,6 @@
 """All families: against their pipelines, against the mathematics, and in runs; on tiny models of the real classes."""
 
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +10,6 @@ import pytest
 import torch
 from families import FAMILIES, load_pipeline, save_tiny
 from helpers import face_rows, write_shards
-from orpo.cli import make_parser, parse
-from orpo.config import TrainingConfig
 from orpo.training.step import compute_losses
 from PIL import Image
 from safetensors.torch import load_file
@@ -336,15 +332,6 @@ def test_a_resolution_that_does_not_fall_into_patches_is_refused(family, capsys)
         family.parse_args("unused", resolution=72)
     assert "--resolution must be a multiple of 16" in capsys.readouterr().err
     assert FAMILIES["sd"].parse_args("unused", resolution=72).resolution == 72
-
-
-def test_the_docs_commands_parse():
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-    commands = re.findall(r"accelerate launch train_diffusion_orpo_lora.py (\\\n.*?)```", page, flags=re.DOTALL)
-    assert len(commands) == len(FAMILIES)
-    for command in commands:
-        config = TrainingConfig(**parse(make_parser(TrainingConfig, ""), shlex.split(command.replace("\\\n", " "))))
-        assert (config.rank, config.seed, config.run_validation, config.dataset_path) == (8, 0, True, ())
 
 
 def test_one_source_of_pairs_is_named(family, capsys):

@@ -203,8 +203,9 @@ def write_card(
     folder: Path, prompts: list[str], name: str = "lora", data: str = "data", base: str = "base/model"
 ) -> str:
     config = TrainingConfig(
-        pretrained_model_name_or_path=base, dataset_path=("shards",), validation_prompts=tuple(prompts)
+        pretrained_model_name_or_path="base/model", dataset_path=("shards",), validation_prompts=tuple(prompts)
     )
+    object.__setattr__(config, "pretrained_model_name_or_path", base)  # as no name on the Hub could be
     images = [Image.new("RGB", (8, 8))] * len(prompts)
     results = SimpleNamespace(images=images, images_without_lora=images, metrics={}, metrics_without_lora={})
     run = SimpleNamespace(config=config, hub_repository=f"somebody/{name}", output_dir=Path("out", name))

@@ -165,7 +165,7 @@ def test_bfloat16_trains_the_lora_in_float32_beside_a_vae_in_float32(tiny_sdxl, 
         validation_prompts=["red ball", "red face"],
         report_to="tensorboard",
         gradient_checkpointing=True,
-        optimizer="AdamW8bit",
+        use_8bit_adam=True,
     )
     dtypes = {"vae": torch.float32, "unet": torch.bfloat16, "lora": {torch.float32}}
     assert seen == {1: dtypes, 2: dtypes, 3: dtypes, 4: dtypes}

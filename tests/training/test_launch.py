@@ -14,6 +14,7 @@ from helpers import arguments, logged, lora_weights, train
 from hub_server import hub_server
 from launching import SCRIPT, accelerate_launch, assert_ok, two_processes
 from orpo.training.checkpoint import list_checkpoints, read_state, verify
+from orpo.training.held_out import PROMPT_MARGIN
 
 
 def test_the_readmes_command_and_its_upload(tiny_sdxl, faces, tmp_path):
@@ -136,7 +137,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_sdxl, faces, two_proc
     torch.testing.assert_close(lora_weights(two_process_run), alone, rtol=1e-3, atol=2e-5)
     one, two = logged(tmp_path / "lora"), logged(two_process_run)
     assert one.keys() == two.keys()
-    for name in one:  # means over both ranks; learning rates of the same horizon
+    for name in (
+        name for name in one if not name.startswith(PROMPT_MARGIN)
+    ):  # means over both ranks; each rank has other prompts to compare with
         assert two[name] == pytest.approx(one[name], rel=5e-3, abs=2e-4), name
     assert two["lr"] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], rel=1e-3)
 

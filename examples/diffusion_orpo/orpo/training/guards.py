@@ -70,20 +70,18 @@ class SkippedSteps:
         self.in_a_row = 0
 
     def add(self, accelerator: Accelerator, state: TrainingState) -> dict[str, int]:
-        """Takes note of the step just made; returns what is logged of it, which is nothing without a scaler.
+        """Takes note of the step just made; returns what is logged of it.
 
         Raises:
             FloatingPointError: `MAX_SKIPPED_STEPS` in a row.
         """
-        if accelerator.scaler is None:
-            return {}
         self.in_a_row = self.in_a_row + 1 if accelerator.optimizer_step_was_skipped else 0
         if self.in_a_row == MAX_SKIPPED_STEPS:
             raise FloatingPointError(
                 f"Step {state.global_step}: {self.in_a_row} steps in a row had no finite gradient. {ADVICE}."
             )
         state.skipped_steps += accelerator.optimizer_step_was_skipped
-        return {"skipped_steps": state.skipped_steps}
+        return {} if accelerator.scaler is None else {"skipped_steps": state.skipped_steps}
 
 
 @dataclass
